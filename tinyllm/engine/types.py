@@ -1,0 +1,133 @@
+"""What crosses the line between the API and the engine: a request down, events up.
+
+Everything here is plain data. The API thread builds a `Request`; the engine thread calls
+`on_event` with one of the events below, in order, and never blocks in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.sampler import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+
+
+class Guide(Protocol):
+    """Steers one choice, token by token: a grammar, a thinking budget, stop strings.
+
+    The engine asks `allowed` and `forced` before it draws, and tells `accept` what came out.
+    All three run on the engine thread, so they must be quick and must not raise.
+    """
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Mask over the vocabulary, (vocab_size,) bool, True = may be drawn; None = all."""
+
+    def forced(self) -> int | None:
+        """A token that must come next whatever the model says, or None."""
+
+    def accept(self, token: int) -> bool:
+        """Take note of the token; True when the choice is finished (reason "stop")."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids and, for prompts with images, the embedding rows that stand in for some."""
+
+    tokens: NDArray[np.int32]  # (T,)
+    image_positions: NDArray[np.int64] | None = None  # (M,) ascending
+    image_rows: NDArray[np.float32] | None = None  # (M, dim)
+    image_keys: NDArray[np.int64] | None = None  # (M,) negative content hashes, for prefix matching
+
+    def match_ids(self) -> NDArray[np.int64]:
+        """What two prompts are compared by: token ids, with image positions by their content."""
+        ids = self.tokens.astype(np.int64)
+        if self.image_positions is not None and self.image_keys is not None:
+            ids[self.image_positions] = self.image_keys
+        return ids
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation: a prompt, how to sample, when to end, and whose it is."""
+
+    id: str
+    prompt: Prompt
+    params: SamplingParams
+    max_tokens: int  # completion tokens a choice, >= 0
+    n: int = 1
+    stop_ids: frozenset[int] = frozenset()
+    top_logprobs: int = 0  # how many alternatives a Token event reports
+    guide: Callable[[int], Guide] | None = None  # makes the guide of choice i
+    key: str = ""  # owner: prefixes and replays are shared within one key only
+    session: str | None = None
+    deadline: float | None = None  # time.monotonic() seconds
+    keep: bool = False  # keep for replay
+
+
+@dataclass(frozen=True)
+class Started:
+    """Prefill is over: how many prompt tokens came from the prefix cache."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of one choice. `logprob` is under the softmax of the raw logits."""
+
+    index: int
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)  # best first, raw softmax
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A choice is over; `message` explains an "error"."""
+
+    index: int
+    reason: FinishReason
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every choice is over and every resource of the request is free again."""
+
+
+Event = Started | Token | Finished | Done
+
+
+class Handle(Protocol):
+    """What `Engine.submit` returns."""
+
+    def cancel(self) -> None:
+        """Give the request up; its slot is free within a step. Safe from any thread, twice too."""
+
+
+class QueueFull(Exception):
+    """More requests wait than `max_queue` allows; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class Draining(Exception):
+    """The engine takes no new work: it is shutting down."""
+
+
+class PromptTooLong(Exception):
+    """The prompt doesn't fit the context (or the cache budget)."""
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(f"the prompt has {n_prompt_tokens} tokens and the context holds {n_ctx}")
+        self.n_prompt_tokens = n_prompt_tokens
+        self.n_ctx = n_ctx
