@@ -1,0 +1,186 @@
+"""A model's shape: the one place where a checkpoint's keys become our names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tinyllm.errors import ConfigError
+
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+
+T = TypeVar("T", int, float, bool, str)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts beyond the one trained on.
+
+    `kind` is "linear" (all frequencies divided by `factor`) or "llama3" (low frequencies divided,
+    high ones kept, a ramp between; `transformers/modeling_rope_utils.py` is the reference).
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Llama-family decoder.
+
+    Lengths are in elements (`dim`, `hidden_dim`, `head_dim`) or tokens (`max_seq_len`,
+    `vocab_size`). Query head h reads key/value head `h // (n_heads // n_kv_heads)`.
+    """
+
+    dim: int
+    hidden_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    rope_theta: float
+    norm_eps: float
+    tie_embeddings: bool
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim",
+                     "vocab_size", "max_seq_len"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads}): "
+                "each key/value head serves a whole group of query heads"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for rotary pairs, not {self.head_dim}")
+        if not (self.rope_theta > 0 and self.norm_eps >= 0):
+            raise ConfigError("rope_theta must be positive and norm_eps must not be negative")
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Read the keys of a hub `config.json`.
+
+        Raises:
+            ConfigError: an unsupported architecture or feature, or a missing or mistyped key;
+                the message names it.
+        """
+        architectures = raw.get("architectures") or []
+        known = [a for a in architectures if a in SUPPORTED_ARCHITECTURES]
+        if not known and not (not architectures and raw.get("model_type") == "llama"):
+            supported = ", ".join(SUPPORTED_ARCHITECTURES)
+            raise ConfigError(f"architectures is {architectures!r}; tinyllm runs {supported}")
+        if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
+            raise ConfigError(f"hidden_act is {act!r}; only 'silu' is supported")
+        for key in ("attention_bias", "mlp_bias"):
+            if raw.get(key):
+                raise ConfigError(f"{key} is set; projections with a bias are not supported")
+        if raw.get("sliding_window"):
+            raise ConfigError("sliding_window is set; sliding-window attention is not supported")
+        if raw.get("quantization_config"):
+            raise ConfigError(
+                "quantization_config is set; give the unquantised checkpoint (f32, f16 or bf16)"
+            )
+
+        dim = _get(raw, "hidden_size", int)
+        n_heads = _get(raw, "num_attention_heads", int)
+        if n_heads < 1:
+            raise ConfigError(f"num_attention_heads must be at least 1, not {n_heads}")
+        # transformers 5 moved rope_theta and the scaling into one dictionary.
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"rope_parameters must be an object, not {rope!r}")
+        theta_in = rope if "rope_theta" in rope else raw
+        return cls(
+            dim=dim,
+            hidden_dim=_get(raw, "intermediate_size", int),
+            n_layers=_get(raw, "num_hidden_layers", int),
+            n_heads=n_heads,
+            n_kv_heads=_get(raw, "num_key_value_heads", int, n_heads),
+            head_dim=_get(raw, "head_dim", int, dim // n_heads),
+            vocab_size=_get(raw, "vocab_size", int),
+            max_seq_len=_get(raw, "max_position_embeddings", int, 2048),
+            rope_theta=_get(theta_in, "rope_theta", float, 10_000.0),
+            norm_eps=_get(raw, "rms_norm_eps", float, 1e-6),
+            tie_embeddings=_get(raw, "tie_word_embeddings", bool, False),
+            bos_id=_token_ids(raw, "bos_token_id")[0]
+            if raw.get("bos_token_id") is not None
+            else None,
+            eos_ids=_token_ids(raw, "eos_token_id"),
+            rope_scaling=_rope_scaling(rope),
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelConfig:
+        """Read `folder/config.json`."""
+        path = folder / "config.json"
+        try:
+            return cls.from_hf(read_json_object(path))
+        except ConfigError as error:
+            raise ConfigError(
+                error.args[0] if str(path) in str(error) else f"{path}: {error}"
+            ) from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; ConfigError names the file."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is missing; a model folder holds config.json, tokenizer.json and *.safetensors"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a JSON object")
+    return raw
+
+
+def _get(raw: Mapping[str, Any], key: str, kind: type[T], default: T | None = None) -> T:
+    value = raw.get(key)
+    if value is None:
+        if default is None:
+            raise ConfigError(f"{key} is missing")
+        return default
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{key} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _token_ids(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = raw.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ConfigError(f"{key} must be a token id or a list of them, not {value!r}")
+    return tuple(ids)
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", _get(rope, "factor", float))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            _get(rope, "factor", float),
+            _get(rope, "low_freq_factor", float),
+            _get(rope, "high_freq_factor", float),
+            _get(rope, "original_max_position_embeddings", int),
+        )
+    raise ConfigError(f"rope type {kind!r} is not supported; default, linear and llama3 are")

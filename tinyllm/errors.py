@@ -1,0 +1,27 @@
+"""The errors people can do something about: each says what is wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+
+class TinyllmError(Exception):
+    """Base of every error that tinyllm raises on purpose."""
+
+
+class ConfigError(TinyllmError, ValueError):
+    """A checkpoint's config.json is missing, malformed, or asks for what isn't supported."""
+
+
+class WeightsError(TinyllmError, ValueError):
+    """A weight file is missing, truncated, corrupt, or doesn't fit its config."""
+
+
+class FetchError(TinyllmError, RuntimeError):
+    """Weights couldn't be fetched, verified or converted."""
+
+
+class TokenizerError(TinyllmError, ValueError):
+    """A tokenizer file or chat template is missing or can't be used."""
+
+
+class CacheFull(TinyllmError, RuntimeError):
+    """The KV cache has no room for the tokens that were to be appended."""

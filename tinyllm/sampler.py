@@ -1,0 +1,289 @@
+"""From logits to a token: pure filters over one vector, then one draw.
+
+The order is fixed: mask, penalties and bias, temperature, top-k, top-p, draw. A filter removes a
+token by setting its logit to -inf, so that every stage can be looked at by itself.
+
+Randomness is counter-based: draw t of stream i under seed s is a pure function of (s, i, t). So
+a choice can be rewound, forked, batched or replayed without any state to carry.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+ChosenBy = Literal["argmax", "sample", "forced"]
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose the next token. Every field is checked; ValueError names it.
+
+    temperature: 0 … 2; 0 is greedy, the first index on ties.
+    top_k: keep the k likeliest tokens; 0 (or -1) keeps all.
+    top_p: keep the fewest tokens whose probability reaches this, 0 … 1; the one that crosses is
+        kept, so 0 keeps one and 1 keeps all.
+    seed: 64-bit; None draws one at random.
+    presence_penalty, frequency_penalty: -2 … 2, subtracted once, or once an occurrence, from the
+        logits of tokens generated so far.
+    logit_bias: token id → added to its logit, -100 … 100.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 2.0)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not _is_int(self.top_k) or self.top_k < -1:
+            raise ValueError(f"top_k must be an integer of at least -1, not {self.top_k!r}")
+        if self.seed is not None and not _is_int(self.seed):
+            raise ValueError(f"seed must be an integer or None, not {self.seed!r}")
+        for token, bias in self.logit_bias.items():
+            if not _is_int(token) or token < 0:
+                raise ValueError(f"logit_bias: {token!r} is not a token id")
+            _check_range(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> None:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # NaN fails the comparison too
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
+
+
+# Filters. Each takes logits (vocab_size,) float32 and returns a new vector, or the same one if it
+# has nothing to do; none changes its input.
+
+
+def apply_mask(logits: Logits, allowed: NDArray[np.bool_] | None) -> Logits:
+    """Only tokens whose `allowed` entry is True stay."""
+    return logits if allowed is None else np.where(allowed, logits, np.float32(-np.inf))
+
+
+def apply_penalties(
+    logits: Logits, counts: Mapping[int, int], presence: float, frequency: float
+) -> Logits:
+    """Lower tokens generated so far: by `presence` once, by `frequency` an occurrence."""
+    if not counts or (presence == 0.0 and frequency == 0.0):
+        return logits
+    out = logits.copy()
+    ids = np.fromiter(counts.keys(), np.int64, len(counts))
+    times = np.fromiter(counts.values(), np.float32, len(counts))
+    out[ids] -= np.float32(presence) + np.float32(frequency) * times
+    return out
+
+
+def apply_logit_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
+    """Add each bias to its token's logit; ids outside the vocabulary are a ValueError."""
+    if not bias:
+        return logits
+    if (largest := max(bias)) >= len(logits):
+        raise ValueError(f"logit_bias: token {largest} is not in the vocabulary of {len(logits)}")
+    out = logits.copy()
+    ids = np.fromiter(bias.keys(), np.int64, len(bias))
+    out[ids] += np.fromiter(bias.values(), np.float32, len(bias))
+    return out
+
+
+def apply_temperature(logits: Logits, temperature: float) -> Logits:
+    """logits / temperature: below 1 sharpens, above 1 flattens. 0 keeps the best token alone."""
+    if temperature == 1.0:
+        return logits
+    if temperature == 0.0:
+        out = np.full_like(logits, -np.inf)
+        best = int(np.argmax(logits))
+        out[best] = logits[best]
+        return out
+    with np.errstate(over="ignore"):  # a tiny temperature may reach ±inf …
+        # … but the best stays at 0.
+        scaled: Logits = (logits - logits.max()) / np.float32(temperature)
+    return scaled
+
+
+def apply_top_k(logits: Logits, k: int) -> Logits:
+    """Keep the k largest logits; among equals at the edge the lower ids stay."""
+    if k <= 0 or k >= len(logits):
+        return logits
+    threshold = np.partition(logits, len(logits) - k)[len(logits) - k]  # the k-th largest
+    keep = logits > threshold
+    equal = np.flatnonzero(logits == threshold)
+    keep[equal[: k - int(np.count_nonzero(keep))]] = True
+    return np.where(keep, logits, np.float32(-np.inf))
+
+
+def apply_top_p(logits: Logits, top_p: float) -> Logits:
+    """Nucleus sampling: the fewest likeliest tokens whose probabilities sum to `top_p` or more.
+
+    Holtzman et al. 2020, https://arxiv.org/abs/1904.09751. The token that crosses is kept.
+    """
+    if top_p >= 1.0:
+        return logits
+    candidates = np.flatnonzero(logits > -np.inf)
+    order = candidates[np.argsort(-logits[candidates], kind="stable")]  # best first, ids on ties
+    p = np.exp(logits[order].astype(np.float64) - float(logits[order[0]]))
+    mass_before = np.cumsum(p) - p  # of the likelier tokens
+    n_keep = max(1, int(np.count_nonzero(mass_before < top_p * p.sum())))
+    out = np.full_like(logits, -np.inf)
+    out[order[:n_keep]] = logits[order[:n_keep]]
+    return out
+
+
+def probabilities(logits: Logits) -> NDArray[np.float64]:
+    """Softmax in float64, (vocab_size,)."""
+    p: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
+    p /= p.sum()
+    return p
+
+
+def log_normalizer(logits: Logits) -> float:
+    """log Σ exp(logits) in float64: logprob(token) = logits[token] - log_normalizer."""
+    top = float(logits.max())
+    return top + math.log(float(np.exp(logits.astype(np.float64) - top).sum()))
+
+
+def draw(logits: Logits, u: float) -> int:
+    """The token whose slice of the unit interval, laid out in id order, holds `u` (0 <= u < 1)."""
+    candidates = np.flatnonzero(logits > -np.inf)
+    kept = logits[candidates].astype(np.float64)
+    cumulative = np.cumsum(np.exp(kept - kept.max()))
+    place = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    # Rounding can push u·total onto the total itself; the last token with any mass takes it.
+    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+    return int(candidates[min(place, last)])
+
+
+def uniform(seed: int, stream: int, step: int) -> float:
+    """Draw `step` of `stream` under `seed`, in [0, 1): Philox 4x64 keyed and counted by them.
+
+    Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405.
+    """
+    bits = np.random.Philox(key=[seed & MAX_SEED, stream], counter=[0, 0, 0, step])
+    return float(np.random.Generator(bits).random())
+
+
+def top_logprobs(logits: Logits, k: int) -> list[tuple[int, float]]:
+    """The k likeliest tokens with their log-probabilities under the raw softmax, best first."""
+    if k <= 0:
+        return []
+    k = min(k, len(logits))
+    ids = np.sort(np.argpartition(-logits, k - 1)[:k])  # ids ascending, so that ties are stable
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    norm = log_normalizer(logits)
+    return [(int(i), float(logits[i]) - norm) for i in ids]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A chosen token; `logprob` is under the softmax of the raw logits, before any filter."""
+
+    token: int
+    logprob: float
+    chosen_by: ChosenBy
+
+
+class Sampler:
+    """One choice's draws: the filters in order, the tokens drawn so far, and the draw counter.
+
+    Args:
+        params: how to choose; a missing seed is drawn here, and kept in `self.seed`.
+        stream: which of a request's n choices this is.
+    """
+
+    def __init__(self, params: SamplingParams, stream: int = 0) -> None:
+        self.params = params
+        self.stream = stream
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.picked: list[int] = []
+        self._counts: dict[int, int] = {}
+
+    def stages(
+        self, logits: Logits, allowed: NDArray[np.bool_] | None = None
+    ) -> list[tuple[str, Logits]]:
+        """The logits after each filter, in order, as (name, vector); the last is drawn from."""
+        params = self.params
+        x = apply_mask(logits, allowed)
+        stages = [("raw", logits), ("mask", x)]
+        x = apply_penalties(x, self._counts, params.presence_penalty, params.frequency_penalty)
+        x = apply_logit_bias(x, params.logit_bias)
+        stages.append(("penalties", x))
+        stages.append(("temperature", x := apply_temperature(x, params.temperature)))
+        stages.append(("top_k", x := apply_top_k(x, params.top_k)))
+        stages.append(("top_p", apply_top_p(x, params.top_p)))
+        return stages
+
+    def pick(
+        self,
+        logits: Logits,
+        allowed: NDArray[np.bool_] | None = None,
+        forced: int | None = None,
+    ) -> Pick:
+        """Choose the next token from logits (vocab_size,).
+
+        Args:
+            logits: raw, float32.
+            allowed: (vocab_size,) bool: what a grammar permits; None permits all.
+            forced: take this token whatever the logits say.
+
+        Raises:
+            ValueError: nothing is allowed, the logits hold NaN, or an id is out of range.
+        """
+        if forced is not None:
+            if not 0 <= forced < len(logits):
+                raise ValueError(f"token {forced} is not in the vocabulary of {len(logits)}")
+            token, chosen_by = forced, "forced"
+        else:
+            token, chosen_by = self._choose(logits, allowed)
+        self.picked.append(token)
+        self._counts[token] = self._counts.get(token, 0) + 1
+        logprob = float(logits[token]) - log_normalizer(logits)
+        return Pick(token, logprob, chosen_by)  # type: ignore[arg-type]
+
+    def _choose(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> tuple[int, str]:
+        params = self.params
+        x = apply_mask(logits, allowed)
+        x = apply_penalties(x, self._counts, params.presence_penalty, params.frequency_penalty)
+        x = apply_logit_bias(x, params.logit_bias)
+        best = int(np.argmax(x))  # the first on ties; NaN sorts first, so it is seen here
+        if not x[best] > -np.inf:
+            problem = "hold NaN" if np.isnan(x[best]) else "allow no token at all"
+            raise ValueError(f"the logits {problem}")
+        if params.temperature == 0.0:
+            return best, "argmax"
+        x = apply_temperature(x, params.temperature)
+        x = apply_top_p(apply_top_k(x, params.top_k), params.top_p)
+        return draw(x, uniform(self.seed, self.stream, len(self.picked))), "sample"
+
+    def rewind(self, n: int) -> None:
+        """Forget the last n picks: the next draw is the one that the first of them had."""
+        if not 0 <= n <= len(self.picked):
+            raise ValueError(f"can't rewind {n} of {len(self.picked)} picks")
+        for _ in range(n):
+            token = self.picked.pop()
+            self._counts[token] -= 1
+            if not self._counts[token]:
+                del self._counts[token]
+
+    def fork(self) -> Sampler:
+        """An independent sampler in the same state: same seed, stream and history."""
+        twin = Sampler(self.params, self.stream)
+        twin.seed, twin.picked, twin._counts = self.seed, list(self.picked), dict(self._counts)
+        return twin
