@@ -35,7 +35,10 @@ class Cache(Protocol):
     def truncate(self, length: int) -> None:
         """Forget everything from position `length` on."""
 
-    def fork(self, length: int | None = None) -> Cache:
+    def reserve(self, n_tokens: int) -> object:
+        """Make sure that `n_tokens` more fit; raises CacheFull, with nothing changed."""
+
+    def fork(self, length: int | None = None, capacity: int | None = None) -> Cache:
         """An independent continuation of the first `length` tokens (default: all)."""
 
     def free(self) -> None:
@@ -129,12 +132,18 @@ class KVCache:
             raise ValueError(f"can't truncate {self._length} tokens to {length}")
         self._length = length
 
-    def fork(self, length: int | None = None) -> KVCache:
-        """A copy of the first `length` tokens (default: all), independent of this cache."""
+    def fork(self, length: int | None = None, capacity: int | None = None) -> KVCache:
+        """A copy of the first `length` tokens (default: all), independent of this cache.
+
+        It holds `capacity` tokens (default: as many as this one).
+        """
         length = self._length if length is None else length
         if not 0 <= length <= self._length:
             raise ValueError(f"can't fork {length} of {self._length} tokens")
-        twin = KVCache(self.config, self.capacity, self._k.dtype)
+        capacity = self.capacity if capacity is None else capacity
+        if capacity < length:
+            raise ValueError(f"capacity {capacity} can't hold the {length} tokens of a fork")
+        twin = KVCache(self.config, capacity, self._k.dtype)
         twin._k[:, :length] = self._k[:, :length]
         twin._v[:, :length] = self._v[:, :length]
         twin._length = length

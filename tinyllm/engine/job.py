@@ -1,0 +1,61 @@
+"""A request on its way through the engine: a job, and its n choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.engine.types import Event, FinishReason, Guide, Request
+from tinyllm.kv_cache import Cache
+from tinyllm.sampler import Sampler
+
+
+@dataclass(eq=False)
+class Choice:
+    """One of a request's answers while it is being decoded."""
+
+    job: Job
+    index: int
+    sampler: Sampler
+    guide: Guide | None
+    cache: Cache | None = None  # set once the prompt is prefilled
+    tokens: list[int] = field(default_factory=list)  # what was drawn; the last is not cached yet
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None  # set when it is over
+
+
+@dataclass(eq=False)
+class Job:
+    """One request: first one cache that takes in the prompt, then a choice per answer."""
+
+    request: Request
+    on_event: Callable[[Event], None]
+    max_tokens: int  # the request's, clamped to the room that is left after the prompt
+    pages: int  # promised to it, see memory.py
+    order: int  # of arrival
+    ids: NDArray[np.int64]  # (T,) what the prefix cache compares
+    reuse: bool = True  # may start from somebody's cached prefix
+    prompt_cache: Cache | None = None  # while the prompt is being taken in
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    choices: list[Choice] = field(default_factory=list)  # all of them, from the start of decoding
+    admitted: float | None = None  # when it came to run, time.perf_counter() seconds
+    cancelled: bool = False  # written by any thread, read by the engine's
+
+    @property
+    def n_left(self) -> int:
+        """Prompt tokens that are still to be prefilled."""
+        done = self.prompt_cache.length if self.prompt_cache is not None else 0
+        return 0 if self.choices else len(self.ids) - done
+
+    @property
+    def live(self) -> list[Choice]:
+        """The choices that are still being decoded."""
+        return [c for c in self.choices if c.reason is None]
+
+    @property
+    def n_slots(self) -> int:
+        """Rows of a step that it takes or is going to take."""
+        return len(self.live) if self.choices else self.request.n

@@ -1,0 +1,97 @@
+"""Prefix reuse: what earlier requests left in their caches saves later ones the same work.
+
+The keys and values of a token depend on the tokens before it alone. So a prompt that starts like
+an earlier one can take over that part of its cache: a fork shares the pages, the rest of the
+prompt is prefilled behind it. Entries are found by longest common prefix, within one key only
+(somebody else's prompts must not show, not even as a shorter time to first token), and the one
+that was used least recently goes first when pages are short.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.engine.memory import CacheMemory
+from tinyllm.kv_cache import Cache
+
+
+def common_prefix(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """How many leading ids (T,) and (U,) share."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    first = int(differs.argmax()) if n else 0
+    return first if n and differs[first] else n
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One finished sequence: whose it is, the ids that its cache holds, and the cache."""
+
+    key: str
+    ids: NDArray[np.int64]  # (cache.length,)
+    cache: Cache
+
+
+class PrefixCache:
+    """Caches of finished sequences, least recently used first. It owns the caches it holds."""
+
+    def __init__(self, memory: CacheMemory, max_entries: int = 1024) -> None:
+        self._memory = memory
+        self._max_entries = max_entries
+        self._entries: OrderedDict[int, Entry] = OrderedDict()  # in order of last use
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: str, ids: NDArray[np.int64]) -> tuple[Cache | None, int]:
+        """The cache that starts most like `ids`, and how many tokens of it fit; (None, 0) if none.
+
+        The cache stays the store's: fork it before the next `put` or `evict`.
+        """
+        best, length = None, 0
+        for number, entry in self._entries.items():
+            if entry.key == key and (n := common_prefix(entry.ids, ids)) > length:
+                best, length = number, n
+        if best is None:
+            return None, 0
+        self._entries.move_to_end(best)
+        return self._entries[best].cache, length
+
+    def put(self, key: str, ids: NDArray[np.int64], cache: Cache) -> None:
+        """Take over a cache whose tokens are `ids`; entries that are a prefix of it go."""
+        assert len(ids) == cache.length
+        if not len(ids):
+            self._memory.free(cache)
+            return
+        for number, entry in list(self._entries.items()):
+            if entry.key != key:
+                continue
+            shared = common_prefix(entry.ids, ids)
+            if shared == len(entry.ids):
+                self._memory.free(self._entries.pop(number).cache)
+            elif shared == len(ids):  # nothing new: what is here already holds all of it
+                self._entries.move_to_end(number)
+                self._memory.free(cache)
+                return
+        self._entries[self._next] = Entry(key, ids, self._memory.keep(cache))
+        self._next += 1
+        while len(self._entries) > self._max_entries:
+            self.evict()
+
+    def evict(self) -> bool:
+        """Give up the least recently used entry; False when there is none."""
+        if not self._entries:
+            return False
+        _, entry = self._entries.popitem(last=False)
+        self._memory.free(entry.cache)
+        return True
+
+    def clear(self) -> None:
+        """Give up every entry."""
+        while self.evict():
+            pass

@@ -1,0 +1,173 @@
+"""Who runs, and what the next step of the model carries.
+
+**Continuous batching** (Orca, Yu et al., OSDI 2022). A step is one forward of the model over a
+batch of segments. Every choice that is being decoded puts its newest token into every step, so
+requests join and leave at step boundaries and never wait for each other to finish.
+
+**Chunked prefill** (Sarathi, Agrawal et al., 2023). A prompt enters in chunks beside the decoding
+rows. Their size follows the clock, see `Pace`, so that a long prompt can't hold the others up.
+
+**Admission.** A request waits until there are rows for its n choices and pages for its worst case
+(memory.py). Next is whoever's key has the fewest rows; within a key, whoever came first. Nobody
+overtakes the one whose turn it is, so a large request waits for room but is never passed by.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tinyllm.engine.job import Choice, Job
+
+OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A choice's newest token."""
+
+    choice: Choice
+
+    @property
+    def job(self) -> Job:
+        return self.choice.job
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The next `n_tokens` of a prompt."""
+
+    job: Job
+    n_tokens: int
+
+
+Work = Decode | Prefill
+
+
+class Scheduler:
+    """The queue, the running jobs, and each step's plan. It touches neither model nor caches."""
+
+    def __init__(self, max_batch: int, n_pages: int, prefill_chunk: int) -> None:
+        self.max_batch = max_batch
+        self.n_pages = n_pages
+        self.pace = Pace(prefill_chunk)
+        self.running: list[Job] = []
+        self._waiting: dict[str, deque[Job]] = {}  # by key; the key served longest ago comes first
+        self._steps = 0
+
+    # -- admission ---------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Everyone who waits."""
+        return [job for queue in self._waiting.values() for job in queue]
+
+    def add(self, job: Job) -> None:
+        """Put a job at the end of its key's queue."""
+        self._waiting.setdefault(job.request.key, deque()).append(job)
+
+    def remove(self, job: Job) -> None:
+        """Take a job out, wherever it is."""
+        if job in self.running:
+            self.running.remove(job)
+            return
+        queue = self._waiting[job.request.key]
+        queue.remove(job)
+        if not queue:
+            del self._waiting[job.request.key]
+
+    def admit(self) -> Iterator[Job]:
+        """Move jobs from the queue to `running` while the next one fits."""
+        while self._waiting:
+            rows: dict[str, int] = dict.fromkeys(self._waiting, 0)
+            for job in self.running:
+                if job.request.key in rows:
+                    rows[job.request.key] += job.n_slots
+            key = min(rows, key=rows.__getitem__)  # ties: the key served longest ago
+            job = self._waiting[key][0]
+            if not self._fits(job):
+                return
+            queue = self._waiting.pop(key)
+            queue.popleft()
+            if queue:
+                self._waiting[key] = queue  # to the end: it was just served
+            self.running.append(job)
+            yield job
+
+    @property
+    def free_rows(self) -> int:
+        """Rows of a step that nobody has."""
+        return self.max_batch - sum(job.n_slots for job in list(self.running))
+
+    def _fits(self, job: Job) -> bool:
+        pages = sum(other.pages for other in self.running)
+        return job.n_slots <= self.free_rows and pages + job.pages <= self.n_pages
+
+    # -- the next step -----------------------------------------------------------------------
+
+    def plan(self, open_prompt: Callable[[Job], bool]) -> list[Work]:
+        """What the next step carries; empty when there is nothing to do.
+
+        `open_prompt` gives a job its cache, as late as possible: a prompt that waited for a
+        chunk finds what its neighbours have cached meanwhile. False: it had to be given up.
+        """
+        decodes: list[Work] = [Decode(choice) for job in self.running for choice in job.live]
+        prompts = [job for job in self.running if not job.choices]
+        budget = self.pace.prefill_tokens(len(decodes)) if prompts else 0
+        if budget:
+            self._steps += 1
+        prefills: list[Work] = []
+        while budget > 0 and prompts:
+            # The shortest first gives the earliest answers; the oldest can't be starved by it.
+            oldest = self._steps % OLDEST_EVERY == 0 and not prefills
+            job = min(prompts, key=lambda j: j.order if oldest else j.n_left)
+            prompts.remove(job)
+            if job.prompt_cache is None and not open_prompt(job):
+                continue
+            n_tokens = min(job.n_left, budget)
+            budget -= n_tokens
+            prefills.append(Prefill(job, n_tokens))
+        return [*decodes, *prefills]
+
+
+class Pace:
+    """How many prompt tokens a step may carry, so that a mixed step lasts about two usual ones.
+
+    A usual step is one that only decodes, with as many rows. The chunk grows and shrinks with
+    the measured times; nothing but speed depends on it, since the model gives the same bits
+    whatever the chunks (and the tests compare them).
+    """
+
+    STRETCH = 2.0  # what a mixed step may take, in usual steps; three are promised
+    LEAST = 8  # tokens; below that a chunk costs as much as a step of its own
+    REFRESH = 32  # mixed steps, after which one goes without prefill to measure again
+
+    def __init__(self, max_chunk: int) -> None:
+        self.max_chunk = max_chunk
+        self._chunk = float(min(16, max_chunk))
+        self._usual: dict[int, float] = {}  # rows → seconds of a step that only decodes
+        self._mixed_steps = 0
+
+    def prefill_tokens(self, n_decoding: int) -> int:
+        """Prompt tokens for the next step, beside `n_decoding` rows."""
+        if not n_decoding:
+            return self.max_chunk
+        if n_decoding not in self._usual or self._mixed_steps >= self.REFRESH:
+            return 0
+        return int(self._chunk)
+
+    def observe(self, n_decoding: int, n_prefill: int, seconds: float) -> None:
+        """Learn from a step that was run."""
+        if not n_decoding:
+            return
+        if not n_prefill:
+            before = self._usual.get(n_decoding, seconds)
+            self._usual[n_decoding] = before + 0.2 * (seconds - before)
+            self._mixed_steps = 0
+            return
+        self._mixed_steps += 1
+        goal = self.STRETCH * self._usual[n_decoding]
+        if seconds > goal or n_prefill >= int(self._chunk):  # a short last chunk proves nothing
+            change = min(max(goal / seconds, 0.5), 1.2)
+            self._chunk = min(max(self._chunk * change, self.LEAST), self.max_chunk)
