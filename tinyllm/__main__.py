@@ -1,0 +1,5 @@
+"""`python -m tinyllm` is the `tinyllm` command."""
+
+from tinyllm.cli import main
+
+main()
