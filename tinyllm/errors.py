@@ -25,3 +25,7 @@ class TokenizerError(TinyllmError, ValueError):
 
 class CacheFull(TinyllmError, RuntimeError):
     """The KV cache has no room for the tokens that were to be appended."""
+
+
+class ImageError(TinyllmError, ValueError):
+    """An image can't be used; the message completes "the image can't be used: …"."""
