@@ -1,0 +1,239 @@
+"""The scheduler and its pace, the page budget, and the prefix cache, each by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.fake_runner import FakeRunner
+from tinyllm.engine.job import Job
+from tinyllm.engine.memory import PagedMemory, pages_for
+from tinyllm.engine.prefix import PrefixCache, common_prefix
+from tinyllm.engine.scheduler import OLDEST_EVERY, Pace, Prefill, Scheduler
+from tinyllm.engine.types import Prompt, Request
+from tinyllm.sampler import SamplingParams
+
+
+def job(order: int, n_prompt: int, key: str = "", n: int = 1, pages: int = 1) -> Job:
+    prompt = Prompt(np.zeros(n_prompt, np.int32))
+    request = Request(str(order), prompt, SamplingParams(), 5, n=n, key=key)
+    return Job(request, lambda e: None, 5, pages, order, prompt.match_ids())
+
+
+def opener(runner: FakeRunner):  # type: ignore[no-untyped-def]
+    def open_prompt(job: Job) -> bool:
+        job.prompt_cache = runner.new_cache(100)  # type: ignore[assignment]
+        return True
+
+    return open_prompt
+
+
+def orders(jobs: object) -> list[int]:
+    return [j.order for j in jobs]  # type: ignore[attr-defined]
+
+
+# -- admission
+
+
+def test_rows_and_pages_bound_what_runs() -> None:
+    scheduler = Scheduler(max_batch=3, n_pages=10, prefill_chunk=8)
+    for i, (n, pages) in enumerate([(1, 4), (1, 6), (1, 1)]):
+        scheduler.add(job(i, 3, n=n, pages=pages))
+    assert orders(scheduler.admit()) == [0, 1]  # no page is left
+    scheduler.remove(scheduler.running[0])
+    assert orders(scheduler.admit()) == [2]
+    scheduler.add(job(3, 3, n=2, pages=1))
+    assert orders(scheduler.admit()) == []  # one row is left
+    assert orders(scheduler.waiting) == [3]
+
+
+def test_nobody_overtakes_a_large_request() -> None:
+    scheduler = Scheduler(max_batch=8, n_pages=10, prefill_chunk=8)
+    scheduler.add(job(0, 3, pages=5))
+    scheduler.add(job(1, 3, pages=10))
+    scheduler.add(job(2, 3, pages=1))
+    assert orders(scheduler.admit()) == [0]
+    scheduler.remove(scheduler.running[0])
+    assert orders(scheduler.admit()) == [1]
+
+
+def test_the_key_with_the_fewest_rows_is_next() -> None:
+    scheduler = Scheduler(max_batch=4, n_pages=100, prefill_chunk=8)
+    for i in range(6):
+        scheduler.add(job(i, 3, key="greedy"))
+    assert orders(scheduler.admit()) == [0, 1, 2, 3]
+    scheduler.add(job(6, 3, key="modest"))
+    scheduler.remove(scheduler.running[0])
+    assert orders(scheduler.admit()) == [6]
+    scheduler.remove(scheduler.running[0])
+    assert orders(scheduler.admit()) == [4]
+
+
+# -- the plan of a step
+
+
+def test_the_shortest_prompt_first_but_the_oldest_is_not_starved() -> None:
+    runner = FakeRunner()
+    scheduler = Scheduler(max_batch=50, n_pages=10**6, prefill_chunk=10)
+    scheduler.add(job(0, 1000))
+    served_oldest = 0
+    for i in range(1, 41):  # a newcomer with a short prompt before every step
+        scheduler.add(job(i, 10))
+        list(scheduler.admit())
+        (work,) = scheduler.plan(opener(runner))
+        assert isinstance(work, Prefill)
+        if work.job.order == 0:
+            served_oldest += 1
+        else:
+            scheduler.remove(work.job)
+    assert served_oldest == 40 // OLDEST_EVERY
+
+
+def test_a_chunk_is_filled_from_several_prompts() -> None:
+    scheduler = Scheduler(max_batch=5, n_pages=100, prefill_chunk=10)
+    for i, n_prompt in enumerate([20, 4, 3]):
+        scheduler.add(job(i, n_prompt))
+    list(scheduler.admit())
+    plan = scheduler.plan(opener(FakeRunner()))
+    assert [(w.job.order, w.n_tokens) for w in plan if isinstance(w, Prefill)] == [
+        (2, 3), (1, 4), (0, 3),
+    ]  # fmt: skip
+
+
+def test_a_prompt_that_is_given_up_leaves_its_place() -> None:
+    scheduler = Scheduler(max_batch=5, n_pages=100, prefill_chunk=10)
+    scheduler.add(job(0, 4))
+    scheduler.add(job(1, 5))
+    list(scheduler.admit())
+    open_prompt = opener(FakeRunner())
+    plan = scheduler.plan(lambda job: job.order == 1 and open_prompt(job))
+    assert [w.job.order for w in plan] == [1]
+
+
+# -- pace: a machine whose steps cost 3 ms, 0.05 ms a row more, 0.2 ms a prompt token
+
+
+def seconds(rows: int, n_prefill: int, per_token: float = 2e-4) -> float:
+    return 3e-3 + 5e-5 * rows + per_token * n_prefill
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("per_token", [2e-5, 2e-4])
+def test_a_long_prompt_stretches_steps_to_three_usual_ones_at_most(
+    rows: int, per_token: float
+) -> None:
+    pace = Pace(max_chunk=256)
+    left, taken, steps = 4000, [], 0
+    while left > 0:
+        chunk = min(pace.prefill_tokens(rows), left)
+        taken.append(seconds(rows, chunk, per_token))
+        pace.observe(rows, chunk, taken[-1])
+        left -= chunk
+        steps += 1
+    assert max(taken) <= 3 * seconds(rows, 0)
+    assert steps < 4000 / 8  # and the prompt gets on
+
+
+def test_without_streams_to_hold_up_a_chunk_is_whole() -> None:
+    pace = Pace(max_chunk=256)
+    pace.observe(0, 256, 1.0)
+    assert pace.prefill_tokens(0) == 256
+
+
+def test_a_slow_step_shrinks_the_chunk_but_not_to_nothing() -> None:
+    pace = Pace(max_chunk=256)
+    pace.observe(2, 0, 1e-3)
+    for _ in range(20):
+        pace.observe(2, pace.prefill_tokens(2), 1.0)
+    assert pace.prefill_tokens(2) == Pace.LEAST
+
+
+# -- memory
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_worst_case_is_enough_and_reached(n: int) -> None:
+    for n_prompt in range(1, 14):
+        for max_tokens in range(1, 12):
+            runner = FakeRunner(n_pages=100, page_size=4)
+            memory = PagedMemory(runner, runner.pool)  # type: ignore[arg-type]
+            trunk = runner.new_cache(50)
+            trunk.append(np.arange(n_prompt))
+            caches = [trunk, *(trunk.fork() for _ in range(n - 1))]
+            for _ in range(max_tokens - 1):
+                for cache in caches:
+                    cache.append(np.array([7]))
+            used = 100 - runner.pool.free_pages
+            assert used <= memory.worst_case(n_prompt, max_tokens, n)
+            if max_tokens > 1:
+                assert used == memory.worst_case(n_prompt, max_tokens, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_max_tokens_is_the_largest_that_fits(n: int) -> None:
+    runner = FakeRunner(n_pages=20, page_size=4)
+    memory = PagedMemory(runner, runner.pool)  # type: ignore[arg-type]
+    for n_prompt in range(1, 30):
+        most = memory.max_tokens(n_prompt, n)
+        if most >= 1:
+            assert memory.worst_case(n_prompt, most, n) <= 20
+        assert memory.worst_case(n_prompt, max(most, 1) + 1, n) > 20 or most < 1
+
+
+def test_pages_round_up() -> None:
+    assert [pages_for(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+# -- prefixes
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def test_common_prefix() -> None:
+    assert common_prefix(ids(), ids(1)) == 0
+    assert common_prefix(ids(1, 2), ids(1, 2)) == 2
+    assert common_prefix(ids(1, 2, 3), ids(1, 2, 4, 5)) == 2
+    assert common_prefix(ids(9), ids(1)) == 0
+
+
+def filled(runner: FakeRunner, values: np.ndarray):  # type: ignore[no-untyped-def]
+    cache = runner.new_cache(50)
+    cache.append(values)
+    return cache
+
+
+def test_the_longest_prefix_of_ones_own_key_is_found() -> None:
+    runner = FakeRunner()
+    prefixes = PrefixCache(PagedMemory(runner, runner.pool))  # type: ignore[arg-type]
+    for values in (ids(1, 2), ids(1, 3, 4), ids(5)):
+        prefixes.put("a", values, filled(runner, values))
+    prefixes.put("b", ids(1, 3, 4, 6), filled(runner, ids(1, 3, 4, 6)))
+    cache, length = prefixes.find("a", ids(1, 3, 4, 6))
+    assert length == 3 and cache is not None and list(cache.keys(0)) == [1, 3, 4]
+    assert prefixes.find("a", ids(8)) == (None, 0)
+    assert prefixes.find("c", ids(1)) == (None, 0)
+
+
+def test_a_longer_sequence_takes_the_place_of_its_prefix() -> None:
+    runner = FakeRunner()
+    prefixes = PrefixCache(PagedMemory(runner, runner.pool))  # type: ignore[arg-type]
+    for values in (ids(1, 2), ids(1, 2, 3), ids(1, 2, 3), ids(1, 2), ids(1, 4)):
+        prefixes.put("a", values, filled(runner, values))
+    assert len(prefixes) == 2
+    prefixes.put("a", ids(), filled(runner, ids()))
+    assert len(prefixes) == 2
+    prefixes.clear()
+    assert runner.pool.free_pages == runner.pool.n_pages
+
+
+def test_entries_are_bounded_in_number_and_the_used_ones_stay() -> None:
+    runner = FakeRunner()
+    prefixes = PrefixCache(PagedMemory(runner, runner.pool), max_entries=2)  # type: ignore[arg-type]
+    for i in range(5):
+        prefixes.put("a", ids(i), filled(runner, ids(i)))
+        prefixes.find("a", ids(0))
+    assert len(prefixes) == 2
+    assert prefixes.find("a", ids(0))[1] == 1 and prefixes.find("a", ids(4))[1] == 1  # 1 to 3 went
+    assert prefixes.evict() and prefixes.evict() and not prefixes.evict()
