@@ -193,7 +193,8 @@ def uniform(seed: int, stream: int, step: int) -> float:
 
     Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405.
     """
-    bits = np.random.Philox(key=[seed & MAX_SEED, stream], counter=[0, 0, 0, step])
+    key = np.array([seed & MAX_SEED, stream], np.uint64)  # a list would go through float64
+    bits = np.random.Philox(key=key, counter=[0, 0, 0, step])
     return float(np.random.Generator(bits).random())
 
 
@@ -271,7 +272,7 @@ class Sampler:
             token, chosen_by = self._choose(logits, allowed)
         self.picked.append(token)
         self._counts[token] = self._counts.get(token, 0) + 1
-        logprob = float(logits[token]) - log_normalizer(logits)
+        logprob = float(logits[token]) - self._log_normalizer(logits)
         return Pick(token, logprob, chosen_by)  # type: ignore[arg-type]
 
     def _choose(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> tuple[int, str]:
@@ -285,9 +286,17 @@ class Sampler:
             raise ValueError(f"the logits {problem}")
         if params.temperature == 0.0:
             return best, "argmax"
+        return self._draw(x, uniform(self.seed, self.stream, len(self.picked))), "sample"
+
+    # What takes the time, apart from the rest so that it can be compiled (engine/sampling.py).
+
+    def _draw(self, x: Logits, u: float) -> int:
+        params = self.params
         x = apply_temperature(x, params.temperature)
-        x = apply_top_p(apply_top_k(x, params.top_k), params.top_p)
-        return draw(x, uniform(self.seed, self.stream, len(self.picked))), "sample"
+        return draw(apply_top_p(apply_top_k(x, params.top_k), params.top_p), u)
+
+    def _log_normalizer(self, logits: Logits) -> float:
+        return log_normalizer(logits)
 
     def rewind(self, n: int) -> None:
         """Forget the last n picks: the next draw is the one that the first of them had."""

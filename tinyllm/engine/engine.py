@@ -23,6 +23,7 @@ from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
 from tinyllm.engine.prefix import PrefixCache, common_prefix
 from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare
+from tinyllm.engine.sampling import CompiledSampler, RowScratch, top_logprobs
 from tinyllm.engine.scheduler import Decode, Prefill, Scheduler, Work
 from tinyllm.engine.types import (
     Done,
@@ -40,7 +41,7 @@ from tinyllm.engine.types import (
 from tinyllm.errors import CacheFull
 from tinyllm.kv_cache import Cache
 from tinyllm.model import Runner, Segment
-from tinyllm.sampler import Logits, Sampler, top_logprobs
+from tinyllm.sampler import Logits
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class Engine:
         self._use_prefixes = prefix_cache
         self._prefixes = PrefixCache(self._memory)
         self._replays = ReplayStore(keep_replays)
+        self._scratch = RowScratch(runner.config.vocab_size)
         self._counters = _Counters()
         self._orders = 0
         self._outbox: list[tuple[Job, Event]] = []
@@ -494,7 +496,7 @@ class Engine:
             Choice(
                 job=job,
                 index=i,
-                sampler=Sampler(job.request.params, stream=i),
+                sampler=CompiledSampler(job.request.params, i, self._scratch),
                 guide=guides[i] if guides else None,
                 cache=caches[i],
             )
@@ -525,7 +527,8 @@ class Engine:
             forced = choice.guide.forced() if choice.guide else None
             allowed = choice.guide.allowed() if choice.guide and forced is None else None
             pick = choice.sampler.pick(logits, allowed, forced)
-            top = top_logprobs(logits, request.top_logprobs) if request.top_logprobs else []
+            k = request.top_logprobs
+            top = top_logprobs(logits, k, self._scratch) if k else []
             complete = choice.guide.accept(pick.token) if choice.guide else False
         except Exception as error:  # a guide that raises, or one that allows nothing
             log.warning("request %s failed: %r", request.id, error)
