@@ -1,0 +1,530 @@
+"""Text and tokens: golden ids, round trips, and control tokens that nobody can forge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+from tinyllm.errors import TokenizerError
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer_ids.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def smollm(weights_folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(weights_folder)
+
+
+# -- other families, in small ----------------------------------------------------------------------
+
+
+def sentencepiece(*, legacy: bool) -> tokenizers.Tokenizer:
+    """As Llama 2's: BPE over text with ▁ for spaces, stray bytes as <0x..>."""
+    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    vocab += [*"▁abcdehijlmnorstuw</>|[]", "he", "ll", "hell", "hello", "▁w", "▁hello"]
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "w"), ("▁", "hello")]
+    # Some converted vocabularies have merges that spell a control token out.
+    vocab += ["</", "s>"]
+    merges += [("<", "/"), ("s", ">"), ("</", "s>")]
+    backend = tokenizers.Tokenizer(
+        models.BPE({t: i for i, t in enumerate(vocab)}, merges, unk_token="<unk>",
+                   fuse_unk=True, byte_fallback=True)
+    )  # fmt: skip
+    if legacy:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+             decoders.Strip(" ", 1, 0)]
+        )  # fmt: skip
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
+        backend.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Metaspace("▁", "first")]
+        )
+    backend.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
+    return backend
+
+
+def llama3() -> tokenizers.Tokenizer:
+    """As Llama 3's: byte level, and control tokens beyond the vocabulary, some that overlap."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {t: i for i, t in enumerate([*letters, "he", "Ġw"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [("h", "e"), ("Ġ", "w")], ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken("<think>", normalized=False)])
+    backend.add_special_tokens(
+        [
+            AddedToken("<|a|>", special=True, normalized=False),
+            AddedToken("<|a|>x", special=True, normalized=False),
+            AddedToken("‖", special=True, normalized=False),
+            AddedToken("<trim>", special=True, normalized=False, lstrip=True, rstrip=True),
+        ]
+    )
+    return backend
+
+
+BACKENDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
+    "llama2": lambda: sentencepiece(legacy=True),
+    "metaspace": lambda: sentencepiece(legacy=False),
+    "llama3": llama3,
+}
+
+
+def build(name: str, template: str | None = None) -> Tokenizer:
+    return Tokenizer(BACKENDS[name](), chat_templates={"default": template} if template else None)
+
+
+each_family = pytest.mark.parametrize("family", BACKENDS)
+
+
+# -- encode ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=[ascii(row["text"])[:40] for row in GOLDEN])
+def test_ids_are_llama_cpps(smollm: Tokenizer, row: dict[str, Any]) -> None:
+    assert smollm.encode(row["text"]) == row["ids"]
+    assert smollm.encode(row["text"], allow_special=True) == row["ids_special"]
+
+
+def test_what_the_folder_says(smollm: Tokenizer) -> None:
+    assert smollm.vocab_size == 49152
+    assert smollm.eos_ids == (2,)
+    assert len(smollm.special_tokens) == 17
+    assert smollm.special_tokens["<|im_start|>"] == 1
+    assert smollm.chat_template is not None
+
+
+def test_a_typed_control_token_is_text(smollm: Tokenizer) -> None:
+    control = set(smollm.special_tokens.values())
+    for text, id in smollm.special_tokens.items():
+        ids = smollm.encode(f"a{text}b")
+        assert not control & set(ids)
+        assert smollm.decode(ids) == f"a{text}b"
+        assert smollm.encode(text, allow_special=True) == [id]
+
+
+@each_family
+def test_no_family_reads_typed_control_tokens(family: str) -> None:
+    tokenizer = build(family)
+    control = set(tokenizer.special_tokens.values())
+    for text in (*tokenizer.special_tokens, "".join(tokenizer.special_tokens), "hello</s>hello"):
+        ids = tokenizer.encode(text)
+        assert not control & set(ids)
+        assert tokenizer.decode(ids) == text
+        assert control & set(tokenizer.encode(text + "<s><|a|>", allow_special=True))
+
+
+@each_family
+@given(text=st.text(max_size=40))
+def test_plain_text_as_the_library_encodes_it(family: str, text: str) -> None:
+    tokenizer = build(family)
+    if not any(special in text for special in tokenizer.special_tokens):
+        expected = BACKENDS[family]().encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == tokenizer.encode(text, allow_special=True) == expected
+
+
+def test_not_unicode(smollm: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="surrogate pair at position 2"):
+        smollm.encode("ab\ud83d")
+    with pytest.raises(TokenizerError, match="surrogate"):
+        smollm.apply_chat_template([{"role": "user", "content": "\udc00"}])
+
+
+# -- decode ----------------------------------------------------------------------------------------
+
+# The vocabulary leaves out a few bytes: control characters, and lead bytes of code points from
+# U+40000, none of which is assigned. Such characters are dropped, by the reference as well.
+MISSING = "\x04\x06\x13\x14\x16\x1d"
+typable = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x3FFFF).filter(
+    lambda c: c not in MISSING))  # fmt: skip
+
+
+@given(text=typable)
+@example("👩‍👩‍👧‍👦 1024 <|im_end|> \u200d\ufeff")
+@settings(max_examples=200)
+def test_round_trip(smollm: Tokenizer, text: str) -> None:
+    assert smollm.decode(smollm.encode(text)) == text
+
+
+@each_family
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁")))
+@example(" hello  world")
+@example("")
+def test_round_trip_of_every_family(family: str, text: str) -> None:
+    tokenizer = build(family)
+    ids = tokenizer.encode(text)
+    decoded = tokenizer.decode(ids)
+    assert decoded == text or (family == "metaspace" and decoded == text.removeprefix(" "))
+    library = BACKENDS[family]().decode(ids, skip_special_tokens=False)
+    assert decoded == library
+
+
+@each_family
+@given(data=st.data())
+def test_decode_is_the_librarys_on_whole_characters(family: str, data: st.DataObject) -> None:
+    backend = BACKENDS[family]()
+    tokenizer = build(family)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=12))
+    raw = b"".join(map(tokenizer.token_bytes, ids))
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        assert "\ufffd" in tokenizer.decode(ids)  # how many of them is the library's own business
+    else:
+        if not any(tokenizer.token_bytes(id) == "‖".encode() for id in ids):
+            assert tokenizer.decode(ids) == backend.decode(ids, skip_special_tokens=False)
+        control = set(tokenizer.special_tokens.values())
+        kept = [id for id in ids if id not in control]
+        assert tokenizer.decode(ids, skip_special=True) == tokenizer.decode(kept)
+
+
+@given(ids=st.lists(st.integers(0, 49151), max_size=20))
+@example([])
+@settings(max_examples=300)
+def test_the_stream_gives_the_whole(smollm: Tokenizer, ids: list[int]) -> None:
+    stream = StreamDecoder(smollm)
+    pieces = [stream.push(id) for id in ids]
+    pieces.append(stream.flush())
+    raw = b"".join(map(smollm.token_bytes, ids))
+    assert "".join(pieces) == raw.decode("utf-8", errors="replace") == smollm.decode(ids)
+    assert stream.flush() == ""
+
+
+@given(raw=st.binary(max_size=24) | st.text(max_size=8).map(lambda t: t.encode("utf-8")[:-1]))
+@example(b"\xf0\x9f\x98")
+@example(b"\xf0\x9f\xf0\x9f\x98\x80\xff\xc3")
+def test_byte_by_byte_streams_of_sentencepiece(raw: bytes) -> None:
+    tokenizer = build("llama2")
+    byte_ids = [tokenizer._full.token_to_id(f"<0x{b:02X}>") for b in raw]
+    assert [tokenizer.token_bytes(id) for id in byte_ids] == [bytes([b]) for b in raw]
+    stream = StreamDecoder(tokenizer)
+    text = "".join(stream.push(id) for id in byte_ids) + stream.flush()
+    assert text == raw.decode("utf-8", errors="replace")
+
+
+def test_an_emoji_comes_whole(smollm: Tokenizer) -> None:
+    ids = smollm.encode("😀!")
+    assert len(ids) > 2
+    stream = StreamDecoder(smollm)
+    assert [stream.push(id) for id in ids] == [""] * (len(ids) - 2) + ["😀", "!"]
+    stream = StreamDecoder(smollm)
+    assert [stream.push(id) for id in ids[:-2]] == [""] * (len(ids) - 2)
+    assert stream.flush() == "\ufffd"  # once, though several bytes are left
+
+
+def test_the_space_in_front(smollm: Tokenizer) -> None:
+    tokenizer = build("llama2")
+    (hello,) = tokenizer.encode("hello")
+    assert tokenizer.token_bytes(hello) == b" hello"
+    assert tokenizer.decode([hello]) == "hello"
+    assert StreamDecoder(tokenizer).push(hello) == " hello"
+    assert smollm.decode(smollm.encode(" hello")) == " hello"
+
+
+def test_token_text(smollm: Tokenizer) -> None:
+    assert [smollm.token_text(id) for id in smollm.encode(" a\n")] == [" a", "\\n"]
+    assert smollm.token_text(2) == "<|im_end|>"
+    assert all("\\x" in smollm.token_text(id) for id in smollm.encode("😀")[:1])
+    assert smollm.token_text(smollm.encode("\t")[0]) == "\\t"
+
+
+def test_ids_that_no_token_has(smollm: Tokenizer) -> None:
+    assert smollm.token_bytes(10**6) == b""
+    assert smollm.token_bytes(-1) == b""
+    assert smollm.decode([10**6, 5]) == smollm.decode([5])
+
+
+def test_overlapping_added_text_is_not_byte_level() -> None:
+    assert build("llama3").token_bytes(build("llama3").special_tokens["‖"]) == "‖".encode()
+
+
+# -- chat ------------------------------------------------------------------------------------------
+
+
+def test_the_default_system_prompt(smollm: Tokenizer) -> None:
+    text = smollm.render_chat([{"role": "user", "content": "Hi"}])
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = smollm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert ids == smollm.encode(text, allow_special=True)
+    own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert "SmolLM" not in smollm.render_chat(own)
+    assert not smollm.render_chat(own, add_generation_prompt=False).endswith("assistant\n")
+
+
+def chat(*contents: str) -> list[dict[str, Any]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+@given(contents=st.lists(typable, min_size=1, max_size=4))
+@example(["1024 tokens, 你好 😀\n\n  x  "])
+@settings(max_examples=150)
+def test_ids_of_a_chat_as_if_encoded_whole(smollm: Tokenizer, contents: list[str]) -> None:
+    if not any(special in content for special in smollm.special_tokens for content in contents):
+        messages = chat(*contents)
+        whole = smollm.encode(smollm.render_chat(messages), allow_special=True)
+        assert smollm.apply_chat_template(messages) == whole
+
+
+pieces = st.sampled_from(
+    ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "|>", "<", "<|", "im_end",
+     "im_start", ">", "\n", "system", " ", "a", "<repo_name>", "text", "name", "jupyter", "\ue000"]
+)  # fmt: skip
+
+
+@given(parts=st.lists(st.lists(pieces, max_size=6), min_size=1, max_size=3))
+@settings(max_examples=300)
+def test_no_content_forges_a_turn(smollm: Tokenizer, parts: list[list[str]]) -> None:
+    """Whatever is typed: the control tokens are the template's, and the text is all there."""
+    messages = chat(*("".join(part) for part in parts))
+    ids = smollm.apply_chat_template(messages)
+    harmless = smollm.apply_chat_template(chat(*("x" for _ in parts)))
+    control = set(smollm.special_tokens.values())
+    assert [id for id in ids if id in control] == [id for id in harmless if id in control]
+    assert smollm.decode(ids) == smollm.render_chat(messages)
+    for message in messages:
+        assert f"{message['role']}\n{message['content']}<|im_end|>" in smollm.decode(ids)
+
+
+GLUE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ '<|' + m.content + '|>' }}<{{ m.content | trim }}"
+    "|im_end|>{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "content", ["im_end", "im_start", " im_end ", "|im_end", "<|im_end|>", "<|im_end", "end|>"]
+)
+def test_template_and_text_cannot_be_glued_into_one(weights_folder: Path, content: str) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(weights_folder / "tokenizer.json"))
+    tokenizer = Tokenizer(backend, chat_templates={"default": GLUE})
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": content}])
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert tokenizer.decode(ids) == tokenizer.render_chat([{"role": "user", "content": content}])
+
+
+def test_a_template_may_build_a_control_token_from_the_role() -> None:
+    backend = llama3()
+    backend.add_special_tokens([AddedToken("<|user|>", special=True, normalized=False)])
+    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    tokenizer = Tokenizer(backend, chat_templates={"default": template})
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "<|user|>"}])
+    assert ids.count(tokenizer.special_tokens["<|user|>"]) == 1
+    forged = tokenizer.apply_chat_template([{"role": "a", "content": ""}])
+    assert not set(forged) & set(tokenizer.special_tokens.values())
+
+
+@each_family
+@given(data=st.data())
+@settings(max_examples=40)
+def test_chats_of_every_family(family: str, data: st.DataObject) -> None:
+    """Same ids as encoding the rendered text whole, wherever nobody typed a control token."""
+    name = (
+        "</s>" if family != "llama3" else data.draw(st.sampled_from(["<|a|>", "<trim>", "<|a|>x"]))
+    )
+    template = f"{{% for m in messages %}}{{{{ m.content }}}}{name} {{% endfor %}}"
+    tokenizer = build(family, template)
+    typed = st.text(st.sampled_from("helo wax▁<>|é"), max_size=12)
+    contents = data.draw(st.lists(typed, min_size=1, max_size=3))
+    messages = chat(*contents)
+    text = tokenizer.render_chat(messages)
+    if text.count("<") == len(contents) and not any("x" in c for c in contents):
+        assert tokenizer.apply_chat_template(messages) == tokenizer.encode(text, allow_special=True)
+
+
+def test_overlapping_control_tokens_of_a_template() -> None:
+    tokenizer = build("llama3", "<|a|>x{{ messages[0].content }}‖<|a|>")
+    special = tokenizer.special_tokens
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "‖x<|a|>x"}])
+    assert ids[0] == special["<|a|>x"]
+    assert ids[-2:] == [special["‖"], special["<|a|>"]]
+    assert not set(ids[1:-2]) & set(special.values())
+    assert tokenizer.decode(ids) == "<|a|>x‖x<|a|>x‖<|a|>"
+    # "<|a|>" of the template and "x" of the user are no "<|a|>x".
+    tokenizer = build("llama3", "<|a|>{{ messages[0].content }}")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+    assert ids[0] == special["<|a|>"]
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "im_end",
+            "description": "A <|im_end|> tool & <b>\n",
+            "parameters": {
+                "type": "object",
+                "properties": {"<|im_start|>": {"type": "<|im_end|>", "description": "text"}},
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize("options", ["", "(indent=2)", "(ensure_ascii=true)", "(sort_keys=true)"])
+def test_tools_cannot_forge_either(weights_folder: Path, options: str) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(weights_folder / "tokenizer.json"))
+    template = (
+        "{% for tool in tools if tool.type == 'function' %}{{ tool | tojson" + options + " }}"
+        "{{ tool.function.name }}{% endfor %}{{ messages[0].content }}<|im_end|>"
+    )
+    tokenizer = Tokenizer(backend, chat_templates={"default": template})
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "é<|im_end|>"}], tools=TOOLS)
+    assert [id for id in ids if id in set(tokenizer.special_tokens.values())] == [2]
+    text = tokenizer.decode(ids)
+    assert json.loads(text.split("}im_end")[0] + "}") == TOOLS[0]
+    assert text.endswith("im_endé<|im_end|><|im_end|>")
+
+
+def test_arguments_become_objects() -> None:
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }};"
+        "{{ c.function.arguments | tojson }}{% endfor %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer = build("llama3", template)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<|a|>"}'}}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert tokenizer.render_chat(messages) == '<|a|>;{"a": "<|a|>"}'
+    assert not set(tokenizer.apply_chat_template(messages)) & set(tokenizer.special_tokens.values())
+    assert isinstance(call["function"]["arguments"], str)  # type: ignore[index]  # the caller's stays
+
+
+PARTS = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "<|a|>"}]
+
+
+def test_parts_become_one_string() -> None:
+    tokenizer = build("llama3", "{{ messages[0].content }}")
+    text_only = [{"role": "user", "content": [PARTS[0], PARTS[2]]}]
+    assert tokenizer.render_chat(text_only) == "a\n<|a|>"
+    with pytest.raises(TokenizerError, match="type 'image_url'"):
+        tokenizer.render_chat([{"role": "user", "content": PARTS}])
+    messages = [{"role": "user", "content": PARTS}]
+    image = tokenizer.special_tokens["‖"]
+    ids = tokenizer.apply_chat_template(messages, image_token="‖")
+    assert tokenizer.decode(ids) == "a\n‖\n<|a|>"
+    assert [id for id in ids if id in set(tokenizer.special_tokens.values())] == [image]
+    with pytest.raises(TokenizerError, match="no control token"):
+        tokenizer.apply_chat_template(messages, image_token="<image>")
+
+
+def test_a_template_that_takes_parts_gets_them() -> None:
+    template = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{% if p.type == 'text' %}[{{ p.text }}]{% endif %}{% endfor %}"
+        "{% endif %}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": [PARTS[0], PARTS[2]]}]
+    assert build("llama3", template).render_chat(messages) == "[a][<|a|>]"
+
+
+def test_what_published_templates_use() -> None:
+    template = (
+        "{%- for m in messages %}\n    {%- if loop.index == 2 %}{% continue %}{% endif %}\n"
+        "    {%- if loop.index == 4 %}{% break %}{% endif %}\n"
+        "    {%- generation %}{{ m.content }},{% endgeneration %}\n{%- endfor %}\n"
+        "{{- strftime_now('%Y') | length }}{{ think }}{{ bos_token }}\n"
+    )
+    tokenizer = Tokenizer(
+        llama3(), chat_templates={"default": template}, named_tokens={"bos_token": "<|a|>"}
+    )
+    text = tokenizer.render_chat(chat("1", "2", "3", "4"), think="<|a|>")
+    assert text == "1,3,4<|a|><|a|>"
+    ids = tokenizer.apply_chat_template(chat("1", "2", "3", "4"), think="<|a|>")
+    assert ids.count(tokenizer.special_tokens["<|a|>"]) == 1  # bos_token, not the caller's word
+
+
+def test_templates_that_refuse_or_misbehave() -> None:
+    def render(template: str) -> str:
+        return build("llama3", template).render_chat(chat("hi"))
+
+    with pytest.raises(TokenizerError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(TokenizerError, match="refuses these messages"):
+        render("{{ messages[0].content + 1 }}")
+    with pytest.raises(TokenizerError, match="not valid Jinja"):
+        render("{% for %}")
+    with pytest.raises(TokenizerError, match="refuses"):
+        render("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(TokenizerError, match="refuses"):
+        render("{% set _ = messages.append(1) %}")
+    with pytest.raises(TokenizerError, match="no chat template"):
+        build("llama3").render_chat(chat("hi"))
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+def folder_with(path: Path, **files: object) -> Path:
+    llama3().save(str(path / "tokenizer.json"))
+    for name, content in files.items():
+        target = path / name.replace("__", ".")
+        target.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_template_in_its_own_file(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path, chat_template__jinja="own", tokenizer_config__json={"chat_template": "inside"}
+    )
+    assert Tokenizer.from_folder(folder).chat_template == "own"
+
+
+def test_several_templates(tmp_path: Path) -> None:
+    templates = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "with tools"},
+    ]
+    folder = folder_with(tmp_path, tokenizer_config__json={"chat_template": templates})
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.render_chat(chat("x")) == "plain"
+    assert tokenizer.render_chat(chat("x"), tools=TOOLS) == "with tools"
+
+
+def test_ends_of_an_answer_come_from_all_files(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path,
+        config__json={"eos_token_id": 3},
+        generation_config__json={"eos_token_id": [3, 5]},
+        tokenizer_config__json={"eos_token": {"content": "<|a|>"}},
+    )
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.eos_ids == tuple(sorted({3, 5, tokenizer.special_tokens["<|a|>"]}))
+
+
+def test_broken_folders(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is missing"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(tmp_path)
+    folder_with(tmp_path, tokenizer_config__json="[1]")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json should hold a JSON object"):
+        Tokenizer.from_folder(tmp_path)
+    folder_with(tmp_path, tokenizer_config__json="nonsense")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json is not readable JSON"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_decoder_of_another_kind(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="WordPiece"):
+        Tokenizer.from_folder(tmp_path)
