@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllm.errors import FetchError
+from tinyllm.errors import FetchError, TinyllmError
 from tinyllm.fetch import staging
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def _download(repo: str, revision: str | None, folder: Path) -> None:
             "or give the path of a folder that you downloaded"
         ) from None
 
+    from tinyllm.fetch.convert import write_json
+    from tinyllm.fetch.validate import validate
+
     where = f"hf:{repo}" + (f"@{revision}" if revision else "")
     part = folder.with_name(f".{folder.name}.part")
     try:
@@ -72,32 +75,30 @@ def _download(repo: str, revision: str | None, folder: Path) -> None:
             repo, revision=info.sha, allow_patterns=files, local_dir=part
         )
     except errors.GatedRepoError as error:
-        raise FetchError(
-            f"{where} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN"
-        ) from error
+        remedy = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
+        raise FetchError(f"{where} is gated: {remedy}") from error
     except errors.RepositoryNotFoundError as error:
-        raise FetchError(
-            f"{where} does not exist, or is private: check the name, or `hf auth login`"
-        ) from error
+        remedy = "check the name, or `hf auth login`"
+        raise FetchError(f"{where} does not exist, or is private: {remedy}") from error
     except errors.RevisionNotFoundError as error:
-        raise FetchError(f"{where}: there is no such revision; give a branch, tag or commit") from (
-            error
-        )
+        remedy = "give a branch, tag or commit"
+        raise FetchError(f"{where}: there is no such revision; {remedy}") from error
     except FetchError:
         raise
     except Exception as error:  # the client's many ways to say that the line is down
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise FetchError(f"{where} refuses access: check your token, HF_TOKEN") from error
         raise FetchError(
             f"{where} could not be fetched ({type(error).__name__}: {str(error)[:200]}); check the "
             "connection and run this again: it goes on where it stopped"
         ) from error
-    missing = [name for name in files if not (part / name).is_file()]
-    if missing:
-        raise FetchError(f"{where}: {missing[0]} did not arrive; run this again")
 
-    from tinyllm.fetch.convert import write_json
-    from tinyllm.fetch.validate import validate
-
-    validate(part)
+    try:
+        validate(part)
+    except TinyllmError:
+        shutil.rmtree(part)  # not a sound model: the next run begins anew
+        raise
     write_json(part / "card.json", _card(repo, folder.name, info, part))
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes
     staging.flush(part)

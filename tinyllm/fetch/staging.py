@@ -63,9 +63,15 @@ def staged(destination: Path) -> Iterator[Path]:
         try:
             work.rename(destination)
         except OSError:
-            (stage / "old").rename(destination)
+            if (stage / "old").exists():
+                (stage / "old").rename(destination)
             raise
         _flush_folder(parent)
+    except OSError as error:
+        raise FetchError(
+            f"{destination} could not be written ({error.strerror or error}); make room, or set "
+            "TINYLLM_WEIGHTS to another folder, and run this again"
+        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

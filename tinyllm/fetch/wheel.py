@@ -60,9 +60,12 @@ def download(package: Package, folder: Path) -> Path:
         if any(NETWORK.search(line) for line in lines):
             what = "there is no connection to the package index"
             todo = "connect and run this again"
+        elif "from versions: none" in output:
+            what = f"the package index does not answer, or has no {package.requirement}"
+            todo = "check the connection and `pip config list`, and run this again"
         else:
             what = f"pip could not get {package.requirement}"
-            todo = "check `pip config list`, whose index must carry it"
+            todo = "mend that and run this again"
         raise FetchError(f"{what} (pip says: {errors[0][:300]}): {todo}, {remedy}")
     check(wheel, package.wheel_bytes, package.wheel_sha256)
     return wheel
