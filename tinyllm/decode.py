@@ -1,29 +1,48 @@
 """Decoding, one token at a time: a Session that can be stepped, forced, rewound and forked.
 
-`generate` is the fold of the same steps, so what a notebook sees is what a server sends.
+`generate` is the fold of the same steps, so what a notebook sees is what a server sends. Nothing
+is computed for looking until somebody looks: a step keeps its token and its logits; filters'
+stages are worked out again on demand, and what went on inside the model by replay (`trace.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kv_cache import Cache
-from tinyllm.model import Runner, Segment
+from tinyllm.errors import HookError, TraceError
+from tinyllm.hooks import Hook, HookSet, NamesFilter, make_tap, match_names
+from tinyllm.kv_cache import Cache, KVCache
+from tinyllm.model import Array, Model, Runner, Segment
 from tinyllm.sampler import (
     ChosenBy,
     Sampler,
     SamplingParams,
     probabilities,
+    uniform,
 )
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
+from tinyllm.trace import (
+    ActivationCache,
+    LogitLens,
+    Replay,
+    Timing,
+    check_index,
+    clipped_cache,
+    replay_token,
+)
+
+if TYPE_CHECKING:
+    from tinyllm.causal import CausalMap
 
 Logits = NDArray[np.float32]
+
+KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
 
 
 @dataclass(frozen=True)
@@ -48,13 +67,63 @@ class Candidate:
         return self.cut_by is None
 
 
+class Candidates(list[Candidate]):
+    """Candidates, likeliest first; `chosen` is the token that was taken, if one was."""
+
+    def __init__(self, items: Sequence[Candidate], chosen: int | None = None) -> None:
+        super().__init__(items)
+        self.chosen = chosen
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{c.text!r} {c.p_raw:.1%}" for c in self[:5])
+        return f"Candidates({shown}{', …' if len(self) > 5 else ''})"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.display import candidates_html
+
+        return candidates_html(self)
+
+
+class Stage(NamedTuple):
+    """The logits after one filter of the sampler."""
+
+    name: str  # raw, mask, penalties, temperature, top_k or top_p
+    logits: Logits  # (vocab_size,); -inf where this filter, or one before it, has cut
+    n_kept: int  # tokens that are left
+    mass: float  # raw probability of those
+
+
+class Stages(list[Stage]):
+    """raw → mask → penalties → temperature → top_k → top_p, each with what it kept."""
+
+    def __repr__(self) -> str:
+        return "Stages(" + " → ".join(f"{s.name} {s.n_kept:,}" for s in self) + ")"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.display import stages_html
+
+        return stages_html(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """The distribution that a token is chosen from: logits, and what each filter leaves of them."""
 
     logits: Logits  # (vocab_size,) raw
-    stages: list[tuple[str, Logits]]  # raw → mask → penalties → temperature → top_k → top_p
+    sampler: Sampler = field(repr=False)  # as it is before the pick
     tokenizer: Tokenizer = field(repr=False)
+    chosen: int | None = None  # the token that was taken, once one is
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The logits after each filter, in order; the last ones are drawn from."""
+        stages = Stages()
+        for name, x in self.sampler.stages(self.logits):
+            kept = ~np.isneginf(x)
+            stages.append(
+                Stage(name, x, int(np.count_nonzero(kept)), float(self.p_raw[kept].sum()))
+            )
+        return stages
 
     @cached_property
     def p_raw(self) -> NDArray[np.float64]:
@@ -64,7 +133,7 @@ class Choice:
     @cached_property
     def p(self) -> NDArray[np.float64]:
         """What is drawn from, (vocab_size,): zero where a filter has cut."""
-        return probabilities(self.stages[-1][1])
+        return probabilities(self.stages[-1].logits)
 
     @cached_property
     def entropy(self) -> float:
@@ -72,15 +141,19 @@ class Choice:
         p = self.p_raw[self.p_raw > 0]
         return float(-(p * np.log(p)).sum())
 
-    def candidates(self, k: int = 10) -> list[Candidate]:
+    def candidates(self, k: int = 10) -> Candidates:
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
+        if k < 0:
+            raise ValueError(f"k must not be negative, not {k}")
         k = min(k, len(self.logits))
         ids = np.sort(np.argpartition(-self.logits, k - 1)[:k]) if k else np.zeros(0, np.int64)
         ids = ids[np.argsort(-self.logits[ids], kind="stable")]
-        return [self.candidate(int(token), rank) for rank, token in enumerate(ids)]
+        found = [self.candidate(int(token), rank) for rank, token in enumerate(ids)]
+        return Candidates(found, self.chosen)
 
     def candidate(self, token: int, rank: int | None = None) -> Candidate:
         """One token's candidate, wherever it ranks."""
+        check_index("token", token, len(self.logits))
         if rank is None:
             logit = self.logits[token]
             before = np.count_nonzero(self.logits > logit)
@@ -92,30 +165,99 @@ class Choice:
             p_raw=float(self.p_raw[token]),
             p=float(self.p[token]),
             rank=rank,
-            cut_by=next((name for name, x in self.stages if np.isneginf(x[token])), None),
+            cut_by=next((s.name for s in self.stages if np.isneginf(s.logits[token])), None),
         )
 
+    def __repr__(self) -> str:
+        best = self.candidates(3)
+        shown = ", ".join(f"{c.text!r} {c.p_raw:.1%}" for c in best)
+        return f"Choice({shown}, …; entropy {self.entropy:.2f} nats)"
 
-@dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        return self.candidates()._repr_html_()
+
+
+class CacheView:
+    """A read-only view of the KV cache as a step saw it: the tokens before the chosen one.
+
+    Attributes:
+        n_tokens: tokens held.
+        nbytes: bytes that these tokens take.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.n_tokens = step.position
+        cache = step.session.cache
+        self.nbytes = cache.nbytes * self.n_tokens // max(1, cache.length)
+
+    def k(self, layer: int) -> Array:
+        """A copy of one layer's keys, rotated: (n_tokens, n_kv_heads, head_dim)."""
+        check_index("layer", layer, self._step.session.runner.config.n_layers)
+        return self._step.session._cached(self._step, "keys", layer)
+
+    def v(self, layer: int) -> Array:
+        """A copy of one layer's values: (n_tokens, n_kv_heads, head_dim)."""
+        check_index("layer", layer, self._step.session.runner.config.n_layers)
+        return self._step.session._cached(self._step, "values", layer)
+
+    def __repr__(self) -> str:
+        return f"CacheView({self.n_tokens} tokens, {self.nbytes / 1e6:.2f} MB)"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.display import cache_html
+
+        return cache_html(self, self._step.session.runner.config)
+
+
 class Step:
-    """One decoded token, and all that led to it."""
+    """One decoded token, and all that led to it.
 
-    index: int  # of the completion, from 0
-    position: int  # of the token in the sequence
-    token: int
-    text_delta: str  # whole code points; may be empty while an emoji is under way
-    logprob: float  # under the softmax of the raw logits, natural log
-    chosen_by: ChosenBy
-    choice: Choice = field(repr=False)
+    Attributes:
+        session: the one that decoded it.
+        index: of the completion, from 0.
+        position: of the token in the sequence.
+        token: its id.
+        text_delta: whole code points; may be empty while an emoji is under way.
+        logprob: under the softmax of the raw logits, natural log.
+        chosen_by: "argmax", "sample" or "forced".
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        index: int,
+        token: int,
+        text_delta: str,
+        logprob: float,
+        chosen_by: ChosenBy,
+        logits: Logits,
+        history: list[int],
+        hooks: tuple[Hook, ...],
+    ) -> None:
+        self.session = session
+        self.index, self.token = index, token
+        self.text_delta, self.logprob, self.chosen_by = text_delta, logprob, chosen_by
+        self.position = len(session.prompt) + index
+        self._logits: Logits | None = logits
+        self._history = history  # append-only, shared: [:position] is what came before
+        self._hooks = hooks
+
+    # The distribution ---------------------------------------------------------------------------
 
     @property
     def logits(self) -> Logits:
-        """Raw, (vocab_size,): before any filter."""
-        return self.choice.logits
+        """Raw, (vocab_size,) float32: before any filter."""
+        return self.session._logits_of(self) if self._logits is None else self._logits
 
     @property
-    def stages(self) -> list[tuple[str, Logits]]:
-        """The logits after each filter, by name, in order."""
+    def choice(self) -> Choice:
+        """The distribution that the token was chosen from."""
+        return self.session._choice_of(self)
+
+    @property
+    def stages(self) -> Stages:
+        """The logits after each filter, in order."""
         return self.choice.stages
 
     @property
@@ -123,9 +265,92 @@ class Step:
         """Of the raw distribution, in nats."""
         return self.choice.entropy
 
-    def candidates(self, k: int = 10) -> list[Candidate]:
+    @property
+    def uniform(self) -> float:
+        """The number in [0, 1) that a draw at this step uses: a function of (seed, stream, index)."""
+        sampler = self.session.sampler
+        return uniform(sampler.seed, sampler.stream, self.index)
+
+    def candidates(self, k: int = 10) -> Candidates:
         """The k likeliest tokens by raw logit, with what became of each."""
         return self.choice.candidates(k)
+
+    # Inside the model ---------------------------------------------------------------------------
+
+    @property
+    def cache(self) -> CacheView:
+        """The KV cache as this step saw it."""
+        return CacheView(self)
+
+    @property
+    def replay(self) -> Replay:
+        """The forward that led here, run again on the readable path with everything recorded."""
+        return self.session._replay_of(self)
+
+    @property
+    def replay_error(self) -> float:
+        """The largest gap between the replayed and the recorded logits.
+
+        Rounding alone, 1e-4 or less, when the session computes in f32. The readable path's weights
+        are the checkpoint's, so with bf16, q8 or q4 this is what the lower precision costs.
+        """
+        return float(np.abs(self.replay.logits - self.logits).max())
+
+    def attention(self, layer: int, head: int) -> NDArray[np.float32]:
+        """How the newest token before the choice attends: (position,), summing to 1."""
+        return self.replay.attention(layer, head)
+
+    def hidden_states(self) -> Array:
+        """The residual stream at every depth, (n_layers + 1, dim) float32."""
+        return self.replay.hidden_states
+
+    def logit_lens(self, k: int = 5) -> LogitLens:
+        """What each depth would say: its own stream through the final norm and the unembedding."""
+        return self.replay.logit_lens(k, self.token, self.session.tokenizer)
+
+    def activations(self, names: NamesFilter = None) -> ActivationCache:
+        """Activations at the newest position (T = 1), by name or glob; None gives all.
+
+        Raises:
+            HookError: an unknown name; the message has the nearest ones.
+        """
+        replay = self.replay
+        config = replay.model.config
+        return ActivationCache(
+            config, {name: replay.activations[name] for name in match_names(config, names)}
+        )
+
+    def timing(self) -> Timing:
+        """Seconds an operation takes, on the readable path."""
+        return self.replay.timing
+
+    def causal_map(self, layer: int | None = None) -> CausalMap:
+        """What the token's log-probability owes to each layer's attention and MLP.
+
+        See `tinyllm.causal`; `layer` is the one whose heads are taken apart, by default the one
+        whose attention matters most.
+        """
+        from tinyllm.causal import causal_map
+
+        return causal_map(self, layer)
+
+    def to_dict(self, *, candidates: int = 10, **parts: Any) -> dict[str, Any]:
+        """The step as plain data for JSON: see `tinyllm.inspect_trace.step_to_dict`."""
+        from tinyllm.inspect_trace import step_to_dict
+
+        return step_to_dict(self, candidates=candidates, **parts)
+
+    def __repr__(self) -> str:
+        text = self.session.tokenizer.token_text(self.token)
+        return (
+            f"Step({self.index}: {text!r}, p {np.exp(self.logprob):.1%}, {self.chosen_by}, "
+            f"position {self.position})"
+        )
+
+    def _repr_html_(self) -> str:
+        from tinyllm.display import step_html
+
+        return step_html(self)
 
 
 class Session:
@@ -137,6 +362,10 @@ class Session:
         prompt: token ids, at least one.
         params: how to sample; a seed makes it reproducible.
         capacity: tokens that prompt and completion may take together (default: the context).
+        readable: gives the readable model for replays; needn't be told when `runner` is that.
+        hooks: those that are set while this session runs.
+        image_positions, image_rows: (M,) and (M, dim): embeddings in place of the prompt's tokens
+            there.
 
     Raises:
         ValueError: an empty prompt.
@@ -151,23 +380,34 @@ class Session:
         params: SamplingParams | None = None,
         *,
         capacity: int | None = None,
+        readable: Callable[[], Model] | None = None,
+        hooks: HookSet | None = None,
+        image_positions: NDArray[np.int64] | None = None,
+        image_rows: NDArray[np.float32] | None = None,
     ) -> None:
         if not len(prompt):
             raise ValueError("the prompt is empty; give at least one token")
         self.runner = runner
         self.tokenizer = tokenizer
         self.prompt = [int(t) for t in prompt]
+        self.image_positions, self.image_rows = image_positions, image_rows
         self.sampler = Sampler(params or SamplingParams())
         self.steps: list[Step] = []
+        self._readable = readable
+        self._hooks = hooks or HookSet()
+        self._tokens = list(self.prompt)  # append-only: steps share it; a rewind starts another
+        self._choice: tuple[Step, Choice] | None = None  # what was looked at last
+        self._replay: tuple[Step, Replay] | None = None
+        self._decoder = StreamDecoder(tokenizer)
         limit = runner.config.max_seq_len
         self.cache: Cache = runner.new_cache(limit if capacity is None else min(capacity, limit))
-        self._logits = self._run(self.prompt)  # of the token that comes next
-        self._decoder = StreamDecoder(tokenizer)
+        self._logits_hooks = self._hooks.active
+        self._logits = self._run(self.prompt, self.cache, self._logits_hooks)  # of what comes next
 
     @property
     def tokens(self) -> list[int]:
         """Prompt and completion."""
-        return self.prompt + self.sampler.picked
+        return list(self._tokens)
 
     @property
     def text(self) -> str:
@@ -182,7 +422,7 @@ class Session:
 
     def peek(self) -> Choice:
         """The distribution that the next step would draw from; nothing moves."""
-        return Choice(self._next_logits(), self.sampler.stages(self._next_logits()), self.tokenizer)
+        return Choice(self._next_logits(), self.sampler.fork(), self.tokenizer)
 
     def step(self, token: int | str | None = None) -> Step:
         """Decode one token: the sampler's choice, or `token` (an id, or text that is one token).
@@ -192,19 +432,25 @@ class Session:
             CacheFull: the context is full.
         """
         forced = self._one_token(token) if isinstance(token, str) else token
-        choice = self.peek()  # before the pick: penalties count what came earlier
-        pick = self.sampler.pick(choice.logits, forced=forced)
-        position = len(self.prompt) + len(self.steps)
+        logits = self._next_logits()
+        pick = self.sampler.pick(logits, forced=forced)
         step = Step(
+            self,
             index=len(self.steps),
-            position=position,
             token=pick.token,
             text_delta=self._decoder.push(pick.token),
             logprob=pick.logprob,
             chosen_by=pick.chosen_by,
-            choice=choice,
+            logits=logits,
+            history=self._tokens,
+            hooks=self._logits_hooks,
         )
+        self._tokens.append(pick.token)
         self.steps.append(step)
+        if len(self.steps) > KEPT_LOGITS + 1:
+            # The first step's come from a whole prompt at once, which a replay can't give again
+            # to the bit; they stay.
+            self.steps[-KEPT_LOGITS - 1]._logits = None
         return step
 
     def rewind(self, n: int = 1) -> None:
@@ -213,31 +459,73 @@ class Session:
             raise ValueError(f"can't rewind {n} of {len(self.steps)} steps")
         if not n:
             return
-        self._logits = self.steps[-n].logits
+        back_to = self.steps[-n]
+        self._logits, self._logits_hooks = back_to.logits, back_to._hooks
         self.sampler.rewind(n)
         del self.steps[-n:]
+        self._tokens = self._tokens[: back_to.position]
         self._decoder = self._decoder_so_far()
-        self.cache.truncate(min(self.cache.length, len(self.prompt) + len(self.steps)))
+        self.cache.truncate(min(self.cache.length, len(self._tokens)))
 
     def fork(self) -> Session:
         """An independent session in the same state; neither can touch the other."""
         twin = object.__new__(Session)
-        twin.runner, twin.tokenizer = self.runner, self.tokenizer
-        twin.prompt, twin.steps = list(self.prompt), list(self.steps)
+        twin.__dict__.update(self.__dict__)
+        twin.prompt, twin._tokens = list(self.prompt), list(self._tokens)
         twin.sampler, twin.cache = self.sampler.fork(), self.cache.fork()
-        twin._logits, twin._decoder = self._logits, twin._decoder_so_far()
+        twin._decoder = twin._decoder_so_far()
+        twin._choice = twin._replay = None
+        twin.steps = [twin._adopt(step) for step in self.steps]
         return twin
+
+    def __repr__(self) -> str:
+        state = ", finished" if self.finished else ""
+        return (
+            f"Session({len(self.prompt)} prompt tokens + {len(self.steps)} steps{state}: "
+            f"{self.text[-40:]!r})"
+        )
+
+    # Running the model --------------------------------------------------------------------------
 
     def _next_logits(self) -> Logits:
         """Feed what was picked but not seen by the model yet, and give the logits after it."""
-        unseen = self.tokens[self.cache.length :]
+        hooks = self._hooks.active
+        if hooks != self._logits_hooks:
+            # They were computed under other hooks: run the newest token (or, before the first
+            # step, the whole prompt) again, for a hook must not be passed by.
+            n_tokens = len(self._tokens)
+            redo = n_tokens - 1 if self.steps else 0
+            self.cache.truncate(min(self.cache.length, redo))
+        unseen = self._tokens[self.cache.length :]
         if unseen:
-            self._logits = self._run(unseen)
+            self._logits_hooks = hooks
+            self._logits = self._run(unseen, self.cache, hooks)
         return self._logits
 
-    def _run(self, tokens: Sequence[int]) -> Logits:
-        segment = Segment(np.asarray(tokens, np.int32), self.cache)
-        return self.runner.forward_batch([segment])[0][-1]
+    def _run(self, tokens: Sequence[int], cache: Cache, hooks: Sequence[Hook]) -> Logits:
+        """Logits after `tokens`, which the cache is grown by."""
+        ids, start = np.asarray(tokens, np.int32), cache.length
+        where = rows = None
+        if self.image_positions is not None and self.image_rows is not None:
+            here = (self.image_positions >= start) & (self.image_positions < start + len(ids))
+            if here.any():
+                where, rows = self.image_positions[here] - start, self.image_rows[here]
+        if not hooks:
+            segment = Segment(ids, cache, image_positions=where, image_rows=rows)
+            return self.runner.forward_batch([segment])[0][-1]
+        if not isinstance(self.runner, Model) or not isinstance(cache, KVCache):
+            raise HookError(
+                "this session was opened on the compiled path, which has no hook points; "
+                "open it inside `with lm.hooks(...)`"
+            )
+        logits: Logits = self.runner.prefill(
+            ids,
+            cache,
+            tap=make_tap(self.runner.config, cache, hooks, len(self.prompt)),
+            image_positions=where,
+            image_rows=rows,
+        )[-1]
+        return logits
 
     def _decoder_so_far(self) -> StreamDecoder:
         """A stream decoder that has seen the completion, bytes of a half character included."""
@@ -252,6 +540,87 @@ class Session:
             parts = [self.tokenizer.token_text(i) for i in ids]
             raise ValueError(f"{text!r} is {len(ids)} tokens, not one: {parts}; step through them")
         return ids[0]
+
+    # Looking at past steps ----------------------------------------------------------------------
+
+    def _adopt(self, step: Step) -> Step:
+        """The same step as one of this session's own."""
+        twin = object.__new__(Step)
+        twin.__dict__.update(step.__dict__)
+        twin.session, twin._history = self, self._tokens
+        return twin
+
+    def _cache_at(self, step: Step, length: int) -> Cache:
+        """A cache whose first `length` positions are the step's own history.
+
+        That is the session's cache, as long as nothing was rewound and chosen differently since;
+        otherwise what differs is computed again on a fork.
+        """
+        same = min(_common_prefix(self._tokens, step._history, length), self.cache.length)
+        if same >= length:
+            return self.cache
+        cache = self.cache.fork(same, capacity=length)
+        for token in step._history[same:length]:  # one at a time, as they were decoded
+            self._run([token], cache, step._hooks)
+        return cache
+
+    def _choice_of(self, step: Step) -> Choice:
+        if self._choice is None or self._choice[0] is not step:
+            before = self.sampler.at(step._history[len(self.prompt) : step.position])
+            self._choice = step, Choice(step.logits, before, self.tokenizer, step.token)
+        return self._choice[1]
+
+    def _cached(self, step: Step, what: Literal["keys", "values"], layer: int) -> Array:
+        cache = self._cache_at(step, step.position)
+        held = cache.keys(layer) if what == "keys" else cache.values(layer)
+        copy = held[: step.position].copy()
+        copy.flags.writeable = False
+        return copy
+
+    def _logits_of(self, step: Step) -> Logits:
+        """The logits of a step that no longer has them: its forward again, on the same path."""
+        before = step.position - 1
+        cache = self._cache_at(step, before).fork(before, capacity=step.position)
+        try:
+            return self._run([step._history[before]], cache, step._hooks)
+        finally:
+            cache.free()
+
+    def _replay_of(self, step: Step) -> Replay:
+        if self._replay is not None and self._replay[0] is step:
+            return self._replay[1]
+        if isinstance(self.runner, Model):
+            model = self.runner
+        elif self._readable is not None:
+            model = self._readable()
+        else:
+            raise TraceError(
+                "this session runs on the compiled path alone; give it readable=lambda: model"
+            )
+        before = step.position - 1
+        cache = clipped_cache(model, self._cache_at(step, before), before, step.position)
+        image_row = None
+        if self.image_positions is not None and self.image_rows is not None:
+            (found,) = np.nonzero(self.image_positions == before)
+            image_row = self.image_rows[found[0]] if len(found) else None
+        replay = replay_token(
+            model,
+            step._history[before],
+            cache,
+            hooks=step._hooks,
+            n_prompt=len(self.prompt),
+            image_row=image_row,
+        )
+        self._replay = (step, replay)
+        return replay
+
+
+def _common_prefix(a: list[int], b: list[int], length: int) -> int:
+    """How many of the first `length` tokens two histories share."""
+    if a is b:
+        return length
+    pairs = zip(a, b[:length], strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(length, len(a), len(b)))
 
 
 @dataclass(frozen=True)

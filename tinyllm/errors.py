@@ -29,3 +29,11 @@ class CacheFull(TinyllmError, RuntimeError):
 
 class ImageError(TinyllmError, ValueError):
     """An image can't be used; the message completes "the image can't be used: …"."""
+
+
+class HookError(TinyllmError, ValueError):
+    """A hook names no hook point, returns what doesn't fit, or is set where it can't run."""
+
+
+class TraceError(TinyllmError, ValueError):
+    """A past step can't be looked at, or a saved trace can't be read."""

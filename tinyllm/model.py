@@ -192,6 +192,7 @@ class Model:
         chunk: int = PREFILL_CHUNK,
         image_positions: NDArray[np.int64] | None = None,
         image_rows: NDArray[np.float32] | None = None,
+        tap: Tap | None = None,
     ) -> Array:
         """`forward` in chunks, so that a long prompt needs no long score matrix."""
         ids = self._check_tokens(tokens)
@@ -206,7 +207,14 @@ class Model:
                 inside, rows = image_positions[here] - start, image_rows[here]
             wanted: Wanted = logits if is_last or logits == "all" else "none"
             parts.append(
-                self.forward(part, cache, logits=wanted, image_positions=inside, image_rows=rows)
+                self.forward(
+                    part,
+                    cache,
+                    logits=wanted,
+                    image_positions=inside,
+                    image_rows=rows,
+                    tap=tap,
+                )
             )
         return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -310,6 +311,10 @@ class Sampler:
 
     def fork(self) -> Sampler:
         """An independent sampler in the same state: same seed, stream and history."""
+        return self.at(self.picked)
+
+    def at(self, picked: Sequence[int]) -> Sampler:
+        """An independent sampler with the same seed and stream that has picked these tokens."""
         twin = Sampler(self.params, self.stream)
-        twin.seed, twin.picked, twin._counts = self.seed, list(self.picked), dict(self._counts)
+        twin.seed, twin.picked, twin._counts = self.seed, list(picked), dict(Counter(picked))
         return twin
