@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.errors import HookError, TraceError
-from tinyllm.hooks import Hook, HookSet, NamesFilter, make_tap, match_names
+from tinyllm.hooks import READABLE_ONLY, Hook, HookSet, NamesFilter, make_tap, match_names
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Array, Model, Runner, Segment
 from tinyllm.sampler import (
@@ -39,6 +39,7 @@ from tinyllm.trace import (
 
 if TYPE_CHECKING:
     from tinyllm.causal import CausalMap
+    from tinyllm.trace_file import TraceRecord
 
 Logits = NDArray[np.float32]
 
@@ -243,6 +244,11 @@ class Step:
         self._history = history  # append-only, shared: [:position] is what came before
         self._hooks = hooks
 
+    @property
+    def tokens_before(self) -> list[int]:
+        """Prompt and completion up to this step, its own token not included."""
+        return self._history[: self.position]
+
     # The distribution ---------------------------------------------------------------------------
 
     @property
@@ -267,7 +273,7 @@ class Step:
 
     @property
     def uniform(self) -> float:
-        """The number in [0, 1) that a draw at this step uses: a function of (seed, stream, index)."""
+        """The number in [0, 1) that a draw here uses: it hangs on seed, stream and index alone."""
         sampler = self.session.sampler
         return uniform(sampler.seed, sampler.stream, self.index)
 
@@ -334,11 +340,16 @@ class Step:
 
         return causal_map(self, layer)
 
-    def to_dict(self, *, candidates: int = 10, **parts: Any) -> dict[str, Any]:
-        """The step as plain data for JSON: see `tinyllm.inspect_trace.step_to_dict`."""
-        from tinyllm.inspect_trace import step_to_dict
+    def to_dict(self, **parts: Any) -> dict[str, Any]:
+        """This step alone as a versioned trace, plain data for JSON.
 
-        return step_to_dict(self, candidates=candidates, **parts)
+        Args:
+            parts: what to put in: candidates=10, stages=True, lens=0 (k), attention=(layer, heads);
+                see `trace_file.record_step`.
+        """
+        from tinyllm.trace_file import record
+
+        return record(self.session, [self], **parts).to_dict()
 
     def __repr__(self) -> str:
         text = self.session.tokenizer.token_text(self.token)
@@ -366,6 +377,7 @@ class Session:
         hooks: those that are set while this session runs.
         image_positions, image_rows: (M,) and (M, dim): embeddings in place of the prompt's tokens
             there.
+        name: the model's, for saved traces.
 
     Raises:
         ValueError: an empty prompt.
@@ -384,11 +396,13 @@ class Session:
         hooks: HookSet | None = None,
         image_positions: NDArray[np.int64] | None = None,
         image_rows: NDArray[np.float32] | None = None,
+        name: str = "",
     ) -> None:
         if not len(prompt):
             raise ValueError("the prompt is empty; give at least one token")
         self.runner = runner
         self.tokenizer = tokenizer
+        self.name = name
         self.prompt = [int(t) for t in prompt]
         self.image_positions, self.image_rows = image_positions, image_rows
         self.sampler = Sampler(params or SamplingParams())
@@ -485,6 +499,12 @@ class Session:
             f"{self.text[-40:]!r})"
         )
 
+    def trace(self, **parts: Any) -> TraceRecord:
+        """All steps so far as a versioned trace to save; `parts` as in `Step.to_dict`."""
+        from tinyllm.trace_file import record
+
+        return record(self, self.steps, **parts)
+
     # Running the model --------------------------------------------------------------------------
 
     def _next_logits(self) -> Logits:
@@ -510,17 +530,18 @@ class Session:
             here = (self.image_positions >= start) & (self.image_positions < start + len(ids))
             if here.any():
                 where, rows = self.image_positions[here] - start, self.image_rows[here]
+        readable = isinstance(self.runner, Model) and isinstance(cache, KVCache)
+        if (hooks or READABLE_ONLY) and not readable:
+            raise HookError(
+                "this session was opened on the compiled path, where hooks and lab.break_it have "
+                "no place; open it inside the `with` block, and it takes the readable path"
+            )
         if not hooks:
             segment = Segment(ids, cache, image_positions=where, image_rows=rows)
             return self.runner.forward_batch([segment])[0][-1]
-        if not isinstance(self.runner, Model) or not isinstance(cache, KVCache):
-            raise HookError(
-                "this session was opened on the compiled path, which has no hook points; "
-                "open it inside `with lm.hooks(...)`"
-            )
-        logits: Logits = self.runner.prefill(
+        logits: Logits = cast(Model, self.runner).prefill(
             ids,
-            cache,
+            cast(KVCache, cache),
             tap=make_tap(self.runner.config, cache, hooks, len(self.prompt)),
             image_positions=where,
             image_rows=rows,
@@ -573,7 +594,7 @@ class Session:
     def _cached(self, step: Step, what: Literal["keys", "values"], layer: int) -> Array:
         cache = self._cache_at(step, step.position)
         held = cache.keys(layer) if what == "keys" else cache.values(layer)
-        copy = held[: step.position].copy()
+        copy: Array = np.array(held[: step.position])
         copy.flags.writeable = False
         return copy
 
@@ -589,30 +610,33 @@ class Session:
     def _replay_of(self, step: Step) -> Replay:
         if self._replay is not None and self._replay[0] is step:
             return self._replay[1]
-        if isinstance(self.runner, Model):
-            model = self.runner
-        elif self._readable is not None:
-            model = self._readable()
-        else:
-            raise TraceError(
-                "this session runs on the compiled path alone; give it readable=lambda: model"
-            )
-        before = step.position - 1
-        cache = clipped_cache(model, self._cache_at(step, before), before, step.position)
+        model = self._readable_model()
+        cache, token, hooks = self._clipped(step, model)
         image_row = None
         if self.image_positions is not None and self.image_rows is not None:
-            (found,) = np.nonzero(self.image_positions == before)
+            (found,) = np.nonzero(self.image_positions == cache.length)
             image_row = self.image_rows[found[0]] if len(found) else None
         replay = replay_token(
-            model,
-            step._history[before],
-            cache,
-            hooks=step._hooks,
-            n_prompt=len(self.prompt),
-            image_row=image_row,
+            model, token, cache, hooks=hooks, n_prompt=len(self.prompt), image_row=image_row
         )
         self._replay = (step, replay)
         return replay
+
+    def _readable_model(self) -> Model:
+        if isinstance(self.runner, Model):
+            return self.runner
+        if self._readable is None:
+            raise TraceError(
+                "this session runs on the compiled path alone, which can't be looked into; "
+                "open it with readable=lambda: model"
+            )
+        return self._readable()
+
+    def _clipped(self, step: Step, model: Model) -> tuple[KVCache, int, tuple[Hook, ...]]:
+        """What a replay starts from: the cache before the newest token, that token, the hooks."""
+        before = step.position - 1
+        cache = clipped_cache(model, self._cache_at(step, before), before, step.position)
+        return cache, step._history[before], step._hooks
 
 
 def _common_prefix(a: list[int], b: list[int], length: int) -> int:

@@ -29,7 +29,7 @@ from tinyllm.kv_cache import Cache
 from tinyllm.model import Array, Tap
 
 NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
-Positions = Literal["all", "prompt", "generated"] | Iterable[int]
+Positions = Literal["all", "prompt", "generated"] | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Hook:
                 )
             return
         wanted = np.asarray(list(self.positions))
-        if wanted.size == 0 or wanted.dtype.kind not in "iu" or wanted.min() < 0:
+        if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu" or wanted.min() < 0:
             raise HookError(
                 "positions are absolute, counted from 0: give at least one integer that is not "
                 f"negative, not {self.positions!r}"
@@ -258,9 +258,7 @@ class Hook:
 
 def _check_replacement(name: str, old: Array, new: object) -> None:
     if not isinstance(new, np.ndarray):
-        raise HookError(
-            f"a hook at {name} returned {type(new).__name__}; return None or an array"
-        )
+        raise HookError(f"a hook at {name} returned {type(new).__name__}; return None or an array")
     if new.shape != old.shape or new.dtype != old.dtype:
         raise HookError(
             f"a hook at {name} returned {new.dtype} {new.shape}; the array there is "
@@ -274,8 +272,6 @@ def make_hooks(
     positions: Positions = "all",
 ) -> list[Hook]:
     """Resolve (names, function) pairs against a model; raises HookError for an unknown name."""
-    if not isinstance(positions, str):
-        positions = tuple(positions)
     return [Hook(frozenset(match_names(config, names)), fn, positions) for names, fn in hooks]
 
 
@@ -318,9 +314,7 @@ class HookTap:
         return array
 
 
-def make_tap(
-    config: ModelConfig, cache: Cache, hooks: Sequence[Hook], n_prompt: int
-) -> Tap | None:
+def make_tap(config: ModelConfig, cache: Cache, hooks: Sequence[Hook], n_prompt: int) -> Tap | None:
     """The tap that runs `hooks`, or None when there are none."""
     return HookTap(config, cache, hooks, n_prompt) if hooks else None
 
@@ -363,3 +357,27 @@ class HookSet:
                     HookNeverRan,
                     stacklevel=4,
                 )
+
+
+# Changes that tinyllm.lab has made to the readable path's operations, by name. While there are
+# any, the compiled path would quietly compute something else: sessions refuse it.
+READABLE_ONLY: list[str] = []
+
+
+def needs_readable_path(hooks: HookSet) -> bool:
+    """Whether what is set now exists on the readable path alone."""
+    return bool(hooks.active or READABLE_ONLY)
+
+
+class HookPoints(tuple[HookPoint, ...]):
+    """A table of hook points."""
+
+    def __repr__(self) -> str:
+        from tinyllm.display import hook_points_text
+
+        return hook_points_text(self)
+
+    def _repr_html_(self) -> str:
+        from tinyllm.display import hook_points_html
+
+        return hook_points_html(self)

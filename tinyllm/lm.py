@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,20 @@ from tinyllm import decode
 from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.decode import Generation, Session, Step
 from tinyllm.fetch import resolve
-from tinyllm.model import Model, Runner
+from tinyllm.hooks import (
+    HookFn,
+    HookPoints,
+    HookSet,
+    NamesFilter,
+    Positions,
+    hook_points,
+    make_hooks,
+    needs_readable_path,
+)
+from tinyllm.model import Array, Model, Runner
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.trace import ActivationCache, run_with_cache
 from tinyllm.weights import load_weights
 
 Dtype = Literal["f32", "bf16", "q8", "q4"]
@@ -77,6 +89,8 @@ class LM:
         self.card = read_json_object(card) if card.is_file() else {"id": folder.name}
         self.name = str(self.card.get("id", folder.name))
         self.runner: Runner = self.model if not compiled else self._compile(dtype, threads)
+        self._hooks = HookSet()
+        self._last_tokens: list[int] | None = None  # what ran last, for `explain`
 
     def __repr__(self) -> str:
         c = self.config
@@ -111,13 +125,22 @@ class LM:
     def session(
         self, prompt: PromptLike, *, capacity: int | None = None, **sampling: Any
     ) -> Session:
-        """A session to step through; `sampling` are the fields of SamplingParams."""
+        """A session to step through; `sampling` are the fields of SamplingParams.
+
+        While hooks are set it opens on the readable path, whatever the backend: hook points are
+        there.
+        """
+        ids = self.encode_prompt(prompt)
+        self._last_tokens = ids
         return Session(
-            self.runner,
+            self.model if needs_readable_path(self._hooks) else self.runner,
             self.tokenizer,
-            self.encode_prompt(prompt),
+            ids,
             SamplingParams(**sampling),
             capacity=capacity,
+            readable=lambda: self.model,
+            hooks=self._hooks,
+            name=self.name,
         )
 
     def decode_steps(
@@ -143,3 +166,54 @@ class LM:
             raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
         ids = self.encode_prompt(prompt)
         return self.session(ids, capacity=len(ids) + max_tokens, **sampling)
+
+    # Looking inside -----------------------------------------------------------------------------
+
+    def hook_points(self) -> HookPoints:
+        """Every hook point: name, shape, the checkpoint's tensor, the line of model.py."""
+        return HookPoints(hook_points(self.config))
+
+    @contextmanager
+    def hooks(
+        self, hooks: Sequence[tuple[NamesFilter, HookFn]], *, positions: Positions = "all"
+    ) -> Iterator[None]:
+        """Run everything in the `with` block through hooks, the KV cache included.
+
+        Args:
+            hooks: pairs of a hook point's name (or glob) and a function fn(act, *, hook). It
+                returns None to leave the array as it is, or an array of the same shape and dtype
+                to go on with. `hook.positions` are absolute, `hook.layer` is the layer.
+            positions: "all", "prompt", "generated" or a list of absolute positions: the function
+                sees and changes the rows of these alone.
+
+        Raises:
+            HookError: an unknown name (with the nearest ones), or a result that doesn't fit.
+
+        Warns:
+            HookNeverRan: a hook was never called in the block.
+        """
+        with self._hooks.set(make_hooks(self.config, hooks, positions)):
+            yield
+
+    def run_with_cache(
+        self, prompt: PromptLike, names_filter: NamesFilter = None
+    ) -> tuple[Array, ActivationCache]:
+        """One forward over a prompt: logits (T, vocab_size), and the activations by name.
+
+        Args:
+            names_filter: a hook point's name or glob, several, a function of the name, or None
+                for all (a warning tells when that takes more than 256 MB).
+        """
+        ids = self._last_tokens = self.encode_prompt(prompt)
+        return run_with_cache(self.model, ids, names_filter, hooks=self._hooks.active)
+
+    def run_with_hooks(
+        self,
+        prompt: PromptLike,
+        hooks: Sequence[tuple[NamesFilter, HookFn]],
+        *,
+        positions: Positions = "all",
+    ) -> Array:
+        """Logits (T, vocab_size) of one forward over a prompt with hooks set; see `hooks`."""
+        with self.hooks(hooks, positions=positions):
+            return self.run_with_cache(prompt, names_filter=())[0]
