@@ -536,10 +536,12 @@ class Session:
                 "this session was opened on the compiled path, where hooks and lab.break_it have "
                 "no place; open it inside the `with` block, and it takes the readable path"
             )
+        logits: Logits
         if not hooks:
             segment = Segment(ids, cache, image_positions=where, image_rows=rows)
-            return self.runner.forward_batch([segment])[0][-1]
-        logits: Logits = cast(Model, self.runner).prefill(
+            logits = self.runner.forward_batch([segment])[0][-1]
+            return logits
+        logits = cast(Model, self.runner).prefill(
             ids,
             cast(KVCache, cache),
             tap=make_tap(self.runner.config, cache, hooks, len(self.prompt)),
