@@ -1,0 +1,387 @@
+"""The compiled path: a whole forward pass in one call, quantised, threaded, over a paged cache.
+
+`CompiledModel` computes what `model.Model` computes (tests hold it to that), through the kernels in
+`tinyllm.kernels`. For a given format its logits are the same bits with any number of threads, alone
+or in any batch, and with a prompt cut into any chunks.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.config import ModelConfig
+from tinyllm.errors import ConfigError
+from tinyllm.kernels import forward as fwd
+from tinyllm.kernels import layout, quantize, reference
+from tinyllm.kernels.build import JIT, USE_SIMD, cache_folder, sources_hash
+from tinyllm.kernels.jit import CHUNK, PAGE
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE
+from tinyllm.kernels.paged import PagedCache, PagePool
+from tinyllm.kernels.threads import Team
+from tinyllm.model import Segment, weights_fingerprint
+from tinyllm.weights import load_weights
+
+DTYPES = ("f32", "bf16", "q8", "q4")
+MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache
+MAX_LOGIT_ROWS = 64  # logits of one call
+
+Array = NDArray[np.float32]
+
+
+class CompiledModel:
+    """A `Runner` over compiled kernels.
+
+    Args:
+        config: the model's shape; head_dim, dim and hidden_dim must be multiples of 32.
+        weights: a checkpoint's tensors by their hub names, or the folder that holds them.
+        dtype: the weights' format: "f32", "bf16", "q8" (8 bits) or "q4" (4 bits).
+        threads: how many threads share a forward pass.
+        kv_dtype: "f32" or "f16"; by default f32 for f32 weights, f16 for the others.
+        kv_cache_mb: megabytes of KV cache for all sequences together; touched only when used.
+
+    Raises:
+        ConfigError: a shape that the kernels don't do.
+        WeightsError: as `load_weights`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Array] | Path | str,
+        dtype: str = "q8",
+        threads: int = 2,
+        kv_dtype: str | None = None,
+        kv_cache_mb: int = 512,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        check_shape(config)
+        if not JIT:
+            threads = 1  # the kernels are plain Python then
+        self.config = config
+        self.dtype = dtype
+        self.kv_dtype = kv_dtype or ("f32" if dtype == "f32" else "f16")
+        self.threads = threads
+        if isinstance(weights, (Path, str)):
+            weights = load_weights(Path(weights), config)
+        self.arrays = pack(config, weights, dtype)
+        path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}"
+        self._fingerprint = weights_fingerprint(config, weights, path)
+
+        pages = PagePool(config, self.kv_dtype, 0)
+        page_nbytes = page_bytes(config, self.kv_dtype)
+        pages = PagePool(config, self.kv_dtype, max(1, kv_cache_mb * 1_000_000 // page_nbytes))
+        self.pool = pages
+        self._batch = make_batch(config)
+        self._scratch = make_scratch(config, dtype, threads)
+        own = make_own(config, self.kv_dtype, threads)
+        self._team = Team(threads, n_regions=9 * config.n_layers + 4)
+        self._lock = threading.Lock()
+
+        args = (self.arrays, self.pool.arrays, self._batch, self._scratch, own)
+        control = self._team.control
+        compile_kernels(f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
+
+        def work(thread: int, job: int) -> int:
+            return fwd.run(thread, job, control, *args)
+
+        self._team.start(work)
+        weakref.finalize(self, self._team.close)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shape, the weights, their format and the kernels' own text."""
+        return self._fingerprint
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that a decoded token reads."""
+        read = [self.arrays.head, *self.arrays[2:6]]
+        return sum(array.nbytes for matrix in read for array in matrix)
+
+    def new_cache(self, capacity: int | None = None) -> PagedCache:
+        """An empty cache for one sequence; it draws pages as it grows, up to `capacity` tokens."""
+        return PagedCache(self.pool, self.config.max_seq_len if capacity is None else capacity)
+
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.integer[Any]],
+        cache: PagedCache,
+        *,
+        logits: Any = "last",
+    ) -> Array:
+        """One sequence's `forward_batch`: (T | 1 | 0, vocab_size)."""
+        return self.forward_batch([Segment(np.asarray(tokens, np.int32), cache, logits)])[0]
+
+    def forward_batch(self, segments: Sequence[Segment]) -> list[Array]:
+        """Logits of each segment, (1 | T | 0, vocab_size) as it asked; its cache has grown by T.
+
+        Long segments are cut into calls of at most 256 rows, and short ones share calls. Safe to
+        call from several threads: one runs after the other.
+
+        Raises:
+            ValueError: a token id outside the vocabulary, or two segments with one cache.
+            CacheFull: tokens that don't fit; no sequence has grown.
+        """
+        for segment in segments:
+            self._check(segment)
+        if len({id(s.cache) for s in segments}) < len(segments):
+            raise ValueError("two segments of a batch share a cache; fork it first")
+        with self._lock:
+            for segment in segments:
+                segment.cache.reserve(len(segment.tokens))
+            return self._run(segments)
+
+    def _check(self, segment: Segment) -> None:
+        tokens = segment.tokens
+        if tokens.ndim != 1:
+            raise ValueError(f"tokens must be one-dimensional, not of shape {tokens.shape}")
+        if not isinstance(segment.cache, PagedCache) or segment.cache.pool is not self.pool:
+            raise ValueError("the cache isn't one of this model's: make it with new_cache()")
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
+            bad = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0]
+            raise ValueError(f"token id {bad} is not in the vocabulary of {self.config.vocab_size}")
+        if segment.image_positions is not None:
+            rows, at = segment.image_rows, segment.image_positions
+            if rows is None or rows.shape != (len(at), self.config.dim):
+                raise ValueError(
+                    f"image_rows must be ({len(at)}, {self.config.dim}), one row a position"
+                )
+            if at.size and not (at.min() >= 0 and at.max() < len(tokens)):
+                raise ValueError("image_positions must lie within the segment's tokens")
+
+    def _run(self, segments: Sequence[Segment]) -> list[Array]:
+        results: list[list[Array]] = [[] for _ in segments]
+        done = [0] * len(segments)
+        while True:
+            plan = plan_call(segments, done)
+            if not plan:
+                break
+            wanted = self._fill(segments, done, plan)
+            self._team.run()
+            logits = self._scratch.logits[:, : self.config.vocab_size]
+            row = 0
+            for i, n in plan:
+                done[i] += n
+                segments[i].cache.advance(n)  # type: ignore[attr-defined]
+                if wanted[i]:
+                    results[i].append(logits[row : row + wanted[i]].copy())
+                    row += wanted[i]
+        empty = np.zeros((0, self.config.vocab_size), np.float32)
+        return [
+            rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else empty
+            for rows in results
+        ]
+
+    def _fill(
+        self, segments: Sequence[Segment], done: list[int], plan: list[tuple[int, int]]
+    ) -> dict[int, int]:
+        """Write one call's batch; returns how many logit rows each segment gets."""
+        b = self._batch
+        n_rows = n_parts = n_logits = longest = 0
+        wanted = {}
+        for sequence, (i, n) in enumerate(plan):
+            segment, start = segments[i], done[i]
+            rows = slice(n_rows, n_rows + n)
+            position = segment.cache.length
+            pages = segment.cache.pages  # type: ignore[attr-defined]
+            b.tokens[rows] = segment.tokens[start : start + n]
+            b.position[rows] = np.arange(position, position + n)
+            b.sequence[rows] = sequence
+            b.pages[sequence, : len(pages)] = pages
+            longest = max(longest, position + n)
+            if segment.image_positions is not None and segment.image_rows is not None:
+                here = (segment.image_positions >= start) & (segment.image_positions < start + n)
+                at = segment.image_positions[here] - start + n_rows
+                b.images[at] = segment.image_rows[here]
+                b.tokens[at] = -1 - at
+            for first in range(0, n, TILE):
+                b.part_first[n_parts] = n_rows + first
+                b.part_rows[n_parts] = min(TILE, n - first)
+                n_parts += 1
+            is_last = start + n == len(segment.tokens)
+            wanted[i] = n if segment.logits == "all" else int(segment.logits == "last" and is_last)
+            n_rows += n
+            b.logit_rows[n_logits : n_logits + wanted[i]] = np.arange(n_rows - wanted[i], n_rows)
+            n_logits += wanted[i]
+        b.counts[:] = n_rows, n_parts, n_logits, longest
+        return wanted
+
+
+def plan_call(segments: Sequence[Segment], done: Sequence[int]) -> list[tuple[int, int]]:
+    """The next call: (segment, tokens) pairs, in order, within a call's limits."""
+    plan, rows, logit_rows = [], MAX_ROWS, MAX_LOGIT_ROWS
+    for i, segment in enumerate(segments):
+        n = min(len(segment.tokens) - done[i], rows)
+        if segment.logits == "all":
+            n = min(n, logit_rows)
+            logit_rows -= n
+        elif segment.logits == "last" and n == len(segment.tokens) - done[i] and n:
+            if logit_rows == 0:
+                n = 0
+            else:
+                logit_rows -= 1
+        if n:
+            plan.append((i, n))
+            rows -= n
+    return plan
+
+
+def check_shape(config: ModelConfig) -> None:
+    """Raise ConfigError for shapes that the kernels don't do."""
+    for name in ("dim", "hidden_dim", "head_dim"):
+        if getattr(config, name) % GROUP:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}; the compiled kernels need a multiple of "
+                f'{GROUP}: use backend="reference" for this model'
+            )
+
+
+def page_bytes(config: ModelConfig, kv_dtype: str) -> int:
+    """Bytes of one page of the KV cache."""
+    itemsize = 4 if kv_dtype == "f32" else 2
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE * itemsize
+
+
+def stack(matrices: Sequence[Any]) -> Any:
+    """Packed matrices of all layers → one NamedTuple with a layer axis in front."""
+    return type(matrices[0])(*(np.stack(arrays) for arrays in zip(*matrices, strict=True)))
+
+
+def pack(config: ModelConfig, w: Mapping[str, Array], dtype: str) -> fwd.ModelArrays:
+    """A checkpoint's tensors → the kernels' arrays."""
+    layers = [f"model.layers.{i}" for i in range(config.n_layers)]
+
+    def stacked(rows: Any) -> Any:
+        return stack([quantize.quantize(np.ascontiguousarray(rows(i)), dtype) for i in layers])
+
+    def qkv(layer: str) -> Array:
+        return np.concatenate([w[f"{layer}.self_attn.{n}_proj.weight"] for n in "qkv"])
+
+    def gate_up(layer: str) -> Array:
+        gate, up = (w[f"{layer}.mlp.{n}_proj.weight"] for n in ("gate", "up"))
+        pairs = np.stack(
+            [gate.reshape(-1, BLOCK, config.dim), up.reshape(-1, BLOCK, config.dim)], 1
+        )
+        return pairs.reshape(-1, config.dim)
+
+    # The embedding stays at 8 bits under q4: it is also the head, where rounding costs most.
+    table = "q8" if dtype == "q4" else dtype
+    embed = stack([quantize.quantize(w["model.embed_tokens.weight"], table)])
+    head = embed
+    if not config.tie_embeddings:
+        head = stack([quantize.quantize(w["lm_head.weight"], table)])
+    return fwd.ModelArrays(
+        embed=embed,
+        head=head,
+        qkv=stacked(qkv),
+        out=stacked(lambda layer: w[f"{layer}.self_attn.o_proj.weight"]),
+        gate_up=stacked(gate_up),
+        down=stacked(lambda layer: w[f"{layer}.mlp.down_proj.weight"]),
+        attn_norm=np.stack([w[f"{layer}.input_layernorm.weight"] for layer in layers]),
+        mlp_norm=np.stack([w[f"{layer}.post_attention_layernorm.weight"] for layer in layers]),
+        final_norm=np.array(w["model.norm.weight"])[None],
+        **rope_arrays(config),
+        n_heads=config.n_heads,
+        norm_eps=config.norm_eps,
+    )
+
+
+def rope_arrays(config: ModelConfig) -> dict[str, Array]:
+    """cos and sin of all positions, (max_seq_len, head_dim / 2) float32."""
+    cos, sin = reference.rope_tables(config, np.arange(config.max_seq_len))
+    return {"cos": np.ascontiguousarray(cos), "sin": np.ascontiguousarray(sin)}
+
+
+def make_batch(config: ModelConfig) -> fwd.Batch:
+    """An empty batch of the largest size."""
+    rows = (MAX_ROWS,)
+    return fwd.Batch(
+        counts=np.zeros(4, np.int64),
+        tokens=np.zeros(rows, np.int32),
+        images=np.zeros((MAX_ROWS, config.dim), np.float32),
+        position=np.zeros(rows, np.int64),
+        sequence=np.zeros(rows, np.int32),
+        part_first=np.zeros(rows, np.int32),
+        part_rows=np.zeros(rows, np.int32),
+        logit_rows=np.zeros(rows, np.int32),
+        pages=np.zeros((MAX_ROWS, -(-config.max_seq_len // PAGE)), np.int32),
+    )
+
+
+def make_scratch(config: ModelConfig, dtype: str, threads: int) -> fwd.Scratch:
+    """Room for all that a call writes on its way."""
+    make = layout.empty_int8_rows if dtype in ("q8", "q4") else layout.empty_f32_rows
+    head_dim = config.head_dim
+    spans = -(-config.max_seq_len // CHUNK)
+    spread = fwd.SPREAD_ROWS * config.n_heads * spans
+
+    def zeros(*shape: int) -> Array:
+        return np.zeros(shape, np.float32)
+
+    return fwd.Scratch(
+        x=zeros(MAX_ROWS, config.dim),
+        normed=make(MAX_ROWS + TILE * threads, config.dim),
+        mixed=make(MAX_ROWS, config.n_heads * head_dim),
+        hidden=make(MAX_ROWS, config.hidden_dim),
+        q=zeros(config.n_heads * MAX_ROWS + TILE, head_dim),
+        logits=zeros(MAX_LOGIT_ROWS, -(-config.vocab_size // BLOCK) * BLOCK),
+        spread_top=zeros(spread),
+        spread_total=zeros(spread),
+        spread_value=zeros(spread, head_dim),
+    )
+
+
+def make_own(config: ModelConfig, kv_dtype: str, threads: int) -> fwd.Own:
+    """Each thread's own room, first axis threads."""
+    head_dim, group = config.head_dim, config.n_heads // config.n_kv_heads
+    queries = TILE * group + TILE  # of one part and key head, with slack for whole bundles
+
+    def zeros(*shape: int) -> Array:
+        return np.zeros((threads, *shape), np.float32)
+
+    return fwd.Own(
+        row=zeros(max(config.dim, group * head_dim, GROUP)),
+        out=zeros(TILE, max(head_dim, 4 * BLOCK, fwd.OUT_BLOCKS * BLOCK)),
+        half=np.zeros((threads, head_dim), np.float32 if kv_dtype == "f32" else np.uint16),
+        visible=np.zeros((threads, queries), np.int64),
+        scores=zeros(TILE, PAGE),
+        sums=zeros(TILE, BLOCK),
+        shrink=zeros(TILE),
+        top=zeros(queries),
+        total=zeros(queries),
+        value=zeros(queries, head_dim),
+        all_top=zeros(queries),
+        all_total=zeros(queries),
+        all_value=zeros(queries, head_dim),
+    )
+
+
+def compile_kernels(name: str, args: tuple[Any, ...]) -> None:
+    """Compile (or load from disk) the forward pass for arguments of these types."""
+    if not JIT:
+        return
+    ready = cache_folder() / f"{name}.ready"
+    start = time.monotonic()
+    if not ready.exists():
+        print(
+            f"tinyllm: compiling the {name} kernels for this processor; it takes about half a "
+            f"minute, once (they are kept in {cache_folder()})",
+            file=sys.stderr,
+            flush=True,
+        )
+    typeof: Any = numba.typeof
+    fwd.run.compile(tuple(typeof(arg) for arg in args))  # type: ignore[attr-defined]
+    if not ready.exists():
+        print(f"tinyllm: compiled in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        ready.touch()

@@ -1,0 +1,140 @@
+"""How kernels are compiled: one decorator, one cache on disk, and which instructions to use.
+
+Every kernel is compiled by numba once on a machine and kept on disk; a later process loads machine
+code in milliseconds. numba keys its own cache by one function's file alone, so a change in a file
+that it calls would go unseen. Here the key is the text of all kernel files together: whoever edits
+a kernel gets it compiled, and nobody ever runs a stale one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import llvmlite.binding as llvm
+import numba
+import platformdirs
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+numba_config: Any = numba.config  # numba is typed in parts, differently from release to release
+JIT = not numba_config.DISABLE_JIT
+"""False under NUMBA_DISABLE_JIT=1, where kernels are plain Python on one thread."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SIMD_VARIABLE = "TINYLLM_SIMD"
+NEEDED_FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
+
+
+def _choose_simd() -> bool:
+    wish = os.environ.get(SIMD_VARIABLE, "auto").lower()
+    if wish not in ("auto", "on", "off"):
+        raise ValueError(f"{SIMD_VARIABLE} must be auto, on or off, not {wish!r}")
+    if wish == "off" or not JIT:
+        return False
+    features = llvm.get_host_cpu_features()
+    missing = [name for name in NEEDED_FEATURES if not features.get(name)]
+    if wish == "on" and missing:
+        raise ValueError(f"{SIMD_VARIABLE}=on, but this processor lacks {', '.join(missing)}")
+    return not missing
+
+
+USE_SIMD = _choose_simd()
+"""Whether `simd.py` is used (else the plain loops of `jit.py`); decided once, at import."""
+
+
+@cache
+def sources_hash() -> str:
+    """Changes with any kernel's text: part of every cache key, and of a model's fingerprint."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def cache_folder() -> Path:
+    """Where compiled kernels go: `NUMBA_CACHE_DIR`, `__pycache__`, or the user's cache folder.
+
+    A read-only installation has no writable `__pycache__`; if nothing at all is writable, a
+    temporary folder serves this process alone.
+    """
+    name = f"kernels-{sources_hash()}-{'simd' if USE_SIMD else 'plain'}"
+    candidates = [
+        Path(__file__).parent / "__pycache__",
+        Path(platformdirs.user_cache_dir("tinyllm", appauthor=False)),
+    ]
+    if numba_config.CACHE_DIR:
+        candidates.insert(0, Path(numba_config.CACHE_DIR) / "tinyllm")
+    for parent in candidates:
+        folder = parent / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    return Path(tempfile.mkdtemp(prefix="tinyllm-"))
+
+
+class _Locator:
+    """numba's cache locator protocol: one folder for all kernels, stamped by all their sources."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        del file
+        return cls(function)
+
+    def ensure_cache_path(self) -> None:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return sources_hash()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: Any = (_Locator,)
+
+
+class _KernelCache(FunctionCache):
+    _impl_class = _CacheImpl
+
+
+def _new_cache(compiled: Any) -> Any:
+    make: Any = _KernelCache
+    return make(compiled.py_func)
+
+
+def uncached(function: F) -> F:
+    """Compile with numba, without the interpreter's lock.
+
+    No fast-math: kernels meet -inf (masks), and the order of every float sum is part of what a
+    kernel promises. With NUMBA_DISABLE_JIT=1 this is the Python function itself.
+    """
+    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+
+
+def kernel(function: F) -> F:
+    """As `uncached`, and keep the machine code on disk.
+
+    Not for a function that holds compiled ones in its closure: numba can't tell them apart from
+    one process to the next, and would compile anew each time.
+    """
+    compiled = uncached(function)
+    if JIT:
+        compiled._cache = _new_cache(compiled)  # type: ignore[attr-defined]
+    return compiled

@@ -1,0 +1,448 @@
+"""Every kernel as plain loops, compiled by numba: what `simd.py` does, readable line by line.
+
+These run where the processor lacks the vector instructions (or `TINYLLM_SIMD=off` is set), and as
+ordinary Python under NUMBA_DISABLE_JIT=1. Integer arithmetic is exact, so there both agree to the
+bit; float sums run in another order here, so they agree to rounding.
+
+Shapes and names as in `layout.py`. `tile` and `lane` name a token of an activation, `layer` one
+matrix of a stack, `first` and `count` a run of its 16-row blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import kernel
+from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q8, AttendScratch, F32Rows, Int8Rows
+
+Array = NDArray[Any]
+
+PAGE = 64  # tokens in a page of the KV cache, and in one step of the online softmax
+CHUNK = 512  # keys whose softmax is computed from scratch; chunks are then merged in order
+NOTHING_YET = np.float32(-1e30)  # the running maximum before any key; finite, so that 0·x stays 0
+
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # exact in few bits, so that n · LN2_HIGH is exact too
+LN2_LOW = np.float32(-2.12194440e-4)
+ROUNDER = np.float32(12582912.0)  # 1.5 · 2²³: adding it leaves no bits behind the point
+EXP_LOWEST = np.float32(-87.0)
+EXP_HIGHEST = np.float32(88.0)
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@kernel
+def half_to_float(half: int) -> np.float32:
+    """float16, given as its bits, to float32."""
+    sign, exponent, mantissa = half >> 15, (half >> 10) & 31, half & 1023
+    if exponent == 31:
+        bits = 0x7F800000 | (mantissa << 13)
+    elif exponent:
+        bits = ((exponent + 112) << 23) | (mantissa << 13)
+    else:  # zero and denormals
+        value = np.float32(mantissa) * np.float32(2.0**-24)
+        return -value if sign else value
+    magnitude = np.int32(bits).view(np.float32)
+    return -magnitude if sign else magnitude
+
+
+@kernel
+def float_to_half(value: np.float32) -> np.int64:
+    """float32 to the bits of the nearest float16, ties to even."""
+    bits = np.int64(np.float32(value).view(np.int32))
+    sign = (bits >> 16) & 0x8000
+    magnitude = bits & 0x7FFFFFFF
+    if magnitude > 0x7F800000:  # NaN
+        return sign | 0x7E00
+    if magnitude >= 0x477FF000:  # from 65520 on the nearest is infinity
+        return sign | 0x7C00
+    if magnitude < 0x38800000:  # below 2⁻¹⁴: denormal, a count of 2⁻²⁴
+        count = np.float32(abs(value) * np.float32(2.0**24)) + ROUNDER
+        return sign | (np.int64(np.float32(count).view(np.int32)) & 0x7FF)
+    rounded = magnitude + 0xFFF + ((magnitude >> 13) & 1)
+    return sign | ((rounded >> 13) - (112 << 10))
+
+
+@kernel
+def exp(x: np.float32) -> np.float32:
+    """eˣ to 2 units in the last place; exactly 1 at 0, and 0 below -87.
+
+    2ⁿ · eʳ with |r| <= ln 2 / 2; the polynomial is Cephes' expf
+    (https://www.netlib.org/cephes/).
+    """
+    if x < EXP_LOWEST:
+        return np.float32(0.0)
+    x = EXP_HIGHEST if x > EXP_HIGHEST else x
+    shifted = np.float32(x * LOG2_E + ROUNDER)
+    n = np.float32(shifted - ROUNDER)
+    r = np.float32(np.float32(x - n * LN2_HIGH) - n * LN2_LOW)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    if n != n:
+        return n  # NaN
+    return np.float32(math.ldexp(p, int(n)))
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+@kernel
+def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Array) -> None:
+    """RMS norm of x[row], (dim,), times weight[layer], into out[:dim]."""
+    total = np.float32(0.0)
+    for k in range(x.shape[1]):
+        total += x[row, k] * x[row, k]
+    scale = np.float32(1.0 / math.sqrt(total / x.shape[1] + eps))
+    for k in range(x.shape[1]):
+        out[k] = x[row, k] * scale * weight[layer, k]
+
+
+@kernel
+def put_f32(
+    rows: F32Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
+) -> None:
+    """Inputs column … column + n of one token := values[start : start + n]."""
+    for k in range(n):
+        rows.values[tile, column + k, lane] = values[start + k]
+
+
+@kernel
+def put_int8(
+    rows: Int8Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
+) -> None:
+    """The same in 8 bits: each group of 32 scaled so that its largest magnitude becomes 127.
+
+    `column` and `n` are multiples of 32. A group too small to have a normal scale becomes zeros;
+    one that holds inf or NaN gets that for a scale, so what is computed from it isn't finite.
+    """
+    for g in range(n // GROUP):
+        at = start + g * GROUP
+        largest = np.float32(0.0)
+        for k in range(GROUP):
+            magnitude = abs(values[at + k])
+            if not magnitude <= largest:  # NaN too
+                largest = magnitude
+        scale = np.float32(largest * np.float32(1 / 127))
+        inverse = np.float32(0.0)
+        if not scale < np.float32(1.1754944e-38):
+            inverse = np.float32(1.0) / scale
+        group = column // GROUP + g
+        total = 0
+        for k in range(GROUP):
+            shifted = np.float32(np.float32(values[at + k] * inverse) + ROUNDER)
+            value = np.int8(np.float32(shifted).view(np.int32) & 0xFF)
+            rows.values[tile, group * 8 + k // 4, lane, k % 4] = value
+            total += int(value)
+        rows.scales[tile, group, lane] = scale
+        rows.starts[tile, group, lane] = -128 * total
+        rows.sums[tile, group, lane] = scale * np.float32(total)
+
+
+@kernel
+def swiglu(pairs: Array, row: int, out: Array) -> None:
+    """silu(gate) · up of 32 values; pairs[row] holds 16 gates, their 16 ups, and so once more."""
+    for half in range(2):
+        for i in range(BLOCK):
+            gate, up = pairs[row, 32 * half + i], pairs[row, 32 * half + BLOCK + i]
+            out[BLOCK * half + i] = gate / (np.float32(1.0) + exp(-gate)) * up
+
+
+@kernel
+def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> None:
+    """x[row, column : column + n] += out[lane, :n]: what a layer adds to the residual stream."""
+    for k in range(n):
+        x[row, column + k] += out[lane, k]
+
+
+@kernel
+def rope(values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float) -> None:
+    """Rotate values[lane, :head_dim] by its position's angles, then scale it; half-split pairs."""
+    half = cos.shape[1]
+    for i in range(half):
+        a, b = values[lane, i], values[lane, half + i]
+        c, s = cos[position, i], sin[position, i]
+        values[lane, i] = (a * c - b * s) * np.float32(scale)
+        values[lane, half + i] = (b * c + a * s) * np.float32(scale)
+
+
+# --- matrices -----------------------------------------------------------------------------------
+
+
+@kernel
+def matmul_f32(
+    w: F32,
+    layer: int,
+    first: int,
+    count: int,
+    rows: F32Rows,
+    tile: int,
+    n: int,
+    out: Array,
+    out_row: int,
+    column: int,
+) -> None:
+    """out[out_row + i, column + 16b + r] = row r of block first + b, times token i of the tile.
+
+    For i < n tokens and b < count blocks; as all matmul kernels below.
+    """
+    for i in range(n):
+        for b in range(count):
+            for r in range(BLOCK):
+                total = np.float32(0.0)
+                for k in range(w.values.shape[2]):
+                    total += w.values[layer, first + b, k, r] * rows.values[tile, k, i]
+                out[out_row + i, column + BLOCK * b + r] = total
+
+
+@kernel
+def matmul_bf16(
+    w: BF16,
+    layer: int,
+    first: int,
+    count: int,
+    rows: F32Rows,
+    tile: int,
+    n: int,
+    out: Array,
+    out_row: int,
+    column: int,
+) -> None:
+    """As matmul_f32. Activations stay float32."""
+    for i in range(n):
+        for b in range(count):
+            for r in range(BLOCK):
+                total = np.float32(0.0)
+                for k in range(2 * w.values.shape[2]):
+                    bits = np.int32(w.values[layer, first + b, k // 2, r, k % 2]) << 16
+                    total += np.int32(bits).view(np.float32) * rows.values[tile, k, i]
+                out[out_row + i, column + BLOCK * b + r] = total
+
+
+@kernel
+def matmul_q8(
+    w: Q8,
+    layer: int,
+    first: int,
+    count: int,
+    rows: Int8Rows,
+    tile: int,
+    n: int,
+    out: Array,
+    out_row: int,
+    column: int,
+) -> None:
+    """As matmul_f32, with an exact integer dot product a group."""
+    for i in range(n):
+        for b in range(count):
+            for r in range(BLOCK):
+                total = np.float32(0.0)
+                for g in range(w.values.shape[2]):
+                    dot = int(rows.starts[tile, g, i])
+                    for k in range(GROUP):
+                        byte = int(w.values[layer, first + b, g, k // 4, 4 * r + k % 4])
+                        dot += byte * int(rows.values[tile, 8 * g + k // 4, i, k % 4])
+                    scale = half_to_float(int(w.scales[layer, first + b, g, r]))
+                    total += np.float32(dot) * (scale * rows.scales[tile, g, i])
+                out[out_row + i, column + BLOCK * b + r] = total
+
+
+@kernel
+def matmul_q4(
+    w: Q4,
+    layer: int,
+    first: int,
+    count: int,
+    rows: Int8Rows,
+    tile: int,
+    n: int,
+    out: Array,
+    out_row: int,
+    column: int,
+) -> None:
+    """As matmul_q8, plus each group's minimum times the sum of its activations."""
+    for i in range(n):
+        for b in range(count):
+            for r in range(BLOCK):
+                total = np.float32(0.0)
+                for g in range(w.values.shape[2]):
+                    dot = 0
+                    for k in range(GROUP // 2):
+                        byte = int(w.values[layer, first + b, g, k // 4, 4 * r + k % 4])
+                        dot += (byte & 15) * int(rows.values[tile, 8 * g + k // 4, i, k % 4])
+                        dot += (byte >> 4) * int(rows.values[tile, 8 * g + 4 + k // 4, i, k % 4])
+                    scale = half_to_float(int(w.scales[layer, first + b, g, r]))
+                    total += np.float32(dot) * (scale * rows.scales[tile, g, i])
+                    minimum = half_to_float(int(w.minimums[layer, first + b, g, r]))
+                    total += minimum * rows.sums[tile, g, i]
+                out[out_row + i, column + BLOCK * b + r] = total
+
+
+# --- embeddings: one row of a packed matrix ---------------------------------------------------
+
+
+@kernel
+def embed_f32(w: F32, token: int, x: Array, row: int) -> None:
+    """x[row] = row `token` of the (only) matrix."""
+    for k in range(x.shape[1]):
+        x[row, k] = w.values[0, token // BLOCK, k, token % BLOCK]
+
+
+@kernel
+def embed_bf16(w: BF16, token: int, x: Array, row: int) -> None:
+    """x[row] = row `token` of the (only) matrix."""
+    for k in range(x.shape[1]):
+        bits = np.int32(w.values[0, token // BLOCK, k // 2, token % BLOCK, k % 2]) << 16
+        x[row, k] = np.int32(bits).view(np.float32)
+
+
+@kernel
+def embed_q8(w: Q8, token: int, x: Array, row: int) -> None:
+    """x[row] = row `token` of the (only) matrix."""
+    block, r = token // BLOCK, token % BLOCK
+    for g in range(w.values.shape[2]):
+        scale = half_to_float(int(w.scales[0, block, g, r]))
+        for k in range(GROUP):
+            value = int(w.values[0, block, g, k // 4, 4 * r + k % 4]) - 128
+            x[row, g * GROUP + k] = np.float32(value) * scale
+
+
+@kernel
+def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
+    """x[row] = row `token` of the (only) matrix."""
+    block, r = token // BLOCK, token % BLOCK
+    for g in range(w.values.shape[2]):
+        scale = half_to_float(int(w.scales[0, block, g, r]))
+        minimum = half_to_float(int(w.minimums[0, block, g, r]))
+        for k in range(GROUP // 2):
+            byte = int(w.values[0, block, g, k // 4, 4 * r + k % 4])
+            x[row, g * GROUP + k] = np.float32(byte & 15) * scale + minimum
+            x[row, g * GROUP + 16 + k] = np.float32(byte >> 4) * scale + minimum
+
+
+# --- the KV cache and attention -----------------------------------------------------------------
+#
+# A page holds 64 tokens of every layer and key/value head: values as (64, head_dim), keys turned,
+# (4, head_dim, 16), so that 16 keys' scores come out of one vector of sums.
+
+
+@kernel
+def _stored(array: Array, page: int, layer: int, head: int, i: int, j: int) -> np.float32:
+    """A cached number as float32; uint16 pools hold float16."""
+    value = array[page, layer, head, i, j]
+    if array.itemsize == 2:
+        return half_to_float(int(value))
+    return np.float32(value)
+
+
+@kernel
+def append_key(
+    keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
+) -> None:
+    """Token `slot` of a page: its (rotated) key, k[lane, :head_dim]. `half` is scratch."""
+    del half
+    head_dim = keys.shape[4] // BLOCK
+    for d in range(head_dim):
+        at = d * BLOCK + slot % BLOCK
+        if keys.itemsize == 2:
+            keys[page, layer, head, slot // BLOCK, at] = float_to_half(k[lane, d])
+        else:
+            keys[page, layer, head, slot // BLOCK, at] = k[lane, d]
+
+
+@kernel
+def append_value(
+    values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
+) -> None:
+    """Token `slot` of a page: its value, v[lane, :head_dim]."""
+    for d in range(values.shape[4]):
+        if values.itemsize == 2:
+            values[page, layer, head, slot, d] = float_to_half(v[lane, d])
+        else:
+            values[page, layer, head, slot, d] = v[lane, d]
+
+
+@kernel
+def attend(
+    q: Array,
+    q_row: int,
+    n: int,
+    visible: Array,
+    keys: Array,
+    values: Array,
+    pages: Array,
+    sequence: int,
+    layer: int,
+    head: int,
+    start: int,
+    stop: int,
+    s: AttendScratch,
+    top: Array,
+    total: Array,
+    mixed: Array,
+    first: int,
+) -> None:
+    """Softmax-weighted values of one chunk of keys, for n query rows that share a key head.
+
+    Online softmax (https://arxiv.org/abs/1805.02867) over the pages of keys start … stop, of which
+    row i sees those below visible[first + i]. Nothing of size T × T is ever made.
+
+    Args:
+        q: (rows, head_dim); rows q_row … q_row + n, already scaled by 1 / sqrt(head_dim).
+        pages: (sequences, …) page numbers; `sequence` is the row to use.
+        s: scratch.
+        top, total, mixed: out, rows first … first + n: the maximum score; Σ exp(score - top);
+            Σ exp(score - top) · value, (…, head_dim).
+    """
+    head_dim = q.shape[1]
+    for i in range(n):
+        best, weight_sum = NOTHING_YET, np.float32(0.0)
+        for d in range(head_dim):
+            mixed[first + i, d] = 0.0
+        for page_start in range(start, stop, PAGE):
+            page = pages[sequence, page_start // PAGE]
+            seen = min(PAGE, visible[first + i] - page_start)
+            new_best = best
+            for t in range(seen):
+                score = np.float32(0.0)
+                for d in range(head_dim):
+                    at = d * BLOCK + t % BLOCK
+                    score += q[q_row + i, d] * _stored(keys, page, layer, head, t // BLOCK, at)
+                s.scores[i, t] = score
+                if not score <= new_best:
+                    new_best = score
+            shrink = exp(best - new_best)
+            weight_sum *= shrink
+            for d in range(head_dim):
+                mixed[first + i, d] *= shrink
+            for t in range(seen):
+                weight = exp(s.scores[i, t] - new_best)
+                weight_sum += weight
+                for d in range(head_dim):
+                    mixed[first + i, d] += weight * _stored(values, page, layer, head, t, d)
+            best = new_best
+        top[first + i] = best
+        total[first + i] = weight_sum
+
+
+@kernel
+def merge(
+    top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
+    row2: int,
+) -> None:  # fmt: skip
+    """Fold the softmax of a later chunk (…2, row2) into that of the earlier ones (row)."""
+    best = top[row] if top[row] > top2[row2] else top2[row2]
+    old, new = exp(top[row] - best), exp(top2[row2] - best)
+    total[row] = total[row] * old + total2[row2] * new
+    for d in range(mixed.shape[1]):
+        mixed[row, d] = mixed[row, d] * old + mixed2[row2, d] * new
+    top[row] = best

@@ -1,0 +1,507 @@
+"""The hot kernels of `jit.py` again, in 512-bit vectors (AVX-512 with VNNI).
+
+Same names, arguments and meaning as there; only how they are computed differs. A *bundle* is one
+vector of 16 outputs for each of N tokens, held in N registers while the inputs stream past
+(`vectors.py`). Whatever N is, each output is summed in the same order, so a token's result has
+the same bits alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.jit import (
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    NOTHING_YET,
+    PAGE,
+    ROUNDER,
+)
+from tinyllm.kernels.layout import (
+    BF16,
+    BLOCK,
+    F32,
+    GROUP,
+    Q4,
+    Q8,
+    TILE,
+    AttendScratch,
+    F32Rows,
+    Int8Rows,
+)
+from tinyllm.kernels.vectors import (
+    add,
+    add_each,
+    at,
+    clip,
+    div,
+    dot4_each,
+    fma,
+    fma_each,
+    high_bf16,
+    high_nibbles,
+    horizontal_max,
+    horizontal_sum,
+    keep_first,
+    largest_magnitude,
+    load,
+    load_bytes,
+    load_each,
+    low_bf16,
+    low_nibbles,
+    maximum,
+    mul,
+    mul_each,
+    repeat,
+    scale_each,
+    splat,
+    splat_each,
+    store,
+    store_each,
+    store_int8,
+    sub,
+    times_power_of_two,
+    zero_below,
+    zeros,
+)
+
+Array = NDArray[Any]
+Tile = Callable[..., None]
+
+PANEL = 32  # inputs summed before they join the rest: short sums keep float32's rounding small
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+@kernel
+def exp(x: Any) -> Any:
+    """eˣ of sixteen floats; see `jit.exp`."""
+    clipped = clip(x, EXP_LOWEST, EXP_HIGHEST)
+    shifted = fma(clipped, splat(LOG2_E), splat(ROUNDER))
+    n = sub(shifted, splat(ROUNDER))
+    r = fma(n, splat(-LN2_HIGH), clipped)
+    r = fma(n, splat(-LN2_LOW), r)
+    p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
+    p = fma(p, r, splat(np.float32(8.3334519073e-3)))
+    p = fma(p, r, splat(np.float32(4.1665795894e-2)))
+    p = fma(p, r, splat(np.float32(1.6666665459e-1)))
+    p = fma(p, r, splat(np.float32(5.0000001201e-1)))
+    p = add(fma(mul(p, r), r, r), splat(np.float32(1.0)))
+    return zero_below(times_power_of_two(p, shifted), x, EXP_LOWEST)
+
+
+@kernel
+def exp_one(x: np.float32) -> np.float32:
+    """The same of one float, by the same instructions."""
+    one: np.float32 = horizontal_max(exp(splat(np.float32(x))))
+    return one
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+@kernel
+def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Array) -> None:
+    """As `jit.norm_row`."""
+    dim = x.shape[1]
+    squares = splat(np.float32(0.0))
+    for k in range(0, dim, BLOCK):
+        v = load(x, row * dim + k)
+        squares = fma(v, v, squares)
+    mean = horizontal_sum(squares) / dim
+    scale = splat(np.float32(1.0 / math.sqrt(mean + eps)))
+    for k in range(0, dim, BLOCK):
+        v = mul(load(x, row * dim + k), scale)
+        store(out, k, mul(v, load(weight, layer * dim + k)))
+
+
+@kernel
+def put_int8(
+    rows: Int8Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
+) -> None:
+    """As `jit.put_int8`."""
+    n_groups = rows.scales.shape[1]
+    rounder = splat(ROUNDER)
+    for g in range(n // GROUP):
+        a = load(values, start + g * GROUP)
+        b = load(values, start + g * GROUP + BLOCK)
+        scale = np.float32(largest_magnitude(a, b) * np.float32(1 / 127))
+        inverse = np.float32(0.0)
+        if not scale < np.float32(1.1754944e-38):
+            inverse = np.float32(1.0) / scale
+        group = tile * n_groups + column // GROUP + g
+        begin = group * GROUP * TILE + lane * 4
+        total = store_int8(add(mul(a, splat(inverse)), rounder), rows.values, begin, 4 * TILE)
+        total += store_int8(
+            add(mul(b, splat(inverse)), rounder), rows.values, begin + 16 * TILE, 4 * TILE
+        )
+        rows.scales[tile, column // GROUP + g, lane] = scale
+        rows.starts[tile, column // GROUP + g, lane] = -128 * total
+        rows.sums[tile, column // GROUP + g, lane] = scale * np.float32(total)
+
+
+@kernel
+def swiglu(pairs: Array, row: int, out: Array) -> None:
+    """As `jit.swiglu`."""
+    one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
+    at = row * pairs.shape[1]
+    for half in range(2):
+        gate, up = load(pairs, at + 32 * half), load(pairs, at + 32 * half + BLOCK)
+        silu = div(gate, add(one, exp(sub(zero, gate))))
+        store(out, BLOCK * half, mul(silu, up))
+
+
+# --- matrices: a block of 16 outputs for n tokens, then all blocks ------------------------------
+#
+# All arguments of a tile are pointers to where it begins. `out` gets token i's 16 outputs at
+# i · stride.
+
+
+def _make_f32_tile(n: int) -> Tile:
+    @kernel
+    def f32_tile(weights: Any, width: int, tokens: Any, out: Any, stride: int) -> None:
+        acc = zeros(n)
+        for start in range(0, width, PANEL):
+            part = zeros(n)
+            for k in range(start, start + PANEL):
+                part = fma_each(part, load(weights, k * BLOCK), tokens, k * TILE, 1)
+            acc = add_each(acc, part)
+        store_each(acc, out, 0, stride)
+
+    return f32_tile
+
+
+def _make_bf16_tile(n: int) -> Tile:
+    @kernel
+    def bf16_tile(weights: Any, n_pairs: int, tokens: Any, out: Any, stride: int) -> None:
+        acc = zeros(n)
+        for start in range(0, n_pairs, PANEL // 2):
+            part = zeros(n)
+            for k in range(start, start + PANEL // 2):
+                pairs = load_bytes(weights, k * 2 * BLOCK)
+                part = fma_each(part, low_bf16(pairs), tokens, k * 2 * TILE, 1)
+                part = fma_each(part, high_bf16(pairs), tokens, k * 2 * TILE + TILE, 1)
+            acc = add_each(acc, part)
+        store_each(acc, out, 0, stride)
+
+    return bf16_tile
+
+
+def _make_q8_tile(n: int) -> Tile:
+    @kernel
+    def q8_tile(
+        weights: Any, scales: Any, n_groups: int,
+        tokens: Any, token_scales: Any, starts: Any, out: Any, stride: int,
+    ) -> None:  # fmt: skip
+        acc = zeros(n)
+        for g in range(n_groups):
+            dots = splat_each(n, starts, g * TILE, 1)
+            for j in range(8):
+                bytes_ = load_bytes(weights, (g * 8 + j) * 64)
+                dots = dot4_each(dots, bytes_, tokens, (g * 8 + j) * 4 * TILE)
+            acc = scale_each(acc, dots, load(scales, g * BLOCK), token_scales, g * TILE)
+        store_each(acc, out, 0, stride)
+
+    return q8_tile
+
+
+def _make_q4_tile(n: int) -> Tile:
+    @kernel
+    def q4_tile(
+        weights: Any, scales: Any, minimums: Any, n_groups: int,
+        tokens: Any, token_scales: Any, sums: Any, out: Any, stride: int,
+    ) -> None:  # fmt: skip
+        acc = zeros(n)
+        for g in range(n_groups):
+            dots = repeat(n, splat(np.int32(0)))
+            for j in range(4):
+                packed = load_bytes(weights, (g * 4 + j) * 64)
+                inputs = (g * 8 + j) * 4 * TILE
+                dots = dot4_each(dots, low_nibbles(packed), tokens, inputs)
+                dots = dot4_each(dots, high_nibbles(packed), tokens, inputs + 16 * TILE)
+            acc = scale_each(acc, dots, load(scales, g * BLOCK), token_scales, g * TILE)
+            acc = fma_each(acc, load(minimums, g * BLOCK), sums, g * TILE, 1)
+        store_each(acc, out, 0, stride)
+
+    return q4_tile
+
+
+# With 3 tokens, say, the tile for 4 is used; the fourth lane's leftovers are computed too and land
+# in row 3 of `out`, which must have room for them.
+
+_f32_1, _f32_2, _f32_4, _f32_8 = (_make_f32_tile(n) for n in (1, 2, 4, 8))
+_bf16_1, _bf16_2, _bf16_4, _bf16_8 = (_make_bf16_tile(n) for n in (1, 2, 4, 8))
+_q8_1, _q8_2, _q8_4, _q8_8 = (_make_q8_tile(n) for n in (1, 2, 4, 8))
+_q4_1, _q4_2, _q4_4, _q4_8 = (_make_q4_tile(n) for n in (1, 2, 4, 8))
+
+
+@kernel
+def matmul_f32(
+    w: F32, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
+    out: Array, out_row: int, column: int,
+) -> None:  # fmt: skip
+    """As `jit.matmul_f32`."""
+    _, n_blocks, width, _ = w.values.shape
+    stride = out.shape[1]
+    tokens = at(rows.values, tile * width * TILE)
+    for b in range(count):
+        weights = at(w.values, (layer * n_blocks + first + b) * width * BLOCK)
+        to = at(out, out_row * stride + column + b * BLOCK)
+        if n == 1:
+            _f32_1(weights, width, tokens, to, stride)
+        elif n == 2:
+            _f32_2(weights, width, tokens, to, stride)
+        elif n <= 4:
+            _f32_4(weights, width, tokens, to, stride)
+        else:
+            _f32_8(weights, width, tokens, to, stride)
+
+
+@kernel
+def matmul_bf16(
+    w: BF16, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
+    out: Array, out_row: int, column: int,
+) -> None:  # fmt: skip
+    """As `jit.matmul_bf16`."""
+    _, n_blocks, n_pairs, _, _ = w.values.shape
+    stride = out.shape[1]
+    tokens = at(rows.values, tile * n_pairs * 2 * TILE)
+    for b in range(count):
+        weights = at(w.values, (layer * n_blocks + first + b) * n_pairs * 2 * BLOCK)
+        to = at(out, out_row * stride + column + b * BLOCK)
+        if n == 1:
+            _bf16_1(weights, n_pairs, tokens, to, stride)
+        elif n == 2:
+            _bf16_2(weights, n_pairs, tokens, to, stride)
+        elif n <= 4:
+            _bf16_4(weights, n_pairs, tokens, to, stride)
+        else:
+            _bf16_8(weights, n_pairs, tokens, to, stride)
+
+
+@kernel
+def matmul_q8(
+    w: Q8, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
+    out: Array, out_row: int, column: int,
+) -> None:  # fmt: skip
+    """As `jit.matmul_q8`."""
+    _, n_blocks, n_groups, _, _ = w.values.shape
+    stride = out.shape[1]
+    tokens = at(rows.values, tile * n_groups * GROUP * TILE)
+    token_scales = at(rows.scales, tile * n_groups * TILE)
+    starts = at(rows.starts, tile * n_groups * TILE)
+    for b in range(count):
+        block = (layer * n_blocks + first + b) * n_groups
+        weights, scales = at(w.values, block * GROUP * BLOCK), at(w.scales, block * BLOCK)
+        to = at(out, out_row * stride + column + b * BLOCK)
+        if n == 1:
+            _q8_1(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+        elif n == 2:
+            _q8_2(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+        elif n <= 4:
+            _q8_4(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+        else:
+            _q8_8(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+
+
+@kernel
+def matmul_q4(
+    w: Q4, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
+    out: Array, out_row: int, column: int,
+) -> None:  # fmt: skip
+    """As `jit.matmul_q4`."""
+    _, n_blocks, n_groups, _, _ = w.values.shape
+    stride = out.shape[1]
+    tokens = at(rows.values, tile * n_groups * GROUP * TILE)
+    token_scales = at(rows.scales, tile * n_groups * TILE)
+    sums = at(rows.sums, tile * n_groups * TILE)
+    for b in range(count):
+        block = (layer * n_blocks + first + b) * n_groups
+        weights, scales = at(w.values, block * GROUP * BLOCK // 2), at(w.scales, block * BLOCK)
+        minimums = at(w.minimums, block * BLOCK)
+        to = at(out, out_row * stride + column + b * BLOCK)
+        if n == 1:
+            _q4_1(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+        elif n == 2:
+            _q4_2(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+        elif n <= 4:
+            _q4_4(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+        else:
+            _q4_8(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+
+
+# --- the KV cache and attention -----------------------------------------------------------------
+
+
+@kernel
+def append_key(
+    keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
+) -> None:
+    """As `jit.append_key`; `half`, (head_dim,) of the pool's dtype, takes the converted key."""
+    head_dim = keys.shape[4] // BLOCK
+    for d in range(0, head_dim, BLOCK):
+        store(half, d, load(k, lane * k.shape[1] + d))
+    for d in range(head_dim):
+        keys[page, layer, head, slot // BLOCK, d * BLOCK + slot % BLOCK] = half[d]
+
+
+@kernel
+def append_value(
+    values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
+) -> None:
+    """As `jit.append_value`."""
+    _, n_layers, n_heads, _, head_dim = values.shape
+    begin = (((page * n_layers + layer) * n_heads + head) * PAGE + slot) * head_dim
+    for d in range(0, head_dim, BLOCK):
+        store(values, begin + d, load(v, lane * v.shape[1] + d))
+
+
+def _make_attend(n: int) -> Callable[..., None]:
+    @kernel
+    def attend_rows(
+        q: Array,
+        q_row: int,
+        visible: Array,
+        keys: Array,
+        values: Array,
+        pages: Array,
+        sequence: int,
+        layer: int,
+        head: int,
+        start: int,
+        stop: int,
+        s: AttendScratch,
+        top: Array,
+        total: Array,
+        mixed: Array,
+        first: int,
+    ) -> None:
+        _, n_layers, n_heads, _, head_dim = values.shape
+        nothing = splat(np.float32(-np.inf))
+        store_each(zeros(n), s.sums, 0, BLOCK)
+        for d in range(0, head_dim, BLOCK):
+            store_each(zeros(n), mixed, first * head_dim + d, head_dim)
+        for i in range(n):
+            top[first + i] = NOTHING_YET
+
+        for page_start in range(start, stop, PAGE):
+            page = pages[sequence, page_start // PAGE]
+            base = ((page * n_layers + layer) * n_heads + head) * PAGE * head_dim
+            n_keys = min(PAGE, stop - page_start)
+
+            # Scores, 2 × 16 keys a step.
+            for t in range(0, n_keys, 2 * BLOCK):
+                left, right = zeros(n), zeros(n)
+                begin = base + t * head_dim
+                for d in range(head_dim):
+                    a = load(keys, begin + d * BLOCK)
+                    b = load(keys, begin + (head_dim + d) * BLOCK)
+                    left = fma_each(left, a, q, q_row * head_dim + d, head_dim)
+                    right = fma_each(right, b, q, q_row * head_dim + d, head_dim)
+                store_each(left, s.scores, t, PAGE)
+                store_each(right, s.scores, t + BLOCK, PAGE)
+
+            # Scores → weights, row by row; masked and never-written keys become exp(-inf) = 0.
+            for i in range(n):
+                seen = visible[first + i] - page_start
+                row = i * PAGE
+                s0 = keep_first(load(s.scores, row), seen, nothing)
+                s1 = keep_first(load(s.scores, row + 16), seen - 16, nothing)
+                s2 = keep_first(load(s.scores, row + 32), seen - 32, nothing)
+                s3 = keep_first(load(s.scores, row + 48), seen - 48, nothing)
+                best = horizontal_max(maximum(maximum(s0, s1), maximum(s2, s3)))
+                best = max(best, top[first + i])
+                shrink = exp_one(top[first + i] - best)
+                highest = splat(np.float32(best))
+                p0, p1 = exp(sub(s0, highest)), exp(sub(s1, highest))
+                p2, p3 = exp(sub(s2, highest)), exp(sub(s3, highest))
+                store(s.scores, row, p0)
+                store(s.scores, row + 16, p1)
+                store(s.scores, row + 32, p2)
+                store(s.scores, row + 48, p3)
+                sums = add(add(p0, p1), add(p2, p3))
+                store(s.sums, i * BLOCK, fma(load(s.sums, i * BLOCK), splat(shrink), sums))
+                s.shrink[i] = shrink
+                top[first + i] = best
+
+            # Weights · values, 2 × 16 elements of the head a step.
+            for d in range(0, head_dim, 2 * BLOCK):
+                begin = first * head_dim + d
+                left = load_each(n, mixed, begin, head_dim)
+                right = load_each(n, mixed, begin + BLOCK, head_dim)
+                left = mul_each(left, s.shrink, 0, 1)
+                right = mul_each(right, s.shrink, 0, 1)
+                for t in range(n_keys):
+                    a = load(values, base + t * head_dim + d)
+                    b = load(values, base + t * head_dim + d + BLOCK)
+                    left = fma_each(left, a, s.scores, t, PAGE)
+                    right = fma_each(right, b, s.scores, t, PAGE)
+                store_each(left, mixed, begin, head_dim)
+                store_each(right, mixed, begin + BLOCK, head_dim)
+
+        for i in range(n):
+            total[first + i] = horizontal_sum(load(s.sums, i * BLOCK))
+
+    return attend_rows
+
+
+_attend_3, _attend_4, _attend_8 = (_make_attend(n) for n in (3, 4, 8))
+
+
+@uncached
+def attend(
+    q: Array,
+    q_row: int,
+    n: int,
+    visible: Array,
+    keys: Array,
+    values: Array,
+    pages: Array,
+    sequence: int,
+    layer: int,
+    head: int,
+    start: int,
+    stop: int,
+    s: AttendScratch,
+    top: Array,
+    total: Array,
+    mixed: Array,
+    first: int,
+) -> None:
+    """As `jit.attend`; like the matmuls it computes whole bundles, so all rows need slack of 8."""
+    if n <= 3:
+        _attend_3(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
+                  s, top, total, mixed, first)  # fmt: skip
+    elif n <= 4:
+        _attend_4(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
+                  s, top, total, mixed, first)  # fmt: skip
+    else:
+        _attend_8(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
+                  s, top, total, mixed, first)  # fmt: skip
+
+
+@kernel
+def merge(
+    top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
+    row2: int,
+) -> None:  # fmt: skip
+    """As `jit.merge`."""
+    head_dim = mixed.shape[1]
+    best = max(top[row], top2[row2])
+    old, new = exp_one(top[row] - best), exp_one(top2[row2] - best)
+    total[row] = total[row] * old + total2[row2] * new
+    for d in range(0, head_dim, BLOCK):
+        before = mul(load(mixed, row * head_dim + d), splat(old))
+        store(mixed, row * head_dim + d,
+              fma(load(mixed2, row2 * head_dim + d), splat(new), before))  # fmt: skip
+    top[row] = best

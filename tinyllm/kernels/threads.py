@@ -1,0 +1,291 @@
+"""A small team of threads that share one forward pass, and how they stay in step.
+
+All threads run the same function over the same *regions* (a matrix product, an attention, …).
+A region is cut into chunks of outputs; each thread claims the next chunk from a counter until none
+is left, and a region is over when its chunks are *done*, not when every thread has arrived. So a
+thread that the operating system holds up costs no more than the chunk it was working on: the
+others take the rest and go on, and it catches up by finding every later region claimed. And since
+a chunk computes whole outputs, who does it can't change a bit.
+
+A counter is one 64-bit word, (job << 24 | count): a new job finds the words of the last one and
+takes them for zero, so that nothing needs resetting while a late thread may still look at it.
+
+Waiting spins for some microseconds, which is what a region takes when all cores are ours, and then
+sleeps in short naps, so that the scheduler can give the core to the thread that is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils as _cgutils
+from numba.core import types as _types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import JIT, kernel, uncached
+
+# numba is typed in parts, differently from release to release.
+types: Any = _types
+cgutils: Any = _cgutils
+
+Array = NDArray[Any]
+
+WORD = 16  # int64s a counter: 128 bytes apart, so that counters never share a cache line
+COUNT_BITS = 24
+COUNT_MASK = (1 << COUNT_BITS) - 1
+SPINS = 3000  # looks before a nap: about 50 microseconds
+NAP = 50  # microseconds
+NAPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
+
+# The words of `control`: a region's two counters follow from REGIONS on.
+JOB = 0  # even: that job is running; odd: none is
+REGIONS = 1
+
+
+# --- atomic operations --------------------------------------------------------------------------
+
+
+def _operation(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate the compiled form of `plain`, which stands in where numba is switched off."""
+
+    def choose(typer: Callable[..., Any]) -> Any:
+        typer.__doc__ = plain.__doc__
+        return intrinsic(typer) if JIT else plain
+
+    return choose
+
+
+def _load(words: Array, index: int) -> int:
+    """words[index], int64; sequentially consistent, like all of these."""
+    return int(words[index])
+
+
+def _add(words: Array, index: int, amount: int) -> int:
+    """words[index] += amount; returns what was there before."""
+    words[index] += amount
+    return int(words[index]) - amount
+
+
+def _compare_and_swap(words: Array, index: int, expected: int, new: int) -> int:
+    """words[index] = new if it was `expected`; returns what was there."""
+    old = int(words[index])
+    if old == expected:
+        words[index] = new
+    return old
+
+
+def _pause() -> None:
+    """Tell the processor that this is a waiting loop."""
+
+
+def _nap(microseconds: int) -> None:
+    """Sleep; a lone thread in plain Python never has to."""
+    del microseconds
+
+
+def _word(context: Any, builder: Any, signature: Any, array: Any, index: Any) -> Any:
+    """Pointer to a counter."""
+    data = context.make_array(signature.args[0])(context, builder, value=array).data
+    return builder.gep(data, [index])
+
+
+def _call(builder: Any, name: str, returns: Any, *args: Any) -> Any:
+    kind = ir.FunctionType(returns, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+@_operation(_load)
+def atomic_load(typing_context, words, index):  # type: ignore[no-untyped-def]
+    del typing_context
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load_atomic(_word(context, builder, signature, *values), "seq_cst", 8)
+
+    return types.int64(words, index), codegen
+
+
+@_operation(_add)
+def atomic_add(typing_context, words, index, amount):  # type: ignore[no-untyped-def]
+    del typing_context
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = _word(context, builder, signature, *values[:2])
+        return builder.atomic_rmw("add", word, values[2], "seq_cst")
+
+    del amount
+    return types.int64(words, index, types.int64), codegen
+
+
+@_operation(_compare_and_swap)
+def compare_and_swap(typing_context, words, index, expected, new):  # type: ignore[no-untyped-def]
+    del typing_context, expected, new
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = _word(context, builder, signature, *values[:2])
+        pair = builder.cmpxchg(word, values[2], values[3], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 0)
+
+    return types.int64(words, index, types.int64, types.int64), codegen
+
+
+@_operation(_pause)
+def pause(typing_context):  # type: ignore[no-untyped-def]
+    del typing_context
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        del signature, values
+        machine = builder.module.triple.split("-")[0]
+        if machine in ("x86_64", "i686"):
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif machine in ("aarch64", "arm64"):
+            yield_hint = ir.Constant(ir.IntType(32), 1)
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), yield_hint)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@_operation(_nap)
+def nap(typing_context, microseconds):  # type: ignore[no-untyped-def]
+    del typing_context
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        del signature
+        length = builder.trunc(values[0], ir.IntType(32))
+        _call(builder, "usleep", ir.IntType(32), length)  # the C library's
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# --- regions ------------------------------------------------------------------------------------
+
+
+@kernel
+def _count(word: int, job: int) -> int:
+    """How far `job` has counted in this word; a later job's word means: past the end."""
+    owner = word >> COUNT_BITS
+    if owner == job:
+        return word & COUNT_MASK
+    return 0 if owner < job else COUNT_MASK
+
+
+@kernel
+def next_chunk(control: Array, region: int, n_chunks: int, job: int) -> int:
+    """Claim a chunk of a region: its number, or -1 when all are taken."""
+    index = (REGIONS + 2 * region) * WORD
+    word = atomic_load(control, index)
+    while True:
+        count = _count(word, job)
+        if count >= n_chunks:
+            return -1
+        seen = compare_and_swap(control, index, word, (job << COUNT_BITS) | (count + 1))
+        if seen == word:
+            return count
+        word = seen
+
+
+@kernel
+def end_region(control: Array, region: int, n_chunks: int, job: int, mine: int) -> None:
+    """Report `mine` chunks as done and wait until all of the region's are."""
+    index = (REGIONS + 2 * region + 1) * WORD
+    word = atomic_load(control, index)
+    while mine > 0:
+        seen = compare_and_swap(
+            control, index, word, (job << COUNT_BITS) | (_count(word, job) + mine)
+        )
+        if seen == word:
+            break
+        word = seen
+    spins = 0
+    while _count(atomic_load(control, index), job) < n_chunks:
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            nap(NAP)
+
+
+@uncached  # numba can't load a generator from its cache
+def chunks(control: Array, region: int, n_chunks: int, job: int) -> Iterator[int]:
+    """The chunks of a region that fall to this thread; the loop ends when the region is over."""
+    mine = 0
+    chunk = next_chunk(control, region, n_chunks, job)
+    while chunk >= 0:
+        yield chunk
+        mine += 1
+        chunk = next_chunk(control, region, n_chunks, job)
+    end_region(control, region, n_chunks, job, mine)
+
+
+@kernel
+def next_job(control: Array, last: int) -> int:
+    """Wait for a job later than `last`; 0 if none comes for some milliseconds."""
+    for waits in range(SPINS + NAPS_BETWEEN_JOBS):
+        job: int = atomic_load(control, JOB * WORD)
+        if job > last and job % 2 == 0:
+            return job
+        if waits < SPINS:
+            pause()
+        else:
+            nap(NAP)
+    return 0
+
+
+# --- the team -----------------------------------------------------------------------------------
+
+Work = Callable[[int, int], int]
+"""work(thread, job): thread 0 runs job `job`; others run jobs later than it until none comes for
+some milliseconds, and return the last one."""
+
+
+class Team:
+    """`n_threads` - 1 helper threads that join whichever thread calls `run`.
+
+    Args:
+        n_threads: all together, at least 1.
+        n_regions: the most regions that a job has.
+    """
+
+    def __init__(self, n_threads: int, n_regions: int) -> None:
+        if n_threads < 1:
+            raise ValueError(f"threads must be at least 1, not {n_threads}")
+        self.n_threads = n_threads
+        self.control = np.zeros((REGIONS + 2 * n_regions) * WORD, np.int64)
+        self.control[JOB * WORD] = 1
+        self._job = 0
+        self._called = threading.Condition()
+        self._closed = False
+
+    def start(self, work: Work) -> None:
+        """Start the helpers. They keep `work` alive until `close`."""
+        self._work = work
+        for thread in range(1, self.n_threads):
+            name = f"tinyllm-kernels-{thread}"
+            threading.Thread(target=self._help, args=(thread,), name=name, daemon=True).start()
+
+    def run(self) -> None:
+        """Run a job, together with the helpers that have time. One caller at a time."""
+        with self._called:
+            self._job += 2
+            self._called.notify_all()
+        self._work(0, self._job)
+
+    def close(self) -> None:
+        """Let the helpers end."""
+        with self._called:
+            self._closed = True
+            self._called.notify_all()
+
+    def _help(self, thread: int) -> None:
+        last = 0
+        while not self._closed:
+            last = self._work(thread, last)
+            with self._called:
+                while self._job <= last and not self._closed:
+                    self._called.wait()
