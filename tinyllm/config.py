@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from tinyllm.errors import ConfigError
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+# Models of images and text, whose language model is a Llama under text_config.
+VISION_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -76,6 +78,7 @@ class ModelConfig:
             ConfigError: an unsupported architecture or feature, or a missing or mistyped key;
                 the message names it.
         """
+        raw = _language_part(raw)
         architectures = raw.get("architectures") or []
         known = [a for a in architectures if a in SUPPORTED_ARCHITECTURES]
         if not known and not (not architectures and raw.get("model_type") == "llama"):
@@ -159,6 +162,26 @@ def _get(raw: Mapping[str, Any], key: str, kind: type[T], default: T | None = No
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{key} must be {kind.__name__}, not {value!r}")
     return value
+
+
+def _language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of the language model: `raw` itself, or text_config of a model that sees images."""
+    if not set(raw.get("architectures") or []) & set(VISION_ARCHITECTURES):
+        return raw
+    inner = raw.get("text_config")
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"text_config must be an object, not {inner!r}")
+    if (kind := inner.get("model_type", "llama")) != "llama":
+        raise ConfigError(f"text_config: model_type is {kind!r}; only 'llama' is supported")
+    outer = ("bos_token_id", "eos_token_id")
+    return {
+        **inner,
+        "model_type": "llama",
+        # Checkpoints name training code's own class here.
+        "architectures": [SUPPORTED_ARCHITECTURES[0]],
+        **{key: raw[key] for key in outer if raw.get(key) is not None},
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+    }
 
 
 def _token_ids(raw: Mapping[str, Any], key: str) -> tuple[int, ...]:

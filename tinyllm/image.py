@@ -8,13 +8,17 @@ decoded, and whatever the decoder says about damaged bytes becomes one error tha
 from __future__ import annotations
 
 import io
-from typing import Final
+import os
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tinyllm.errors import ImageError
+
+ImageSource = str | os.PathLike[str] | bytes | NDArray[Any]
 
 MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 megapixels pass
 
@@ -63,6 +67,29 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
         raise ImageError(f"it has more than {max_pixels:,} pixels") from None
     except Exception as error:  # the decoders raise a dozen kinds of errors on damaged bytes
         raise ImageError(f"the {kind} file is truncated or damaged") from error
+
+
+def read_image(source: ImageSource) -> NDArray[np.uint8]:
+    """An image from a file's path, its bytes, or pixels (height, width, 3) uint8 as they are.
+
+    Raises:
+        ImageError: as `decode_image`, or there is no such file; the message names it.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            raise ImageError(
+                f"pixels must be (height, width, 3) uint8, not {source.shape} {source.dtype}"
+            )
+        return source
+    if isinstance(source, bytes):
+        return decode_image(source)
+    path = Path(source)
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise ImageError(f"{path} can't be read: {error.strerror or error}") from None
+    except ImageError as error:
+        raise ImageError(f"{path} can't be used: {error}") from None
 
 
 def sniff_format(data: bytes) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 from tinyllm import decode
 from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.decode import Generation, Session, Step
+from tinyllm.errors import ImageError
 from tinyllm.fetch import resolve
 from tinyllm.hooks import (
     HookFn,
@@ -25,7 +26,10 @@ from tinyllm.hooks import (
     make_hooks,
     needs_readable_path,
 )
+from tinyllm.image import ImageSource, read_image
+from tinyllm.image_prompt import ImagePrompts
 from tinyllm.model import Array, Model, Runner
+from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.trace import ActivationCache, run_with_cache
@@ -111,6 +115,40 @@ class LM:
             self.config, self.folder, dtype=dtype, threads=threads or os.cpu_count() or 1
         )
 
+    @cached_property
+    def vision(self) -> ImagePrompts | None:
+        """Makes prompts with images; None where the model reads text alone."""
+        from tinyllm.smolvlm import MODEL_TYPES, SmolVLM
+
+        if read_json_object(self.folder / "config.json").get("model_type") not in MODEL_TYPES:
+            return None
+        return ImagePrompts(SmolVLM.from_folder(self.folder, self.tokenizer), self.tokenizer)
+
+    def prompt(self, prompt: PromptLike, images: Sequence[ImageSource] = ()) -> Prompt:
+        """A prompt with images: text or a chat, each image part of which takes the next image.
+
+        Args:
+            prompt: text, asked as one user's turn behind the images; or messages, whose content
+                holds parts {"type": "image"} and {"type": "text", "text": …}. Without images also
+                text to go on with as it is, or ids.
+            images: files, their bytes, or pixels (height, width, 3) uint8.
+
+        Raises:
+            ImageError: an image can't be used, there are more or fewer than places for them, or
+                the model reads text alone.
+        """
+        if not images:
+            return Prompt(np.array(self.encode_prompt(prompt), np.int32))
+        if self.vision is None:
+            raise ImageError(f"{self.name} reads text alone; load a vision model to show it images")
+        if isinstance(prompt, str):
+            parts: list[dict[str, Any]] = [{"type": "image"} for _ in images]
+            prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+        items: list[Any] = list(prompt)
+        if not all(isinstance(item, Mapping) for item in items):
+            raise TypeError("a prompt with images is text or a list of chat messages, not ids")
+        return self.vision.prompt(items, [read_image(image) for image in images])
+
     def encode_prompt(self, prompt: PromptLike) -> list[int]:
         """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
         if isinstance(prompt, str):
@@ -123,49 +161,83 @@ class LM:
         return [int(i) for i in items]
 
     def session(
-        self, prompt: PromptLike, *, capacity: int | None = None, **sampling: Any
+        self,
+        prompt: PromptLike | Prompt,
+        *,
+        images: Sequence[ImageSource] = (),
+        capacity: int | None = None,
+        **sampling: Any,
     ) -> Session:
         """A session to step through; `sampling` are the fields of SamplingParams.
 
         While hooks are set it opens on the readable path, whatever the backend: hook points are
         there.
         """
-        ids = self.encode_prompt(prompt)
-        self._last_tokens = ids
+        if not isinstance(prompt, Prompt):
+            prompt = self.prompt(prompt, images)
+        self._last_tokens = prompt.tokens.tolist()
         return Session(
             self.model if needs_readable_path(self._hooks) else self.runner,
             self.tokenizer,
-            ids,
+            self._last_tokens,
             SamplingParams(**sampling),
             capacity=capacity,
+            image_positions=prompt.image_positions,
+            image_rows=prompt.image_rows,
             readable=lambda: self.model,
             hooks=self._hooks,
             name=self.name,
         )
 
     def decode_steps(
-        self, prompt: PromptLike, *, max_tokens: int = 100, **sampling: Any
+        self,
+        prompt: PromptLike | Prompt,
+        *,
+        images: Sequence[ImageSource] = (),
+        max_tokens: int = 100,
+        **sampling: Any,
     ) -> Iterator[Step]:
         """Decode step by step until the model ends its turn or `max_tokens` are out."""
-        return decode.decode_steps(self._bounded_session(prompt, max_tokens, sampling), max_tokens)
+        session = self._bounded_session(prompt, images, max_tokens, sampling)
+        return decode.decode_steps(session, max_tokens)
 
-    def generate(self, prompt: PromptLike, *, max_tokens: int = 100, **sampling: Any) -> Generation:
+    def generate(
+        self,
+        prompt: PromptLike | Prompt,
+        *,
+        images: Sequence[ImageSource] = (),
+        max_tokens: int = 100,
+        **sampling: Any,
+    ) -> Generation:
         """Complete a prompt; the same tokens as `decode_steps` with the same arguments."""
-        return decode.generate(self._bounded_session(prompt, max_tokens, sampling), max_tokens)
+        session = self._bounded_session(prompt, images, max_tokens, sampling)
+        return decode.generate(session, max_tokens)
 
-    def chat(self, message: str, *, max_tokens: int = 200, **sampling: Any) -> str:
-        """One question, one answer; greedy unless a temperature is given."""
+    def chat(
+        self,
+        message: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        max_tokens: int = 200,
+        **sampling: Any,
+    ) -> str:
+        """One question, about the images if there are any; one answer. Greedy by default."""
         sampling.setdefault("temperature", 0.0)
-        chat = [{"role": "user", "content": message}]
-        return self.generate(chat, max_tokens=max_tokens, **sampling).text
+        chat = message if images else [{"role": "user", "content": message}]
+        return self.generate(chat, images=images, max_tokens=max_tokens, **sampling).text
 
     def _bounded_session(
-        self, prompt: PromptLike, max_tokens: int, sampling: Mapping[str, Any]
+        self,
+        prompt: PromptLike | Prompt,
+        images: Sequence[ImageSource],
+        max_tokens: int,
+        sampling: Mapping[str, Any],
     ) -> Session:
         if max_tokens < 0:
             raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
-        ids = self.encode_prompt(prompt)
-        return self.session(ids, capacity=len(ids) + max_tokens, **sampling)
+        if not isinstance(prompt, Prompt):
+            prompt = self.prompt(prompt, images)
+        return self.session(prompt, capacity=len(prompt.tokens) + max_tokens, **sampling)
 
     # Looking inside -----------------------------------------------------------------------------
 

@@ -253,8 +253,14 @@ class Tokenizer:
         takes_parts = re.search(
             r"content\s+is\s+(not\s+)?(string|iterable)|\[?.type.\]?\s*==", source
         )
+        # SmolVLM's goes through the parts of every content, and takes a string's letters for parts.
+        parts_alone = bool(
+            re.search(r"in\s+message(\[.content.\]|\.content)\s*%", source)
+        ) and not (re.search(r"content(.\])?\s+is\s+(not\s+)?(string|iterable)", source))
         chat = [
-            _prepare(stand_ins.protect_message(message), image_token, bool(takes_parts))
+            _prepare(
+                stand_ins.protect_message(message), image_token, bool(takes_parts), parts_alone
+            )
             for message in messages
         ]
         context = {
@@ -417,12 +423,19 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _prepare(message: dict[str, Any], image_token: str | None, takes_parts: bool) -> dict[str, Any]:
-    """A message as templates expect it: arguments as objects, content as one string."""
+def _prepare(
+    message: dict[str, Any], image_token: str | None, takes_parts: bool, parts_alone: bool
+) -> dict[str, Any]:
+    """A message as templates expect it: arguments as objects, content as one string.
+
+    `parts_alone` is for templates that know content only as a list of parts.
+    """
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         message["tool_calls"] = [_parse_arguments(call) for call in calls]
     content = message.get("content")
+    if isinstance(content, str) and parts_alone:
+        message["content"] = [{"type": "text", "text": content}]
     if isinstance(content, list) and not (takes_parts and image_token is None):
         texts = []
         for part in content:
@@ -498,7 +511,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_templates(folder: Path, options: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. A file of its own goes before the one inside tokenizer_config."""
+    """Chat templates by name. Files of their own go before the one inside tokenizer_config."""
     try:
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -507,7 +520,9 @@ def _read_templates(folder: Path, options: Mapping[str, Any]) -> dict[str, str]:
         raise TokenizerError(f"{folder / 'chat_template.jinja'} cannot be read: {error}") from error
     else:
         return {"default": source}
-    inside = options.get("chat_template")
+    inside = _read_json(folder / "chat_template.json").get("chat_template")
+    if inside is None:
+        inside = options.get("chat_template")
     if isinstance(inside, str):
         return {"default": inside}
     if isinstance(inside, list):  # several, by name

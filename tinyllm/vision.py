@@ -248,11 +248,11 @@ def load_vision_weights(folder: Path, config: VisionConfig) -> dict[str, Array]:
     Raises:
         WeightsError: naming file and tensor: missing or misshapen.
     """
-    tensors, shapes = read_folder(folder), expected_shapes(config)
+    # A CLIP or SigLIP checkpoint has a text tower with tensors of the same names.
+    tensors = read_folder(folder, keep=lambda name: "text_model" not in name)
+    shapes = expected_shapes(config)
     anchor = NAMES[config.kind].positions
     prefixes = [n.removesuffix(anchor) for n in tensors if n == anchor or n.endswith(f".{anchor}")]
-    # A CLIP or SigLIP checkpoint has a text tower with the same table.
-    prefixes = [p for p in prefixes if "text_model" not in p]
     if len(prefixes) != 1:
         raise WeightsError(
             f"{folder}: tensor {anchor} is missing from the checkpoint, so there is no image "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import ConfigError, WeightsError
 
 Weights = Mapping[str, NDArray[np.float32]]
+
+TEXT_PREFIX = "model.text_model."  # of the language model inside an Idefics3 checkpoint
 
 # Buffers that old exporters saved beside the parameters; they can be recomputed from the config.
 IGNORED_TENSORS = re.compile(r"\.(rotary_emb\.inv_freq|self_attn\.masked_bias)$")
@@ -57,16 +59,37 @@ def load_weights(folder: Path, config: ModelConfig) -> dict[str, NDArray[np.floa
         WeightsError: no safetensors file; a truncated or corrupt one; an unsupported dtype; a
             missing, unexpected, repeated or misshapen tensor. The message names file and tensor.
     """
-    return match_tensors(
-        read_folder(folder), expected_shapes(config), folder, config.tie_embeddings
-    )
+    tensors = text_tensors(read_folder(folder, keep=is_text_tensor))
+    return match_tensors(tensors, expected_shapes(config), folder, config.tie_embeddings)
 
 
-def read_folder(folder: Path) -> dict[str, tuple[Path, NDArray[np.float32]]]:
-    """Every tensor in a folder's safetensors files, with the file that it came from."""
+def is_text_tensor(name: str) -> bool:
+    """Whether a tensor is the language model's, in a checkpoint that also encodes images."""
+    return not name.startswith(("model.vision_model.", "model.connector."))
+
+
+def text_tensors(
+    tensors: Mapping[str, tuple[Path, NDArray[np.float32]]],
+) -> Mapping[str, tuple[Path, NDArray[np.float32]]]:
+    """The same tensors; a language model that is part of a larger one gets its own names back."""
+    if not any(name.startswith(TEXT_PREFIX) for name in tensors):
+        return tensors
+    return {
+        f"model.{name.removeprefix(TEXT_PREFIX)}" if name.startswith(TEXT_PREFIX) else name: entry
+        for name, entry in tensors.items()
+    }
+
+
+def read_folder(
+    folder: Path, keep: Callable[[str], bool] | None = None
+) -> dict[str, tuple[Path, NDArray[np.float32]]]:
+    """Every tensor in a folder's safetensors files, with the file that it came from.
+
+    `keep` says by name which ones are wanted; the others aren't read.
+    """
     tensors: dict[str, tuple[Path, NDArray[np.float32]]] = {}
     for path in checkpoint_files(folder):
-        for name, array in read_safetensors(path):
+        for name, array in read_safetensors(path, keep):
             if name in tensors:
                 raise WeightsError(f"{path}: tensor {name} is also in {tensors[name][0].name}")
             tensors[name] = (path, array)
@@ -139,7 +162,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def read_safetensors(
+    path: Path, keep: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield (name, float32 array) for each tensor of one file; f32 ones are mapped, not read.
 
     The library checks the file (header, offsets, length); it can't hand bf16 to numpy, so the
@@ -150,6 +175,8 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
         data_start = 8 + int.from_bytes(file.read(8), "little")
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
     for name, entry in header.items():
+        if keep is not None and not keep(name):
+            continue
         begin, end = entry["data_offsets"]
         raw = mapped[data_start + begin : data_start + end]
         yield (

@@ -1,0 +1,144 @@
+"""Images into prompts: each image token becomes the image's own rows, encoded once and kept.
+
+What differs between models is how an image is laid out in tokens and how its rows are computed;
+`ImageEmbedder` is that part. What is the same is here: finding the places in a rendered chat,
+spreading each into the image's layout, and keeping what was encoded, by content, within a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.errors import ImageError
+from tinyllm.prompt import Prompt
+from tinyllm.tokenizer import Tokenizer
+
+CACHE_BYTES = 64 * 1024 * 1024
+KEY_BITS = 62
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image as the language model takes it.
+
+    `layout` are the token ids that stand in the prompt for the image, of which those equal to the
+    image token take the rows, in order.
+    """
+
+    layout: tuple[int, ...]
+    rows: NDArray[np.float32]  # (M, dim)
+    digest: int  # of the content, KEY_BITS bits
+
+
+class ImageEmbedder(Protocol):
+    """What one family of vision models does with an image."""
+
+    image_token: str  # what the chat template writes for an image
+
+    def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:
+        """(H, W, 3) RGB → the layout in tokens, and a row (dim,) for each image token in it."""
+
+
+class ImagePrompts:
+    """Makes prompts out of conversations with images. Safe from several threads.
+
+    Args:
+        embedder: the model's own part.
+        tokenizer: with the model's chat template.
+        cache_bytes: of encoded images that are kept, least recently used out first.
+    """
+
+    def __init__(
+        self, embedder: ImageEmbedder, tokenizer: Tokenizer, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.embedder = embedder
+        self.tokenizer = tokenizer
+        self.image_id = tokenizer.special_tokens.get(embedder.image_token, -1)
+        if self.image_id < 0:
+            raise ImageError(
+                f"the tokenizer has no control token {embedder.image_token}, which stands for an "
+                "image in this model's prompts; take tokenizer.json from the same checkpoint"
+            )
+        self._cache_bytes = cache_bytes
+        self._kept: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the rows that are kept."""
+        return self._kept_bytes
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[NDArray[np.uint8]],
+        **extra: Any,
+    ) -> Prompt:
+        """A conversation as a prompt: each part {"type": "image"} takes the next of `images`.
+
+        Args:
+            messages: the chat template's; only it can write an image token, never a user's text.
+            images: (H, W, 3) uint8 RGB each.
+            extra: goes to `Tokenizer.apply_chat_template`.
+
+        Raises:
+            ImageError: not as many images as places for them.
+            TokenizerError: the template refuses the messages.
+        """
+        ids = self.tokenizer.apply_chat_template(messages, **extra)
+        places = ids.count(self.image_id)
+        if places != len(images):
+            raise ImageError(f"the messages have {places} places for images, not {len(images)}")
+        return self.spread(ids, [self.encode(image) for image in images])
+
+    def spread(self, ids: Sequence[int], images: Sequence[EncodedImage]) -> Prompt:
+        """Put each image's layout where an image token stands in `ids`."""
+        waiting = iter(images)
+        tokens: list[int] = []
+        keys: list[int] = []
+        for token in ids:
+            if token != self.image_id:
+                tokens.append(token)
+                continue
+            image = next(waiting)
+            tokens += image.layout
+            # Distinct along the image, so that no shifted copy of it can be taken for it.
+            keys += [-1 - (image.digest + j) % (1 << KEY_BITS) for j in range(len(image.rows))]
+        if not images:
+            return Prompt(np.array(tokens, np.int32))
+        array = np.array(tokens, np.int32)
+        return Prompt(
+            tokens=array,
+            image_positions=np.flatnonzero(array == self.image_id).astype(np.int64),
+            image_rows=np.concatenate([image.rows for image in images]),
+            image_keys=np.array(keys, np.int64),
+        )
+
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
+        """One image (H, W, 3), from what is kept where it was encoded before."""
+        content = hashlib.sha256(repr(image.shape).encode())
+        content.update(np.ascontiguousarray(image).data)
+        name = content.digest()
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                return self._kept[name]
+        layout, rows = self.embedder.encode(image)
+        encoded = EncodedImage(layout, rows, int.from_bytes(name[:8], "little") >> (64 - KEY_BITS))
+        with self._lock:
+            if name not in self._kept and rows.nbytes <= self._cache_bytes:
+                self._kept[name] = encoded
+                self._kept_bytes += rows.nbytes
+            while self._kept_bytes > self._cache_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= oldest.rows.nbytes
+        return encoded

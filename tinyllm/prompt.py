@@ -1,0 +1,25 @@
+"""What a model is asked: token ids and, where there are images, the rows that stand in for some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids and, for prompts with images, the embedding rows that stand in for some."""
+
+    tokens: NDArray[np.int32]  # (T,)
+    image_positions: NDArray[np.int64] | None = None  # (M,) ascending
+    image_rows: NDArray[np.float32] | None = None  # (M, dim)
+    image_keys: NDArray[np.int64] | None = None  # (M,) negative content hashes, for prefix matching
+
+    def match_ids(self) -> NDArray[np.int64]:
+        """What two prompts are compared by: token ids, with image positions by their content."""
+        ids = self.tokens.astype(np.int64)
+        if self.image_positions is not None and self.image_keys is not None:
+            ids[self.image_positions] = self.image_keys
+        return ids
