@@ -1,0 +1,214 @@
+"""JSON Schema → token masks: what may come next so that the output always fits.
+
+The grammar engine is llguidance. Beside it stood xgrammar and outlines-core. llguidance covers
+most of JSON Schema (recursive `$ref`, unions, `allOf`, patterns, formats, ranges) and *refuses*
+what it doesn't instead of ignoring it; it compiles lazily, so a schema costs a few milliseconds
+and no automaton is built ahead; a mask over 49,152 tokens takes about 10 µs; fuel limits bound
+every step; and it needs neither torch nor transformers. xgrammar requires both, and accepts
+schemas whose keywords it doesn't hold; outlines-core turns a schema into a regular expression
+first, which has no recursion, and walks the whole vocabulary for every state ahead of time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+MAX_SCHEMA_BYTES = 256 * 1024  # of all the schemas in a request
+MAX_SCHEMA_DEPTH = 48
+_JSON_STYLE = {
+    "whitespace_flexible": False,  # else a small model may write spaces for ever
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,  # an unknown keyword is an error, never ignored
+    "coerce_one_of": False,
+}
+_LIMITS = LLParserLimits(verbose_errors=False, max_grammar_size=200_000, step_lexer_fuel=100_000)
+
+
+class UnsupportedSchema(ValueError):
+    """The schema can't be followed; the message says what about it."""
+
+
+class Vocabulary(Protocol):
+    """What the grammar needs to know of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class _Wrapped:
+    """A tokenizer in the shape that llguidance's wrapper asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Vocabulary, eos_id: int) -> None:
+        self.eos_token_id = eos_id
+        self.special_token_ids = sorted(tokenizer.special_tokens.values())
+        self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        if isinstance(text, bytes):  # the wrapper tries which of the two is taken
+            raise TypeError("text, not bytes")
+        return self._encode(text)
+
+
+class Matcher:
+    """One choice's place in a grammar. It never raises; `error` says why it gave up."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
+
+    @property
+    def error(self) -> str:
+        return self._matcher.get_error() if self._matcher.is_error() else ""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """What may come next, (vocab_size,) bool. End-of-text is among it once all is complete."""
+        bits = self._bits
+        self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        mask = np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocab_size)
+        return mask.view(np.bool_)
+
+    def forced(self) -> int | None:
+        """The one token that can come next, in the tokenizer's own cut of the text."""
+        tokens = self._matcher.compute_ff_tokens()
+        return tokens[0] if tokens else None
+
+    def accept(self, token: int) -> bool:
+        """Take note of a token. True when nothing can follow (or all is lost, see `error`)."""
+        return not self._matcher.consume_token(token) or self._matcher.is_stopped()
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer, and keeps the recent ones. Safe from any thread."""
+
+    def __init__(
+        self, tokenizer: Vocabulary, vocab_size: int, eos_ids: Sequence[int], keep: int = 64
+    ) -> None:
+        wrapper = TokenizerWrapper(_Wrapped(tokenizer, eos_ids[0]))
+        self._vocab_size = vocab_size
+        self._tokenizer = LLTokenizer(
+            wrapper, n_vocab=vocab_size, eos_token=list(eos_ids), slices=LLTokenizer.json_slices()
+        )
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[bytes, LLMatcher] = OrderedDict()
+
+    def compile(self, grammar: str) -> bytes:
+        """A handle for `matcher`. Raises UnsupportedSchema. Takes milliseconds: use a thread."""
+        name = hashlib.sha256(grammar.encode()).digest()
+        with self._lock:
+            if name in self._compiled:
+                self._compiled.move_to_end(name)
+                return name
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # builds the first state's automaton, and shows dead ends
+        if matcher.is_error():
+            raise UnsupportedSchema(_first_line(matcher.get_error()))
+        with self._lock:
+            self._compiled[name] = matcher
+            while len(self._compiled) > self._keep:
+                self._compiled.popitem(last=False)
+        return name
+
+    def matcher(self, grammar: str) -> Matcher:
+        """A fresh matcher at the start of the grammar."""
+        name = self.compile(grammar)
+        with self._lock:
+            compiled = self._compiled.get(name)
+            if compiled is not None:
+                return Matcher(compiled.deep_copy(), self._vocab_size)
+        return self.matcher(grammar)  # pushed out in between
+
+
+def _first_line(message: str) -> str:
+    """The heart of llguidance's message, without positions in a grammar nobody has seen."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("error:"):
+            return line.removeprefix("error:").strip()
+    return lines[0][:300] if lines else "it can't be compiled"
+
+
+# -- schemas ---------------------------------------------------------------------------------
+
+
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of one JSON value that fits `schema`."""
+    return f"%llguidance {{}}\nstart: %json {prepared(schema)}\n"
+
+
+def prepared(schema: Mapping[str, Any]) -> str:
+    """A schema as JSON text for a grammar. Raises UnsupportedSchema when it is too big or deep.
+
+    Two liberties are taken, which only ever narrow what is written: an object that lists its
+    properties gets no others unless the schema asks for them, and if the outermost object says
+    nothing of what is required, all of its plain properties are.
+    """
+    if depth_of(schema) > MAX_SCHEMA_DEPTH:
+        raise UnsupportedSchema(f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise UnsupportedSchema(f"it has {len(text)} bytes, more than {MAX_SCHEMA_BYTES}")
+    own: dict[str, Any] = json.loads(text)
+    own["x-guidance"] = _JSON_STYLE
+    if not any(f'"{keyword}"' in text for keyword in _COMBINING):
+        _close(own)
+        properties = own.get("properties")
+        if isinstance(properties, dict) and "required" not in own:
+            own["required"] = [k for k, v in properties.items() if '"$ref"' not in json.dumps(v)]
+    return json.dumps(own)
+
+
+# Keywords that lay several schemas over one value: closing one would shut out the others.
+_COMBINING = ("allOf", "$dynamicRef", "unevaluatedProperties", "patternProperties")
+
+
+def _close(node: Any) -> None:
+    """Add `additionalProperties: false` to every object schema that is silent about it."""
+    if isinstance(node, list):
+        for item in node:
+            _close(item)
+        return
+    if not isinstance(node, dict):
+        return
+    properties = node.get("properties")
+    alone = not ({"anyOf", "oneOf", "$ref"} & node.keys())
+    if isinstance(properties, dict) and properties and alone:
+        node.setdefault("additionalProperties", False)
+    for keyword in ("items", "prefixItems", "anyOf", "oneOf", "additionalProperties"):
+        if keyword in node:
+            _close(node[keyword])
+    for keyword in ("properties", "$defs", "definitions"):
+        if isinstance(node.get(keyword), dict):
+            for item in node[keyword].values():
+                _close(item)
+
+
+def depth_of(value: Any) -> int:
+    """How many objects and arrays lie inside each other."""
+    deepest, pending = 0, [(value, 1)]
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, (Mapping, list)):
+            deepest = max(deepest, depth)
+            inner = item.values() if isinstance(item, Mapping) else item
+            pending.extend((child, depth + 1) for child in inner)
+    return deepest

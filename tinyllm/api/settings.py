@@ -1,0 +1,204 @@
+"""Every knob of the server, once: its flag, its environment variable, its help, its default."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+MiB = 1024 * 1024
+
+
+def _flag(default: Any, help: str, **more: Any) -> Any:
+    if isinstance(default, (list, dict)):
+        raise TypeError("defaults are shared: use a tuple")
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `python server.py` can be told. Each field is `--field` and `TINYLLM_FIELD`.
+
+    A repeatable flag's variable holds its values separated by commas. A flag on the command line
+    wins over the environment.
+    """
+
+    host: str = _flag("127.0.0.1", "address to listen on")
+    port: int = _flag(8000, "port to listen on; 0 takes a free one")
+    model: tuple[str, ...] = _flag(
+        ("smollm2-135m-instruct",),
+        "name or folder of a model to serve; repeatable, the first is the default",
+    )
+    dtype: Literal["f32", "bf16", "q8", "q4"] = _flag("q8", "what the weights are computed in")
+    backend: Literal["compiled", "reference"] = _flag(
+        "compiled", "compiled kernels, or the readable numpy forward (f32 alone)"
+    )
+    threads: int = _flag(0, "threads of the kernels; 0 takes every core")
+
+    api_key: tuple[str, ...] = _flag((), "a key that clients may use; repeatable")
+    api_key_file: str = _flag("", "a file with one key a line; # starts a comment")
+    insecure_no_auth: bool = _flag(False, "listen beyond this machine although no key is set")
+    alias: tuple[str, ...] = _flag((), "NAME[=MODEL]: one more name for a model; repeatable")
+    strict: bool = _flag(False, "refuse unknown parameters instead of ignoring them by name")
+
+    max_n: int = _flag(8, "most choices a request may ask for")
+    max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: the context alone limits")
+    max_body: int = _flag(32 * MiB, "largest request body, in bytes")
+    max_batch: int = _flag(16, "most choices that are decoded at once")
+    max_queue: int = _flag(64, "most requests that wait; more get 429")
+    kv_cache_mb: int = _flag(1024, "memory for the KV caches, in MiB")
+    prefill_chunk: int = _flag(256, "most prompt tokens taken in by one step")
+    prefix_cache: bool = _flag(True, "reuse the caches of earlier prompts")
+    keep_requests: int = _flag(256, "finished requests kept for replay; 0 keeps none")
+    max_sessions: int = _flag(1024, "sessions remembered")
+    session_ttl: float = _flag(24 * 3600.0, "seconds after which an unused session is forgotten")
+
+    request_timeout: float = _flag(600.0, "seconds that a request may take; 0 is for ever")
+    drain_timeout: float = _flag(30.0, "seconds that running requests get after the first SIGTERM")
+    header_timeout: float = _flag(15.0, "seconds in which a request's head must arrive")
+    body_timeout: float = _flag(30.0, "seconds in which a request's body must arrive")
+    send_timeout: float = _flag(30.0, "seconds for which a client may leave its answer unread")
+    keep_alive: float = _flag(75.0, "seconds that an idle connection is kept between requests")
+    ping_interval: float = _flag(15.0, "seconds of silence in a stream before a comment is sent")
+
+    image_urls: Literal["public", "allowlist", "off"] = _flag(
+        "public", "which https image addresses are fetched"
+    )
+    image_host: tuple[str, ...] = _flag((), "a host that `--image-urls allowlist` allows; repeatable")
+
+    access_log: str = _flag("-", "file for the access log (JSON lines); - is stderr, off is none")
+    log_content: bool = _flag(False, "write prompts and answers into the access log too")
+
+    def keys(self) -> tuple[str, ...]:
+        """Every API key. Raises ValueError if the file can't be read or holds none."""
+        if not self.api_key_file:
+            return self.api_key
+        try:
+            lines = Path(self.api_key_file).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--api-key-file {self.api_key_file}: {error}") from None
+        keys = tuple(key for line in lines if (key := line.split("#")[0].strip()))
+        if not keys:
+            raise ValueError(f"--api-key-file {self.api_key_file}: the file holds no key")
+        return self.api_key + keys
+
+    def check(self) -> Settings:
+        """Itself, when every value makes sense. Raises ValueError that names the flag."""
+        at_least = {
+            "max_n": 1, "max_body": 1024, "max_batch": 1, "max_queue": 0, "kv_cache_mb": 1,
+            "prefill_chunk": 1, "threads": 0, "max_tokens_cap": 0, "keep_requests": 0,
+            "max_sessions": 1, "session_ttl": 1, "request_timeout": 0, "drain_timeout": 0,
+            "header_timeout": 0.1, "body_timeout": 0.1, "send_timeout": 0.1, "keep_alive": 0.1,
+            "ping_interval": 0.01,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{_option(name)} must be at least {least}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError("--port must be from 0 to 65535")
+        if not self.model:
+            raise ValueError("--model must name at least one model")
+        if self.image_urls == "allowlist" and not self.image_host:
+            raise ValueError("--image-urls allowlist needs at least one --image-host")
+        if not self.keys() and not self.insecure_no_auth and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} can be reached from other machines and no key is set: give "
+                "--api-key, or --insecure-no-auth if that is what you want"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a listening address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choices(kind: Any) -> tuple[str, ...] | None:
+    return get_args(kind) if kind not in (str, int, float, bool, tuple[str, ...]) else None
+
+
+def parse(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the command line and the environment. Exits with usage on a mistake."""
+    environ = os.environ if environ is None else environ
+    parser = argparse.ArgumentParser(
+        prog="server.py",
+        description="Serve a model behind a chat-completions API.",
+        epilog="Each flag can be given as an environment variable too: --max-n as TINYLLM_MAX_N.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    kinds = get_type_hints(Settings)
+    for field in dataclasses.fields(Settings):
+        kind = kinds[field.name]
+        options: dict[str, Any] = {
+            "default": None,
+            "help": f"{field.metadata['help']} [{_shown(field.default)}; {_variable(field.name)}]",
+        }
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind == tuple[str, ...]:
+            options |= {"action": "append", "metavar": field.name.split("_")[-1].upper()}
+        elif (choices := _choices(kind)) is not None:
+            options["choices"] = choices
+        else:
+            options |= {"type": kind, "metavar": field.name.split("_")[-1].upper()}
+        options["help"] = options["help"].replace("%", "%%")
+        parser.add_argument(_option(field.name), **options)
+    parser.formatter_class = argparse.HelpFormatter
+    given = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    try:
+        for field in dataclasses.fields(Settings):
+            value = given[field.name]
+            if value is None and (text := environ.get(_variable(field.name), "")):
+                value = _from_text(text, kinds[field.name], _variable(field.name))
+            if value is not None:
+                values[field.name] = tuple(value) if isinstance(value, list) else value
+        return Settings(**values).check()
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _variable(name: str) -> str:
+    return "TINYLLM_" + name.upper()
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(default) or "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default == "" else str(default)
+
+
+def _from_text(text: str, kind: Any, variable: str) -> Any:
+    """An environment variable's text as a value of the field's type; ValueError names it."""
+    if kind is bool:
+        flags = {"1": True, "true": True, "yes": True, "on": True}
+        flags |= {"0": False, "false": False, "no": False, "off": False}
+        if text.lower() not in flags:
+            raise ValueError(f"{variable} must be 1 or 0, not {text!r}")
+        return flags[text.lower()]
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if (choices := _choices(kind)) is not None:
+        if text not in choices:
+            raise ValueError(f"{variable} must be one of {', '.join(choices)}, not {text!r}")
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be a {kind.__name__}, not {text!r}") from None
