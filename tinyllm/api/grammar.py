@@ -35,7 +35,11 @@ _LIMITS = LLParserLimits(verbose_errors=False, max_grammar_size=200_000, step_le
 
 
 class UnsupportedSchema(ValueError):
-    """The schema can't be followed; the message says what about it."""
+    """The schema can't be followed; the message says what about it, `index` which of several."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class Vocabulary(Protocol):

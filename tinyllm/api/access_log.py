@@ -1,0 +1,80 @@
+"""The access log: one JSON object a line, written by a thread of its own.
+
+A request never waits for the disk: lines queue up to a limit. When the disk is full, or the
+queue, lines are dropped and counted, and serving goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic_core import to_json
+
+MAX_QUEUED = 10_000  # lines
+
+
+class AccessLog:
+    """Writes entries to `target`: a path, "-" for stderr, "off" for nowhere."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_QUEUED)
+        self._thread: threading.Thread | None = None
+        self.dropped = 0
+
+    def start(self) -> None:
+        """Start the writer. Raises OSError if the file can't be opened."""
+        if self._target == "off":
+            return
+        if self._target != "-":
+            with Path(self._target).open("a", encoding="utf-8"):
+                pass  # fails now rather than at the first request
+        self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
+        self._thread.start()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Queue one entry. Never blocks, never raises."""
+        if self._thread is None:
+            return
+        try:
+            self._queue.put_nowait(entry)
+        except queue.Full:
+            self.dropped += 1
+
+    def stop(self) -> None:
+        """Write what is queued, and end."""
+        if self._thread is None:
+            return
+        try:
+            self._queue.put(None, timeout=1)
+        except queue.Full:
+            return
+        self._thread.join(timeout=5)
+
+    def _write_all(self) -> None:
+        stream: TextIO | None = sys.stderr if self._target == "-" else None
+        while (entry := self._queue.get()) is not None:
+            try:
+                if stream is None:
+                    stream = Path(self._target).open("a", encoding="utf-8")  # noqa: SIM115
+                stream.write(to_json(entry, inf_nan_mode="null").decode() + "\n")
+                stream.flush()
+            except (OSError, ValueError):  # a full disk, or a closed stream
+                self.dropped += 1
+                if stream not in (None, sys.stderr):
+                    stream = _closed(stream)
+        if stream not in (None, sys.stderr):
+            _closed(stream)
+
+
+def _closed(stream: TextIO | None) -> None:
+    """Close what may not want to be closed: what it has buffered can't be written either."""
+    try:
+        if stream is not None:
+            stream.close()
+    except OSError:
+        pass

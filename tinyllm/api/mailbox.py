@@ -1,0 +1,95 @@
+"""From the engine's thread to the event loop: events go in on one side and come out on the other.
+
+The engine tells every listener of a step in a row. Waking the loop costs a system call, so it is
+woken once for all that has arrived since it last looked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from tinyllm.engine.types import Event
+
+MAX_WAITING = 16_384  # events; what a client that doesn't read may have us hold
+
+
+class ClientGone(Exception):
+    """Nobody is there any more to receive the answer."""
+
+
+class Bell:
+    """Wakes mailboxes on the loop's thread; one for a whole app."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ringing: deque[Mailbox] = deque()
+        self._due = False
+
+    def ring(self, mailbox: Mailbox) -> None:
+        """Have `mailbox` looked at soon. From any thread."""
+        self._ringing.append(mailbox)
+        if not self._due:
+            self._due = True
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the loop is closed: the server has stopped
+                self._ringing.clear()
+
+    def _deliver(self) -> None:
+        self._due = False  # first, so that what arrives from here on rings again
+        while self._ringing:
+            self._ringing.popleft()._wake()
+
+
+class Mailbox:
+    """The events of one request. `put` on the engine's thread, everything else on the loop's."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._events: deque[Event] = deque()
+        self._reader: asyncio.Future[None] | None = None
+        self._gone = False
+        self.overflowed = False
+
+    def put(self, event: Event) -> None:
+        """Take an event; those past the limit are dropped, and the reader learns of it."""
+        if self._gone:
+            return
+        if len(self._events) >= MAX_WAITING:
+            self.overflowed = True
+        else:
+            self._events.append(event)
+        self._bell.ring(self)
+
+    def hang_up(self) -> None:
+        """The client is gone: the reader gets ClientGone."""
+        self._gone = True
+        self._events.clear()
+        self._wake()
+
+    async def get(self, timeout: float | None = None) -> list[Event]:
+        """All events so far, at least one; [] after `timeout` seconds without any.
+
+        Raises ClientGone once the client went away, or left too much unread.
+        """
+        if not self._events and not self._gone and not self.overflowed:
+            loop = asyncio.get_running_loop()
+            self._reader = loop.create_future()
+            alarm = None if timeout is None else loop.call_later(timeout, self._wake)
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+                if alarm is not None:
+                    alarm.cancel()
+        if self._gone or self.overflowed:
+            raise ClientGone
+        events = list(self._events)
+        for _ in events:
+            self._events.popleft()
+        return events
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
