@@ -6,6 +6,7 @@ queue, lines are dropped and counted, and serving goes on.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
@@ -65,16 +66,14 @@ class AccessLog:
                 stream.flush()
             except (OSError, ValueError):  # a full disk, or a closed stream
                 self.dropped += 1
-                if stream not in (None, sys.stderr):
-                    stream = _closed(stream)
-        if stream not in (None, sys.stderr):
-            _closed(stream)
+                if stream is not None and stream is not sys.stderr:
+                    _close(stream)
+                    stream = None
+        if stream is not None and stream is not sys.stderr:
+            _close(stream)
 
 
-def _closed(stream: TextIO | None) -> None:
+def _close(stream: TextIO) -> None:
     """Close what may not want to be closed: what it has buffered can't be written either."""
-    try:
-        if stream is not None:
-            stream.close()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        stream.close()

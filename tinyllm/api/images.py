@@ -38,7 +38,9 @@ class VisionPrompts(Protocol):
     """What a vision model offers the API: a conversation with images as a prompt."""
 
     def prompt(
-        self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]],
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Mapping[str, Any]],
         images: Sequence[Image.Image],
     ) -> Prompt:
         """`messages` are the template's; each part {"type": "image"} takes the next image."""  # fmt: skip

@@ -52,7 +52,7 @@ class Metrics:
             "tinyllm_client_disconnects", "Clients that went away before their answer was done",
             registry=registry,
         )  # fmt: skip
-        registry.register(_Engines(service))  # type: ignore[arg-type]
+        registry.register(_Engines(service))
 
     def text(self) -> bytes:
         """All of it in Prometheus text format."""

@@ -101,7 +101,9 @@ class Planner:
         if names and self._settings.strict:
             raise invalid(f"{names[0]} is not a known parameter.", names[0], kind="extra_forbidden")
         if model.reasoning == "none":
-            names += [n for n in ("reasoning", "reasoning_effort") if getattr(request, n) is not None]
+            names += [
+                n for n in ("reasoning", "reasoning_effort") if getattr(request, n) is not None
+            ]
         return names
 
     async def conversation(self, request: ChatRequest, model: ServedModel) -> Conversation:

@@ -26,6 +26,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from tinyllm.api.dialect import Dialect
 from tinyllm.api.errors import ApiError, Loc, invalid
+from tinyllm.api.strict_json import MAX_INT
 
 DEFAULT_MAX_TOKENS = 2000
 Read = TypeVar("Read", bound=BaseModel)
@@ -36,7 +37,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
+_WHOLE = BeforeValidator(_whole)
+AnyInt = Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), _WHOLE]
+Natural = Annotated[int, Field(ge=0, le=MAX_INT), _WHOLE]
+Positive = Annotated[int, Field(ge=1, le=MAX_INT), _WHOLE]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Effort = Literal["max", "xhigh", "high", "medium", "low", "minimal", "none"]
 
@@ -215,7 +219,7 @@ ToolChoice = Annotated[
 
 class Reasoning(Open):
     effort: Effort | None = None
-    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_tokens: Positive | None = None
     exclude: bool | None = None
     enabled: bool | None = None
 
@@ -279,19 +283,17 @@ class ChatRequest(Open):
 
     model: str = Field(description="Id or alias of a model", examples=["nugen-flash-instruct"])
     messages: list[Message] = Field(min_length=1, description="The whole conversation so far")
-    max_tokens: Annotated[Int, Field(ge=0)] | None = Field(
+    max_tokens: Natural | None = Field(
         None, description=f"Most tokens of the completion; {DEFAULT_MAX_TOKENS} if not given"
     )
-    max_completion_tokens: Annotated[Int, Field(ge=0)] | None = Field(
-        None, description="The same as max_tokens"
-    )
-    prompt_truncate_len: Annotated[Int, Field(ge=1)] | None = Field(
+    max_completion_tokens: Natural | None = Field(None, description="The same as max_tokens")
+    prompt_truncate_len: Positive | None = Field(
         None, description="Tokens to which long conversations are cut, oldest turns first"
     )
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[Int, Field(ge=-1)] | None = None
-    n: Annotated[Int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT), _WHOLE] | None = None
+    n: Positive | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: (
@@ -306,9 +308,9 @@ class ChatRequest(Open):
         ]
         | None
     ) = None
-    seed: Int | None = None
+    seed: AnyInt | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
@@ -440,7 +442,7 @@ class DetokenizeRequest(Open):
     """Token ids as text."""
 
     model: str | None = None
-    tokens: list[Annotated[Int, Field(ge=0)]] = Field(max_length=1_000_000)
+    tokens: list[Natural] = Field(max_length=1_000_000)
 
 
 # -- reading them ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class Service:
         settings: what the server was told.
         load: makes the models; called once, on a thread of its own.
     """
+
+    log = logging.getLogger(__name__)
 
     def __init__(self, settings: Settings, load: Callable[[], Sequence[ServedModel]]) -> None:
         self.settings = settings

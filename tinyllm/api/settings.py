@@ -47,7 +47,7 @@ class Settings:
     strict: bool = _flag(False, "refuse unknown parameters instead of ignoring them by name")
 
     max_n: int = _flag(8, "most choices a request may ask for")
-    max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: the context alone limits")
+    max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: no cap")
     max_body: int = _flag(32 * MiB, "largest request body, in bytes")
     max_batch: int = _flag(16, "most choices that are decoded at once")
     max_queue: int = _flag(64, "most requests that wait; more get 429")
@@ -69,7 +69,7 @@ class Settings:
     image_urls: Literal["public", "allowlist", "off"] = _flag(
         "public", "which https image addresses are fetched"
     )
-    image_host: tuple[str, ...] = _flag((), "a host that `--image-urls allowlist` allows; repeatable")
+    image_host: tuple[str, ...] = _flag((), "a host for `--image-urls allowlist`; repeatable")
 
     access_log: str = _flag("-", "file for the access log (JSON lines); - is stderr, off is none")
     log_content: bool = _flag(False, "write prompts and answers into the access log too")

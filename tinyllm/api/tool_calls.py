@@ -32,7 +32,8 @@ def write_call(name: str, arguments: Any) -> str:
 def calls_grammar(tools: Sequence[Tool], parallel: bool) -> str:
     """The grammar of one call, or of several, to any of `tools`. Raises UnsupportedSchema."""
     most = MAX_CALLS if parallel else 1
-    rules = [f"start: call (%s call){{0,{most - 1}}}" % json.dumps("\n") if most > 1 else "start: call"]
+    more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
+    rules = [f"start: call{more}"]
     rules.append(f"call: {json.dumps(OPEN + _HEAD)} body {json.dumps('}' + CLOSE)}")
     rules.append("body: " + " | ".join(f"tool{i}" for i in range(len(tools))))
     size = 0

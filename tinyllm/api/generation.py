@@ -1,0 +1,290 @@
+"""One completion on its way: asks the engine, and reads its events into parts of choices.
+
+Both ways of answering, whole and streamed, go through here: a whole answer is folded from the
+chunks that a stream would have sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from tinyllm.api.errors import (
+    context_length_exceeded,
+    invalid,
+    server_error,
+    too_many,
+    unavailable,
+)
+from tinyllm.api.guides import ChoiceGuide
+from tinyllm.api.mailbox import Bell, ClientGone, Mailbox
+from tinyllm.api.plan import Plan
+from tinyllm.api.protocol import Finish, Usage
+from tinyllm.api.reader import ChoiceReader, Piece
+from tinyllm.api.service import EngineLike
+from tinyllm.engine.types import (
+    Done,
+    Draining,
+    Event,
+    Finished,
+    Guide,
+    Handle,
+    PromptTooLong,
+    QueueFull,
+    Request,
+    Started,
+    Token,
+)
+
+
+class Caller:
+    """The client at the other end: gives up all that runs for it once it is gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._open: list[tuple[Handle, Mailbox]] = []
+        self._watch = asyncio.create_task(self._wait(receive))
+        self.gone = False
+
+    async def _wait(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        for handle, mailbox in self._open:
+            handle.cancel()
+            mailbox.hang_up()
+
+    def attach(self, handle: Handle, mailbox: Mailbox) -> None:
+        """Have a request given up with the client."""
+        self._open.append((handle, mailbox))
+        if self.gone:
+            handle.cancel()
+            mailbox.hang_up()
+
+    def close(self) -> None:
+        """The answer is out, or will never be: whatever still runs is given up."""
+        self._watch.cancel()
+        for handle, _ in self._open:
+            handle.cancel()
+
+
+def submit(engine: EngineLike, request: Request, bell: Bell, caller: Caller) -> Mailbox:
+    """Ask the engine. Raises ApiError: 400 too long, 429 queue full, 503 draining."""
+    mailbox = Mailbox(bell)
+    try:
+        handle = engine.submit(request, mailbox.put)
+    except QueueFull as error:
+        raise too_many(f"{str(error)[:1].upper()}{str(error)[1:]}.", error.retry_after) from None
+    except Draining:
+        message = "The server is shutting down and takes no new requests."
+        raise unavailable(message, "draining", retry_after=5) from None
+    except PromptTooLong as error:
+        raise context_length_exceeded(error.n_prompt_tokens, error.n_ctx) from None
+    except ValueError as error:
+        raise invalid(f"The request can't be run: {error}.", "messages") from None
+    caller.attach(handle, mailbox)
+    return mailbox
+
+
+@dataclass
+class Part:
+    """What happened to one choice; `finish` on its last part."""
+
+    index: int
+    piece: Piece
+    finish: Finish | None = None
+    confidence: float | None = None  # on the last part
+
+
+class Generation:
+    """One completion.
+
+    Args:
+        plan: what to do.
+        request_id: also the completion's id.
+        key: the owner.
+        session: the client's session, if any.
+        deadline: time.monotonic() seconds, or None.
+        keep: for replay.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        request_id: str,
+        *,
+        key: str = "",
+        session: str | None = None,
+        deadline: float | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.id = request_id
+        n = plan.request.n or 1
+        self._guides: dict[int, ChoiceGuide] = {}
+        self._request = Request(
+            id=request_id,
+            prompt=plan.prompt,
+            params=plan.params,
+            max_tokens=plan.max_tokens,
+            n=n,
+            stop_ids=plan.model.stop_ids,
+            top_logprobs=plan.request.top_logprobs or 0,
+            guide=self._make_guide if plan.guided else None,
+            key=key,
+            session=session,
+            deadline=deadline,
+            keep=keep,
+        )
+        self._readers = [
+            ChoiceReader(
+                plan.model.tokenizer,
+                think=plan.think,
+                calls=plan.calls,
+                stops=plan.stops,
+                silent=plan.model.silent_ids,
+                logprobs=bool(plan.request.logprobs),
+            )
+            for _ in range(n)
+        ]
+        self._called = [False] * n
+        self.n_cached = 0
+        self.started: float | None = None  # when the prompt had been taken in, monotonic
+        self.first_token: float | None = None
+        self.finishes: list[Finish] = []
+
+    def _make_guide(self, index: int) -> Guide:
+        """On the engine's thread; again for a replay, when nobody reads along."""
+        guide = self.plan.guide()
+        self._guides.setdefault(index, guide)
+        return guide
+
+    def submit(self, bell: Bell, caller: Caller) -> None:
+        """Queue it. Raises ApiError."""
+        self._mailbox = submit(self.plan.model.engine, self._request, bell, caller)
+
+    async def begun(self, patience: float) -> None:
+        """Wait for the first event, `patience` seconds at most, so that early faults show."""
+        self._early = await self._mailbox.get(patience)
+        for event in self._early:
+            if isinstance(event, Finished):
+                self._check(event)
+
+    async def parts(self, ping: float | None = None) -> AsyncIterator[Part | None]:
+        """The parts of all choices as they come; None after `ping` seconds without any.
+
+        Raises ApiError for a fault on the way, ClientGone when nobody listens.
+        """
+        events = self._early
+        while True:
+            for event in events:
+                if isinstance(event, Done):
+                    return
+                part = self._read(event)
+                if part is not None:
+                    yield part
+            events = await self._mailbox.get(ping)
+            if not events:
+                yield None
+
+    def _read(self, event: Event) -> Part | None:
+        if isinstance(event, Token):
+            if self.first_token is None:
+                self.first_token = time.monotonic()
+            piece = self._readers[event.index].push(event)
+            self._called[event.index] |= bool(piece.calls)
+            return Part(event.index, piece)
+        if isinstance(event, Started):
+            self.started = time.monotonic()
+            self.n_cached = event.cached_tokens
+            return None
+        if isinstance(event, Finished):
+            return self._finish(event)
+        return None
+
+    def _finish(self, event: Finished) -> Part:
+        self._check(event)
+        reader = self._readers[event.index]
+        piece = reader.finish()
+        called = self._called[event.index] | bool(piece.calls)
+        finish: Finish = "length"
+        if event.reason == "stop":
+            finish = "tool_calls" if called else "stop"
+        self.finishes.append(finish)
+        confidence = _confidence(reader.sum_logprob, reader.n_tokens)
+        return Part(event.index, piece, finish, confidence)
+
+    def _check(self, event: Finished) -> None:
+        """ApiError unless the choice came to a proper end."""
+        guide = self._guides.get(event.index)
+        if guide is not None and guide.error:
+            message = "The JSON Schema turned out too complex to follow; simplify it."
+            raise invalid(message, kind="json_schema")
+        if event.reason == "error":
+            raise server_error("The model failed on this request; the fault is the server's.")
+        if event.reason == "timeout":
+            message = "The request took longer than the server allows."
+            raise unavailable(message, "request_timeout", 5, retry=self.started is None)
+        if event.reason == "cancelled":
+            message = "The server stopped before the answer was done."
+            raise unavailable(message, "draining", 5)
+
+    # -- sums over all choices ---------------------------------------------------------------
+
+    @property
+    def usage(self) -> Usage:
+        n_prompt = len(self.plan.prompt.tokens)
+        n_completion = sum(reader.n_tokens for reader in self._readers)
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_completion,
+            "total_tokens": n_prompt + n_completion,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(reader.n_thought for reader in self._readers)
+            },
+        }
+
+    @property
+    def confidence(self) -> float | None:
+        """100 · exp(mean log p) over every generated token; None when there is none."""
+        total = sum(reader.sum_logprob for reader in self._readers)
+        return _confidence(total, sum(reader.n_tokens for reader in self._readers))
+
+
+def _confidence(sum_logprob: float, n_tokens: int) -> float | None:
+    if not n_tokens:
+        return None
+    return round(100.0 * math.exp(min(0.0, sum_logprob / n_tokens)), 4)
+
+
+async def score(
+    engine: EngineLike,
+    request: Request,
+    bell: Bell,
+    caller: Caller,
+    watch: Callable[[Token], None],
+) -> None:
+    """Run a request for its tokens' log-probabilities alone. Raises ApiError, ClientGone."""
+    mailbox = submit(engine, request, bell, caller)
+    while True:
+        for event in await mailbox.get():
+            if isinstance(event, Token):
+                watch(event)
+            elif isinstance(event, Finished) and event.reason not in ("stop", "length"):
+                raise (
+                    server_error()
+                    if event.reason == "error"
+                    else unavailable(
+                        "The request could not be answered in time.", "request_timeout", 5
+                    )
+                )
+            elif isinstance(event, Done):
+                return
+
+
+__all__ = ["Caller", "ClientGone", "Generation", "Part", "score", "submit"]
