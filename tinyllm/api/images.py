@@ -43,7 +43,7 @@ class VisionPrompts(Protocol):
         messages: Sequence[Mapping[str, Any]],
         images: Sequence[Image.Image],
     ) -> Prompt:
-        """`messages` are the template's; each part {"type": "image"} takes the next image."""  # fmt: skip
+        """`messages` are the template's; each part {"type": "image"} takes the next image."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -62,7 +62,7 @@ class Metrics:
 class _Engines:
     """Reads every engine's counters at the moment of the scrape."""
 
-    GAUGES = {
+    GAUGES: ClassVar = {
         "queue_length": ("tinyllm_queue_length", "Requests that wait"),
         "running": ("tinyllm_requests_running", "Requests that run"),
         "running_choices": ("tinyllm_choices_running", "Choices that are being decoded"),
@@ -73,7 +73,7 @@ class _Engines:
         "free_pages": ("tinyllm_kv_cache_pages_free", "Free pages of the KV cache"),
         "kept_for_replay": ("tinyllm_requests_kept", "Requests kept for replay"),
     }
-    COUNTERS = {
+    COUNTERS: ClassVar = {
         "requests": ("tinyllm_requests", "Requests accepted by the engine"),
         "steps": ("tinyllm_steps", "Steps of the engine"),
         "prompt_tokens": ("tinyllm_prompt_tokens", "Prompt tokens"),

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the models in `protocol`: what the code checks is what it says."""
+"""The OpenAPI document, made from `protocol`: what the code checks, it says."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -77,10 +78,8 @@ def serve(
         timeout_graceful_shutdown=5,
     )
     server = Server(config, app.state.service)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    except KeyboardInterrupt:
-        pass
     return server.status
 
 

@@ -99,7 +99,7 @@ class Service:
         self.metrics = Metrics(self)
         self._load = load
         self._names: dict[str, ServedModel] = {}
-        self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.keys()]
+        self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys()]
         self._bell: Bell | None = None
         self._loading: asyncio.Task[None] | None = None
 

@@ -74,7 +74,7 @@ class Settings:
     access_log: str = _flag("-", "file for the access log (JSON lines); - is stderr, off is none")
     log_content: bool = _flag(False, "write prompts and answers into the access log too")
 
-    def keys(self) -> tuple[str, ...]:
+    def api_keys(self) -> tuple[str, ...]:
         """Every API key. Raises ValueError if the file can't be read or holds none."""
         if not self.api_key_file:
             return self.api_key
@@ -105,7 +105,7 @@ class Settings:
             raise ValueError("--model must name at least one model")
         if self.image_urls == "allowlist" and not self.image_host:
             raise ValueError("--image-urls allowlist needs at least one --image-host")
-        if not self.keys() and not self.insecure_no_auth and not is_loopback(self.host):
+        if not self.api_keys() and not self.insecure_no_auth and not is_loopback(self.host):
             raise ValueError(
                 f"--host {self.host} can be reached from other machines and no key is set: give "
                 "--api-key, or --insecure-no-auth if that is what you want"
