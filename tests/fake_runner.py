@@ -150,6 +150,8 @@ class FakeRunner:
             if segment.image_positions is not None and segment.image_rows is not None:
                 ids[segment.image_positions] = -1 - np.abs(segment.image_rows[:, 0]).astype(int)
             cache.append(ids)
-            rows = [fake_logits(cache.keys(0))] if segment.logits == "last" else []
+            n_rows = {"last": 1, "none": 0, "all": len(segment.tokens)}[segment.logits]
+            ids = cache.keys(0)
+            rows = [fake_logits(ids[: len(ids) - i]) for i in reversed(range(n_rows))]
             results.append(np.array(rows, np.float32).reshape(-1, VOCAB))
         return results

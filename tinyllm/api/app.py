@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinyllm.api.dialect import dialect_of
 from tinyllm.api.errors import ApiError, error_response, server_error, status_error
-from tinyllm.api.images import ImageSource, NoFetching
+from tinyllm.api.fetch_image import ImageFetcher
+from tinyllm.api.images import ImageSource
 from tinyllm.api.mailbox import ClientGone
 from tinyllm.api.routes import Api
 from tinyllm.api.service import ServedModel, Service
@@ -49,7 +50,8 @@ def create_app(
         finally:
             service.stop()
 
-    api = Api(service, images or NoFetching())
+    images = images or ImageFetcher(settings.image_urls, settings.image_host)
+    api = Api(service, images)
     app = Starlette(routes=api.routes(), lifespan=lifespan, exception_handlers={
         ApiError: _on_api_error, HTTPException: _on_http_error,
     })  # fmt: skip

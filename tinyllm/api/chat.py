@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tinyllm.api.errors import ApiError, context_length_exceeded, invalid
+from tinyllm.api.images import Pixels
 from tinyllm.api.protocol import (
     AssistantMessage,
     ChatRequest,
@@ -57,7 +57,7 @@ class Picture:
     """An image of the conversation, in the order of its parts."""
 
     place: tuple[int, int]  # message, part
-    image: Image.Image
+    image: Pixels
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.types import Receive
 
 from tinyllm.api.errors import (
+    ApiError,
     context_length_exceeded,
     invalid,
     server_error,
@@ -224,14 +225,8 @@ class Generation:
         if guide is not None and guide.error:
             message = "The JSON Schema turned out too complex to follow; simplify it."
             raise invalid(message, kind="json_schema")
-        if event.reason == "error":
-            raise server_error("The model failed on this request; the fault is the server's.")
-        if event.reason == "timeout":
-            message = "The request took longer than the server allows."
-            raise unavailable(message, "request_timeout", 5, retry=self.started is None)
-        if event.reason == "cancelled":
-            message = "The server stopped before the answer was done."
-            raise unavailable(message, "draining", 5)
+        if (error := _failed(event, self.started is not None)) is not None:
+            raise error
 
     # -- sums over all choices ---------------------------------------------------------------
 
@@ -256,6 +251,18 @@ class Generation:
         return _confidence(total, sum(reader.n_tokens for reader in self._readers))
 
 
+def _failed(event: Finished, started: bool) -> ApiError | None:
+    """The error that an engine's reason for ending amounts to, if it does."""
+    if event.reason == "error":
+        return server_error("The model failed on this request; the fault is the server's.")
+    if event.reason == "timeout":
+        message = "The request took longer than the server allows."
+        return unavailable(message, "request_timeout", 5, retry=not started)
+    if event.reason == "cancelled":
+        return unavailable("The server stopped before the answer was done.", "draining", 5)
+    return None
+
+
 def _confidence(sum_logprob: float, n_tokens: int) -> float | None:
     if not n_tokens:
         return None
@@ -263,28 +270,16 @@ def _confidence(sum_logprob: float, n_tokens: int) -> float | None:
 
 
 async def score(
-    engine: EngineLike,
-    request: Request,
-    bell: Bell,
-    caller: Caller,
-    watch: Callable[[Token], None],
-) -> None:
-    """Run a request for its tokens' log-probabilities alone. Raises ApiError, ClientGone."""
+    engine: EngineLike, request: Request, bell: Bell, caller: Caller
+) -> tuple[float, ...]:
+    """The log-probabilities of a prompt's own tokens. Raises ApiError, ClientGone."""
     mailbox = submit(engine, request, bell, caller)
     while True:
         for event in await mailbox.get():
-            if isinstance(event, Token):
-                watch(event)
-            elif isinstance(event, Finished) and event.reason not in ("stop", "length"):
-                raise (
-                    server_error()
-                    if event.reason == "error"
-                    else unavailable(
-                        "The request could not be answered in time.", "request_timeout", 5
-                    )
-                )
-            elif isinstance(event, Done):
-                return
+            if isinstance(event, Started):
+                return event.prompt_logprobs
+            if isinstance(event, Finished):
+                raise _failed(event, started=False) or server_error()
 
 
 __all__ = ["Caller", "ClientGone", "Generation", "Part", "score", "submit"]

@@ -1,37 +1,33 @@
-"""Images in messages: from a URL in the request to an image that a vision model can take.
+"""Images in messages: from a URL in the request to pixels, and the seam to vision models.
 
-Everything about an image comes from a stranger, so each step checks before the next one trusts:
-the form of the URL, the size of the data, the format by its first bytes, the number of pixels
-before a single one is decoded.
+Everything about an image comes from a stranger. `data:` URLs are taken apart here; https ones are
+fetched by `fetch_image`; what the bytes are, and whether they are decoded at all, is settled by
+`tinyllm.image`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
 
 from tinyllm.api.errors import ApiError, Loc
 from tinyllm.engine.types import Prompt
+from tinyllm.errors import ImageError
+from tinyllm.image import decode_image
 from tinyllm.tokenizer import Tokenizer
 
 MAX_IMAGES = 8  # a request
 MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
-MAX_PIXELS = 32_000_000  # an image, decoded
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-_MAGIC = {
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-}
-_DATA_URL = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
+
+Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 
 class VisionPrompts(Protocol):
@@ -41,32 +37,43 @@ class VisionPrompts(Protocol):
         self,
         tokenizer: Tokenizer,
         messages: Sequence[Mapping[str, Any]],
-        images: Sequence[Image.Image],
+        images: Sequence[Pixels],
     ) -> Prompt:
         """`messages` are the template's; each part {"type": "image"} takes the next image."""
         ...
 
 
 class ImageSource(Protocol):
-    """Fetches https images; see `Settings.image_urls`."""
+    """Fetches https images; `fetch_image.ImageFetcher` is one."""
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind an https URL. Raises ValueError with a message for the client."""
-
-
-class NoFetching:
-    """The source of a server that fetches nothing."""
-
-    async def fetch(self, url: str) -> bytes:
-        raise ValueError("this server doesn't fetch images: send a data: URL")
+        """The bytes behind an https URL. Raises ImageError with a message for the client."""
+        ...
 
 
 def bad_image(message: str, loc: Loc) -> ApiError:
     return ApiError(400, message, code="invalid_image", loc=loc, kind="invalid_image")
 
 
+async def read_url(url: str, source: ImageSource, loc: Loc) -> bytes:
+    """The bytes of an image. ApiError 400."""
+    scheme = url[:8].lower()
+    if scheme.startswith("data:"):
+        return decode_data_url(url, loc)
+    if not scheme.startswith("https://"):
+        raise bad_image("An image URL must begin with https:// or data:image/.", loc)
+    try:
+        return await source.fetch(url)
+    except ImageError as error:
+        raise bad_image(f"The image can't be fetched: {error}.", loc) from None
+
+
 def decode_data_url(url: str, loc: Loc) -> bytes:
-    """The bytes in a `data:image/…;base64,…` URL; base64 is read leniently. ApiError 400."""
+    """The bytes in a `data:image/…;base64,…` URL. ApiError 400.
+
+    Base64 is read leniently: padding may be missing or too much, the URL-safe alphabet and white
+    space are fine.
+    """
     match = _DATA_URL.match(url)
     if match is None:
         raise bad_image("The data URL must look like data:image/…;base64,…", loc)
@@ -86,40 +93,11 @@ def decode_data_url(url: str, loc: Loc) -> bytes:
         raise bad_image("The data URL isn't valid base64.", loc) from None
 
 
-def decode_image(data: bytes, loc: Loc) -> Image.Image:
-    """Encoded bytes as an upright RGB image, transparency flattened on white. ApiError 400."""
+def decode(data: bytes, loc: Loc) -> Pixels:
+    """Encoded bytes as upright RGB pixels. ApiError 400."""
     if len(data) > MAX_BYTES:
         raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
-    kind = _format_of(data)
-    if kind is None:
-        raise bad_image("The data is none of PNG, JPEG, WebP and GIF.", loc)
     try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            width, height = image.size
-            if width < 1 or height < 1 or width * height > MAX_PIXELS:
-                raise bad_image(f"The image has {width}×{height} pixels; the limit is "
-                                f"{MAX_PIXELS} in all.", loc)  # fmt: skip
-            image.seek(0)
-            image.load()
-            return _flattened(ImageOps.exif_transpose(image))
-    except ApiError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, MemoryError,
-            ArithmeticError, LookupError, TypeError, AttributeError,
-            Image.DecompressionBombError):  # fmt: skip
-        raise bad_image("The image is damaged or cut short.", loc) from None
-
-
-def _format_of(data: bytes) -> str | None:
-    """What the first bytes say; the name in the URL counts for nothing."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return decode_image(data)
+    except ImageError as error:
+        raise bad_image(f"The image can't be used: {error}.", loc) from None

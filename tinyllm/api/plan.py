@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tinyllm.api.chat import (
     Conversation,
@@ -18,13 +17,7 @@ from tinyllm.api.dialect import Dialect
 from tinyllm.api.errors import ApiError, invalid
 from tinyllm.api.grammar import Matcher, UnsupportedSchema, json_grammar
 from tinyllm.api.guides import ChoiceGuide
-from tinyllm.api.images import (
-    MAX_IMAGES,
-    ImageSource,
-    bad_image,
-    decode_data_url,
-    decode_image,
-)
+from tinyllm.api.images import MAX_IMAGES, ImageSource, bad_image, decode, read_url
 from tinyllm.api.protocol import (
     ChatRequest,
     ImagePart,
@@ -77,17 +70,12 @@ class Plan:
         )
 
 
-#: Decides `tool_choice: auto`: True for a call. See `decide.py`.
-Decide = Callable[[Conversation, Sequence[Tool]], Any]
-
-
 class Planner:
     """Makes plans for one app.
 
     Args:
         settings: the server's.
         images: fetches https images.
-        decide: answers whether the model wants to call a tool.
     """
 
     def __init__(self, settings: Settings, images: ImageSource) -> None:
@@ -128,21 +116,10 @@ class Planner:
         pictures = []
         for i, j, url in wanted:
             loc = ("messages", i, "content", j, "image_url", "url")
-            data = await self._image_bytes(url, loc)
-            image = await asyncio.to_thread(decode_image, data, loc)
+            data = await read_url(url, self._images, loc)
+            image = await asyncio.to_thread(decode, data, loc)
             pictures.append(Picture((i, j), image))
         return Conversation(model, request.messages, pictures)
-
-    async def _image_bytes(self, url: str, loc: tuple[str | int, ...]) -> bytes:
-        scheme = url[:8].lower()
-        if scheme.startswith("data:"):
-            return await asyncio.to_thread(decode_data_url, url, loc)
-        if not scheme.startswith("https://"):
-            raise bad_image("An image URL must begin with https:// or data:image/.", loc)
-        try:
-            return await self._images.fetch(url)
-        except ValueError as error:
-            raise bad_image(f"The image can't be fetched: {error}.", loc) from None
 
     def plan(
         self, request: ChatRequest, dialect: Dialect, conversation: Conversation, call: bool

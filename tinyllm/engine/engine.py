@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ from tinyllm.engine.types import (
 from tinyllm.errors import CacheFull
 from tinyllm.kv_cache import Cache
 from tinyllm.model import Runner, Segment
-from tinyllm.sampler import Logits
+from tinyllm.sampler import Logits, log_normalizer
 
 log = logging.getLogger(__name__)
 
@@ -267,6 +268,8 @@ class Engine:
         low, high = int(request.prompt.tokens.min()), int(request.prompt.tokens.max())
         if low < 0 or high >= self.runner.config.vocab_size:
             raise ValueError(f"prompt: token {low if low < 0 else high} is not in the vocabulary")
+        if request.score_from is not None and not 1 <= request.score_from:
+            raise ValueError(f"score_from must be at least 1, not {request.score_from}")
         if request.max_tokens < 0:
             raise ValueError(f"max_tokens must be at least 0, not {request.max_tokens}")
         if not 1 <= request.n <= self._scheduler.max_batch:
@@ -410,7 +413,10 @@ class Engine:
         """The cache, finished or running, that shares most with a job's prompt, and how much."""
         if not job.reuse:
             return None, 0
-        ids = job.ids[:-1]  # the last token is always computed: the answer starts from its logits
+        # The last token is always computed: the answer starts from its logits. So are those whose
+        # successors are to be scored.
+        last = len(job.ids) if job.request.score_from is None else job.request.score_from
+        ids = job.ids[: last - 1]
         source, length = self._prefixes.find(job.request.key, ids)
         for other in self._scheduler.running:
             live = other.live
@@ -446,7 +452,9 @@ class Engine:
                 continue
             if isinstance(item, Decode):
                 ready.append((item.choice, logits[-1]))
-            elif not item.job.n_left:
+                continue
+            _score_prompt(item, logits)
+            if not item.job.n_left:
                 ready.extend((choice, logits[-1]) for choice in self._begin_decoding(item.job))
         return ready
 
@@ -507,7 +515,8 @@ class Engine:
             return []
         self._counters.prompt_tokens += len(job.ids)
         self._counters.cached_tokens += job.cached_tokens
-        self._tell(job, Started(len(job.ids), job.cached_tokens))
+        scores = tuple(job.prompt_logprobs)
+        self._tell(job, Started(len(job.ids), job.cached_tokens, scores))
         return job.choices
 
     def _fork_for_choice(self, cache: Cache) -> Cache:
@@ -628,10 +637,29 @@ def _segment(work: Work) -> Segment:
     return Segment(
         np.ascontiguousarray(prompt.tokens[start:stop], np.int32),
         cache,
-        "last" if stop == len(prompt.tokens) else "none",
+        _wanted_logits(work, stop),
         positions,
         rows,
     )
+
+
+def _wanted_logits(work: Prefill, stop: int) -> Literal["last", "all", "none"]:
+    """Which rows of logits a chunk of a prompt that ends before position `stop` needs."""
+    request = work.job.request
+    if request.score_from is not None and stop >= request.score_from:
+        return "all"
+    return "last" if stop == len(request.prompt.tokens) else "none"
+
+
+def _score_prompt(work: Prefill, logits: NDArray[np.float32]) -> None:
+    """Note how likely the model found the prompt's own tokens, from `score_from` on."""
+    first, tokens = work.job.request.score_from, work.job.request.prompt.tokens
+    if first is None or len(logits) < work.n_tokens or work.job.prompt_cache is None:
+        return
+    stop = work.job.prompt_cache.length  # the chunk is in by now
+    for position in range(max(first, stop - work.n_tokens + 1), min(stop + 1, len(tokens))):
+        row = logits[position - 1 - stop]  # what followed the token before
+        work.job.prompt_logprobs.append(float(row[tokens[position]]) - log_normalizer(row))
 
 
 def _images_between(

@@ -40,6 +40,7 @@ class Job:
     reuse: bool = True  # may start from somebody's cached prefix
     prompt_cache: Cache | None = None  # while the prompt is being taken in
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    prompt_logprobs: list[float] = field(default_factory=list)  # if the request asks for them
     choices: list[Choice] = field(default_factory=list)  # all of them, from the start of decoding
     admitted: float | None = None  # when it came to run, time.perf_counter() seconds
     cancelled: bool = False  # written by any thread, read by the engine's

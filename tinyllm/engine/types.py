@@ -52,6 +52,7 @@ class Request:
     session: str | None = None
     deadline: float | None = None  # time.monotonic() seconds
     keep: bool = False  # keep for replay
+    score_from: int | None = None  # `Started` reports how likely the prompt is from here on, >= 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Started:
 
     prompt_tokens: int
     cached_tokens: int
+    prompt_logprobs: tuple[float, ...] = ()  # of tokens score_from …, raw softmax
 
 
 @dataclass(frozen=True)
