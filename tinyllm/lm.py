@@ -46,6 +46,7 @@ def load(
     dtype: Dtype = "f32",
     backend: Backend = "auto",
     threads: int | None = None,
+    kv_cache_mb: int = 512,
 ) -> LM:
     """Load a model, fetching its weights the first time.
 
@@ -56,6 +57,7 @@ def load(
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
             "auto" takes numpy for f32 and kernels for the rest.
         threads: of the compiled backend; default: the processor's.
+        kv_cache_mb: memory of the compiled backend's pool of KV pages.
 
     Raises:
         FetchError, ConfigError, WeightsError, TokenizerError: each names the file and the remedy.
@@ -68,7 +70,13 @@ def load(
         backend = "reference" if dtype == "f32" else "compiled"
     if backend == "reference" and dtype != "f32":
         raise ValueError(f"the reference backend computes in f32; for {dtype} use the compiled one")
-    return LM(resolve(name_or_path), dtype=dtype, compiled=backend == "compiled", threads=threads)
+    return LM(
+        resolve(name_or_path),
+        dtype=dtype,
+        compiled=backend == "compiled",
+        threads=threads,
+        kv_cache_mb=kv_cache_mb,
+    )
 
 
 class LM:
@@ -84,7 +92,7 @@ class LM:
 
     def __init__(
         self, folder: Path, *, dtype: Dtype = "f32", compiled: bool = False,
-        threads: int | None = None,
+        threads: int | None = None, kv_cache_mb: int = 512,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.config = ModelConfig.from_folder(folder)
@@ -92,7 +100,9 @@ class LM:
         card = folder / "card.json"
         self.card = read_json_object(card) if card.is_file() else {"id": folder.name}
         self.name = str(self.card.get("id", folder.name))
-        self.runner: Runner = self.model if not compiled else self._compile(dtype, threads)
+        self.runner: Runner = (
+            self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
+        )
         self._hooks = HookSet()
         self._last_tokens: list[int] | None = None  # what ran last, for `explain`
 
@@ -108,11 +118,15 @@ class LM:
         """The readable numpy model, whichever path generates."""
         return Model(self.config, load_weights(self.folder, self.config))
 
-    def _compile(self, dtype: Dtype, threads: int | None) -> Runner:
+    def _compile(self, dtype: Dtype, threads: int | None, kv_cache_mb: int) -> Runner:
         from tinyllm.compiled import CompiledModel  # numba is only imported when it is used
 
         return CompiledModel(
-            self.config, self.folder, dtype=dtype, threads=threads or os.cpu_count() or 1
+            self.config,
+            self.folder,
+            dtype=dtype,
+            threads=threads or os.cpu_count() or 1,
+            kv_cache_mb=kv_cache_mb,
         )
 
     @cached_property

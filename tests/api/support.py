@@ -1,4 +1,4 @@
-"""A server for tests: the real app and engine on a real socket, over a model that reads a script."""
+"""A server for tests: the real app and engine, over a real socket and a scripted model."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from tinyllm.api.service import ServedModel
 from tinyllm.api.thinking import ThinkSpec, budget_for
 from tinyllm.api.tool_calls import write_call
 from tinyllm.engine.types import Prompt
-from tinyllm.errors import TokenizerError
+from tinyllm.errors import ImageError, TokenizerError
 
 THINK_OPEN, THINK_CLOSE = "<think>\n", "\n</think>\n"
 
@@ -87,7 +87,7 @@ class Conversation:
         chat = [self._message(i) for i in kept]
         native = self._native_tools()
         if not native:
-            chat = [part for message in chat for part in [_in_words(message)]]
+            chat = [_in_words(message) for message in chat]
         notes = [layout.format] if layout.format else []
         if layout.tools and not native:
             notes.insert(0, tool_instructions(layout.tools))
@@ -99,13 +99,14 @@ class Conversation:
         if "enable_thinking" in self.template:
             extra["enable_thinking"] = layout.think
         try:
-            if self.model.vision is not None and self.pictures:
+            if self.model.vision is not None:
                 chosen = set(kept)
                 images = [p.image for p in self.pictures if p.place[0] in chosen]
-                return self.model.vision.prompt(self.model.tokenizer, chat, images)
+                return self.model.vision.prompt(chat, images, **extra)
             ids = self.model.tokenizer.apply_chat_template(chat, **extra)
-        except TokenizerError as error:
-            raise invalid(f"The model's chat template refuses this: {error}.", "messages") from None
+        except (ImageError, TokenizerError) as error:
+            message = f"The model's chat template can't take this: {error}."
+            raise invalid(message, "messages") from None
         return Prompt(np.array(ids, np.int32))
 
     def _native_tools(self) -> bool:

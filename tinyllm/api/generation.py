@@ -7,6 +7,7 @@ chunks that a stream would have sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator
@@ -41,6 +42,8 @@ from tinyllm.engine.types import (
     Started,
     Token,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Caller:
@@ -254,6 +257,7 @@ class Generation:
 def _failed(event: Finished, started: bool) -> ApiError | None:
     """The error that an engine's reason for ending amounts to, if it does."""
     if event.reason == "error":
+        log.error("the engine gave a request up: %s", event.message)
         return server_error("The model failed on this request; the fault is the server's.")
     if event.reason == "timeout":
         message = "The request took longer than the server allows."

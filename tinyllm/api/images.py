@@ -21,7 +21,6 @@ from tinyllm.api.errors import ApiError, Loc
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError
 from tinyllm.image import decode_image
-from tinyllm.tokenizer import Tokenizer
 
 MAX_IMAGES = 8  # a request
 MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
@@ -31,13 +30,10 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 
 class VisionPrompts(Protocol):
-    """What a vision model offers the API: a conversation with images as a prompt."""
+    """What a vision model offers the API; `tinyllm.image_prompt.ImagePrompts` is one."""
 
     def prompt(
-        self,
-        tokenizer: Tokenizer,
-        messages: Sequence[Mapping[str, Any]],
-        images: Sequence[Pixels],
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Pixels], **extra: Any
     ) -> Prompt:
         """`messages` are the template's; each part {"type": "image"} takes the next image."""
         ...

@@ -122,9 +122,14 @@ class Planner:
         return Conversation(model, request.messages, pictures)
 
     def plan(
-        self, request: ChatRequest, dialect: Dialect, conversation: Conversation, call: bool
+        self,
+        request: ChatRequest,
+        dialect: Dialect,
+        conversation: Conversation,
+        call: bool,
+        first: Sequence[Tool] = (),
     ) -> Plan:
-        """The plan of one request; `call` says that the answer is to be tool calls.
+        """The plan of one request; with `call` the answer is tool calls, the first to a `first`.
 
         Renders, tokenizes and compiles: run it on a thread. Raises ApiError.
         """
@@ -134,7 +139,7 @@ class Planner:
         if (request.n or 1) > n_max:
             raise invalid(f"n must be at most {n_max} here.", "n", kind="less_than_equal")
         tools = self._callable(request) if call else ()
-        grammar, words = self._grammar(request, model, tools)
+        grammar, words = self._grammar(request, model, tools, first)
         think = think_spec(request, model)
         layout = Layout(tools, think is not None, words)
         n_ctx = min(model.engine.n_ctx, 1 << 30)
@@ -187,12 +192,16 @@ class Planner:
         return tools
 
     def _grammar(
-        self, request: ChatRequest, model: ServedModel, tools: Sequence[Tool]
+        self,
+        request: ChatRequest,
+        model: ServedModel,
+        tools: Sequence[Tool],
+        first: Sequence[Tool],
     ) -> tuple[str | None, str]:
         """What the answer must fit, and the same in words for the prompt."""
         wanted = request.response_format
         if tools:
-            return self._calls_grammar(request, model, tools), ""
+            return self._calls_grammar(request, model, tools, first), ""
         if isinstance(wanted, JsonFormat):
             grammar = _compiled(model, json_grammar({"type": "object"}), "response_format")
             return grammar, "Answer with a JSON object and nothing else."
@@ -207,7 +216,11 @@ class Planner:
         return None, ""
 
     def _calls_grammar(
-        self, request: ChatRequest, model: ServedModel, tools: Sequence[Tool]
+        self,
+        request: ChatRequest,
+        model: ServedModel,
+        tools: Sequence[Tool],
+        first: Sequence[Tool],
     ) -> str:
         names = [tool.function.name for tool in request.tools or ()]
 
@@ -215,7 +228,7 @@ class Planner:
             return ("tools", names.index(tool.function.name), "function", "parameters")
 
         try:
-            grammar = calls_grammar(tools, request.parallel_tool_calls is not False)
+            grammar = calls_grammar(tools, request.parallel_tool_calls is not False, first)
         except UnsupportedSchema as error:
             raise _unsupported(error, *place(tools[error.index or 0])) from None
         try:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +20,7 @@ from tinyllm.api import sse
 from tinyllm.api.body import read_json
 from tinyllm.api.chat import Layout
 from tinyllm.api.chunks import ChunkWriter, fold
-from tinyllm.api.decide import wants_call
+from tinyllm.api.decide import lean
 from tinyllm.api.dialect import DIALECTS, S, dialect_of
 from tinyllm.api.errors import (
     ApiError,
@@ -42,6 +42,7 @@ from tinyllm.api.protocol import (
     DetokenizeRequest,
     ModelOut,
     TokenizeRequest,
+    Tool,
     read,
     read_chat,
     unknown_fields,
@@ -139,11 +140,16 @@ class Api:
     ) -> Plan:
         conversation = await self._planner.conversation(chat, model)
         choice = chat.effective_tool_choice()
+        tools, bell = chat.tools or (), self._service.bell
         call = choice not in ("none", "auto")
+        first: Sequence[Tool] = ()
         if choice == "auto" and not conversation.has_tool_results():
-            call = await wants_call(conversation, chat.tools or (), self._service.bell, caller, key)
+            leaning = await lean(conversation, tools, bell, caller, key)
+            call, first = leaning.call, leaning.tools
             self._service.metrics.tool_decisions.labels("call" if call else "words").inc()
-        return await asyncio.to_thread(self._planner.plan, chat, dialect, conversation, call)
+        elif choice == "required" and len(tools) > 1:
+            first = (await lean(conversation, tools, bell, caller, key)).tools
+        return await asyncio.to_thread(self._planner.plan, chat, dialect, conversation, call, first)
 
     async def replay(self, request: Request) -> Response:
         """Run a kept request again, and say whether every bit agrees."""

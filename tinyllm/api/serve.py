@@ -33,6 +33,7 @@ def load_models(settings: Settings) -> list[ServedModel]:
             dtype=settings.dtype,
             backend=settings.backend,
             threads=settings.threads or None,
+            kv_cache_mb=settings.kv_cache_mb,
         )
         engine = Engine(
             lm.runner,
@@ -52,6 +53,7 @@ def load_models(settings: Settings) -> list[ServedModel]:
                 vocab_size=lm.config.vocab_size,
                 fingerprint="fp_" + lm.runner.fingerprint[:16],
                 card=lm.card,
+                vision=lm.vision,
                 created=int(lm.card.get("created", 0)),
             )
         )

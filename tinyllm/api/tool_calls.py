@@ -12,7 +12,7 @@ text, and reading it needs no guessing, however it is cut into pieces.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,18 @@ def write_call(name: str, arguments: Any) -> str:
     return f"{OPEN}{_HEAD}{name}{_MIDDLE}{json.dumps(arguments, ensure_ascii=False)}}}{CLOSE}"
 
 
-def calls_grammar(tools: Sequence[Tool], parallel: bool) -> str:
-    """The grammar of one call, or of several, to any of `tools`. Raises UnsupportedSchema."""
-    most = MAX_CALLS if parallel else 1
-    more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
-    rules = [f"start: call{more}"]
-    rules.append(f"call: {json.dumps(OPEN + _HEAD)} body {json.dumps('}' + CLOSE)}")
-    rules.append("body: " + " | ".join(f"tool{i}" for i in range(len(tools))))
+def calls_grammar(tools: Sequence[Tool], parallel: bool, first: Sequence[Tool] = ()) -> str:
+    """The grammar of one call, or of several, to any of `tools`. Raises UnsupportedSchema.
+
+    The first call goes to one of `first`, if any are given.
+    """
+    more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
+    openers = [i for i, tool in enumerate(tools) if not first or tool in first]
+    rules = [
+        f"start: opening{more}",
+        f"opening: {_call_rule(openers)}",
+        f"call: {_call_rule(range(len(tools)))}",
+    ]
     size = 0
     for i, tool in enumerate(tools):
         try:
@@ -46,6 +51,11 @@ def calls_grammar(tools: Sequence[Tool], parallel: bool) -> str:
             raise UnsupportedSchema(f"the schemas have more than {MAX_SCHEMA_BYTES} bytes", i)
         rules.append(f"tool{i}: {json.dumps(tool.function.name + _MIDDLE)} %json {schema}")
     return "%llguidance {}\n" + "\n".join(rules) + "\n"
+
+
+def _call_rule(tools: Iterable[int]) -> str:
+    choice = " | ".join(f"tool{i}" for i in tools)
+    return f"{json.dumps(OPEN + _HEAD)} ({choice}) {json.dumps('}' + CLOSE)}"
 
 
 def _object_schema(tool: Tool) -> dict[str, Any]:
