@@ -33,9 +33,7 @@ def started(engine: Engine, score_from: int | None) -> Started:
 
 def expected(first: int) -> list[float]:
     rows = [fake_logits(IDS[:p].astype(np.int64)) for p in range(first, len(IDS))]
-    return [
-        float(row[t]) - log_normalizer(row) for row, t in zip(rows, IDS[first:], strict=True)
-    ]
+    return [float(row[t]) - log_normalizer(row) for row, t in zip(rows, IDS[first:], strict=True)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])

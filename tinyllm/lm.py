@@ -100,9 +100,7 @@ class LM:
         card = folder / "card.json"
         self.card = read_json_object(card) if card.is_file() else {"id": folder.name}
         self.name = str(self.card.get("id", folder.name))
-        self.runner: Runner = (
-            self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
-        )
+        self.runner: Runner = self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
         self._hooks = HookSet()
         self._last_tokens: list[int] | None = None  # what ran last, for `explain`
 

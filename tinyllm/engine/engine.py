@@ -268,7 +268,7 @@ class Engine:
         low, high = int(request.prompt.tokens.min()), int(request.prompt.tokens.max())
         if low < 0 or high >= self.runner.config.vocab_size:
             raise ValueError(f"prompt: token {low if low < 0 else high} is not in the vocabulary")
-        if request.score_from is not None and not 1 <= request.score_from:
+        if request.score_from is not None and request.score_from < 1:
             raise ValueError(f"score_from must be at least 1, not {request.score_from}")
         if request.max_tokens < 0:
             raise ValueError(f"max_tokens must be at least 0, not {request.max_tokens}")
