@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tinyllm import fetch
 from tinyllm.fetch import catalog, wheel
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the live comparisons where the reference implementation isn't installed."""
-    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return
-    for item in items:
-        if item.get_closest_marker("reference"):
-            item.add_marker(pytest.mark.skip(reason="needs torch and transformers"))
+# The same examples on every machine, and no judgement of how fast it is.
+hypothesis.settings.register_profile(
+    "tinyllm",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tinyllm")
 
 
 @pytest.fixture(scope="session")

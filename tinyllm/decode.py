@@ -23,6 +23,7 @@ from tinyllm.sampler import (
     ChosenBy,
     Sampler,
     SamplingParams,
+    best_ids,
     probabilities,
     uniform,
 )
@@ -146,10 +147,8 @@ class Choice:
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
         if k < 0:
             raise ValueError(f"k must not be negative, not {k}")
-        k = min(k, len(self.logits))
-        ids = np.sort(np.argpartition(-self.logits, k - 1)[:k]) if k else np.zeros(0, np.int64)
-        ids = ids[np.argsort(-self.logits[ids], kind="stable")]
-        found = [self.candidate(int(token), rank) for rank, token in enumerate(ids)]
+        best = best_ids(self.logits, k)
+        found = [self.candidate(int(token), rank) for rank, token in enumerate(best)]
         return Candidates(found, self.chosen)
 
     def candidate(self, token: int, rank: int | None = None) -> Candidate:

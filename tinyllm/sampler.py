@@ -115,9 +115,11 @@ def apply_temperature(logits: Logits, temperature: float) -> Logits:
         best = int(np.argmax(logits))
         out[best] = logits[best]
         return out
-    with np.errstate(over="ignore"):  # a tiny temperature may reach ±inf …
-        # … but the best stays at 0.
-        scaled: Logits = (logits - logits.max()) / np.float32(temperature)
+    # A tiny temperature may send the others to -inf, but the best stays at 0: so long as float32
+    # doesn't round the temperature itself to nothing.
+    divisor = max(np.float32(temperature), np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        scaled: Logits = (logits - logits.max()) / divisor
     return scaled
 
 
@@ -125,13 +127,7 @@ def apply_top_k(logits: Logits, k: int) -> Logits:
     """Keep the k largest logits; among equals at the edge the lower ids stay."""
     if k <= 0 or k >= len(logits):
         return logits
-    # k blocks hold a value of at least the k-th largest block maximum, so the top k are among the
-    # few that reach it: a whole partition of the vocabulary costs ten times as much.
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
-    floor = np.partition(maxima, -k)[-k] if k <= len(maxima) else -np.inf
-    ids = np.flatnonzero(logits >= floor)  # ascending, so a stable sort leaves ties in id order
-    ids = ids[np.argsort(-logits[ids], kind="stable")[:k]]
-    return _keep_only(logits, ids)
+    return _keep_only(logits, best_ids(logits, k))
 
 
 def apply_top_p(logits: Logits, top_p: float) -> Logits:
@@ -152,6 +148,16 @@ def apply_top_p(logits: Logits, top_p: float) -> Logits:
     mass_before = np.cumsum(p_order) - p_order  # of the likelier tokens
     n_keep = max(1, int(np.count_nonzero(mass_before < top_p * mass)))
     return _keep_only(logits, order[:n_keep])
+
+
+def best_ids(logits: Logits, k: int) -> NDArray[np.intp]:
+    """The ids of the k largest logits, best first; among equals the lower ids."""
+    # k blocks hold a value of at least the k-th largest block maximum, so the top k are among the
+    # few that reach it: a whole partition of the vocabulary costs ten times as much.
+    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
+    floor = np.partition(maxima, -k)[-k] if 0 < k <= len(maxima) else -np.inf
+    ids = np.flatnonzero(logits >= floor)  # ascending, so a stable sort leaves ties in id order
+    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
 
 
 def _keep_only(logits: Logits, ids: NDArray[np.intp]) -> Logits:
@@ -203,11 +209,8 @@ def top_logprobs(logits: Logits, k: int) -> list[tuple[int, float]]:
     """The k likeliest tokens with their log-probabilities under the raw softmax, best first."""
     if k <= 0:
         return []
-    k = min(k, len(logits))
-    ids = np.sort(np.argpartition(-logits, k - 1)[:k])  # ids ascending, so that ties are stable
-    ids = ids[np.argsort(-logits[ids], kind="stable")]
     norm = log_normalizer(logits)
-    return [(int(i), float(logits[i]) - norm) for i in ids]
+    return [(int(i), float(logits[i]) - norm) for i in best_ids(logits, k)]
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def attention(q: Array, keys: Array, values: Array) -> Array:
 
 def silu(x: Array) -> Array:
     """x · sigmoid(x), https://arxiv.org/abs/1702.03118; sigmoid by tanh, which can't overflow."""
-    return x * (0.5 * np.tanh(0.5 * x) + 0.5)
+    sigmoid: Array = 0.5 * np.tanh(0.5 * x) + 0.5
+    return x * sigmoid
 
 
 def swiglu(gate: Array, up: Array) -> Array:
