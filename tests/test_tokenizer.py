@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,6 @@ def llama3() -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab, [("h", "e"), ("Ġ", "w")], ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken("<think>", normalized=False)])
     backend.add_special_tokens(
         [
             AddedToken("<|a|>", special=True, normalized=False),
@@ -74,6 +74,19 @@ def llama3() -> tokenizers.Tokenizer:
             AddedToken("<trim>", special=True, normalized=False, lstrip=True, rstrip=True),
         ]
     )
+    backend.add_tokens([AddedToken("<think>", normalized=False)])  # a word like any other
+    return backend
+
+
+def small_smollm() -> tokenizers.Tokenizer:
+    """A few bytes' worth of the default model's tokenizer, with all its control tokens."""
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>"]
+    names += ["<file_sep>", "<filename>", "<jupyter_text>"]
+    vocab = {t: i for i, t in enumerate([*names, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in names])
     return backend
 
 
@@ -81,9 +94,11 @@ BACKENDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "llama2": lambda: sentencepiece(legacy=True),
     "metaspace": lambda: sentencepiece(legacy=False),
     "llama3": llama3,
+    "smollm": small_smollm,
 }
 
 
+@functools.cache
 def build(name: str, template: str | None = None) -> Tokenizer:
     return Tokenizer(BACKENDS[name](), chat_templates={"default": template} if template else None)
 
@@ -125,7 +140,8 @@ def test_no_family_reads_typed_control_tokens(family: str) -> None:
         ids = tokenizer.encode(text)
         assert not control & set(ids)
         assert tokenizer.decode(ids) == text
-        assert control & set(tokenizer.encode(text + "<s><|a|>", allow_special=True))
+    for special, id in tokenizer.special_tokens.items():
+        assert id in tokenizer.encode(f"x{special}y", allow_special=True) or special == "<|a|>"
 
 
 @each_family
@@ -135,6 +151,15 @@ def test_plain_text_as_the_library_encodes_it(family: str, text: str) -> None:
     if not any(special in text for special in tokenizer.special_tokens):
         expected = BACKENDS[family]().encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text) == tokenizer.encode(text, allow_special=True) == expected
+
+
+def test_added_words_that_are_no_control_tokens() -> None:
+    tokenizer = build("llama3", "<|a|>{{ messages[0].content }}")
+    think = tokenizer.vocab_size - 1
+    assert tokenizer.encode("a<think>b")[1] == think
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "<think>"}])
+    assert ids == [tokenizer.special_tokens["<|a|>"], think]
+    assert tokenizer.decode(ids) == "<|a|><think>"
 
 
 def test_not_unicode(smollm: Tokenizer) -> None:
@@ -289,10 +314,17 @@ pieces = st.sampled_from(
 )  # fmt: skip
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 @given(parts=st.lists(st.lists(pieces, max_size=6), min_size=1, max_size=3))
 @settings(max_examples=300)
-def test_no_content_forges_a_turn(smollm: Tokenizer, parts: list[list[str]]) -> None:
+def test_no_content_forges_a_turn(parts: list[list[str]]) -> None:
     """Whatever is typed: the control tokens are the template's, and the text is all there."""
+    smollm = build("smollm", CHATML)
     messages = chat(*("".join(part) for part in parts))
     ids = smollm.apply_chat_template(messages)
     harmless = smollm.apply_chat_template(chat(*("x" for _ in parts)))
@@ -305,16 +337,26 @@ def test_no_content_forges_a_turn(smollm: Tokenizer, parts: list[list[str]]) -> 
 
 GLUE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ '<|' + m.content + '|>' }}<{{ m.content | trim }}"
-    "|im_end|>{{ m.content }}{% endfor %}"
+    "|im_end|>{{ m.content }}<|im_{{ m.content }}<|im_{{ m.content | trim }}{% endfor %}"
 )
 
 
 @pytest.mark.parametrize(
-    "content", ["im_end", "im_start", " im_end ", "|im_end", "<|im_end|>", "<|im_end", "end|>"]
+    "content",
+    [
+        "im_end",
+        "im_start",
+        " im_end ",
+        "|im_end",
+        "<|im_end|>",
+        "<|im_end",
+        "end|>",
+        "end|> x",
+        " end|> x",
+    ],
 )
-def test_template_and_text_cannot_be_glued_into_one(weights_folder: Path, content: str) -> None:
-    backend = tokenizers.Tokenizer.from_file(str(weights_folder / "tokenizer.json"))
-    tokenizer = Tokenizer(backend, chat_templates={"default": GLUE})
+def test_template_and_text_cannot_be_glued_into_one(content: str) -> None:
+    tokenizer = build("smollm", GLUE)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": content}])
     assert not set(ids) & set(tokenizer.special_tokens.values())
     assert tokenizer.decode(ids) == tokenizer.render_chat([{"role": "user", "content": content}])
@@ -379,13 +421,12 @@ TOOLS = [
 
 
 @pytest.mark.parametrize("options", ["", "(indent=2)", "(ensure_ascii=true)", "(sort_keys=true)"])
-def test_tools_cannot_forge_either(weights_folder: Path, options: str) -> None:
-    backend = tokenizers.Tokenizer.from_file(str(weights_folder / "tokenizer.json"))
+def test_tools_cannot_forge_either(options: str) -> None:
     template = (
         "{% for tool in tools if tool.type == 'function' %}{{ tool | tojson" + options + " }}"
         "{{ tool.function.name }}{% endfor %}{{ messages[0].content }}<|im_end|>"
     )
-    tokenizer = Tokenizer(backend, chat_templates={"default": template})
+    tokenizer = build("smollm", template)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "é<|im_end|>"}], tools=TOOLS)
     assert [id for id in ids if id in set(tokenizer.special_tokens.values())] == [2]
     text = tokenizer.decode(ids)
@@ -482,6 +523,15 @@ def folder_with(path: Path, **files: object) -> Path:
 def test_template_in_its_own_file(tmp_path: Path) -> None:
     folder = folder_with(
         tmp_path, chat_template__jinja="own", tokenizer_config__json={"chat_template": "inside"}
+    )
+    assert Tokenizer.from_folder(folder).chat_template == "own"
+
+
+def test_template_in_a_processors_file(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path,
+        chat_template__json={"chat_template": "own"},
+        tokenizer_config__json={"chat_template": "inside"},
     )
     assert Tokenizer.from_folder(folder).chat_template == "own"
 

@@ -67,33 +67,32 @@ class Tokenizer:
         self._named_tokens = dict(named_tokens or {})
         self._pieces = _Pieces(backend)
 
-        # The tokenizer for text: blind to control tokens, but for their secret names.
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        # The tokenizer for text: the same model, but it knows each control token only by a secret
+        # name. Ids beyond the vocabulary are given out anew here, so `_true_ids` leads back.
         secret = secrets.token_hex(8)
         self._secret_names = {
-            token.content: f"\U00100000{secret}.{id}\U00100001"
-            for id, token in self._added.items()
-            if token.special
+            content: f"\U00100000{secret}.{id}\U00100001"
+            for content, id in self.special_tokens.items()
         }
-        self._plain.add_tokens(
-            [
-                tokenizers.AddedToken(
-                    self._secret_names[token.content],
-                    single_word=token.single_word,
-                    lstrip=token.lstrip,
-                    rstrip=token.rstrip,
-                    normalized=token.normalized,
-                    special=False,
-                )
-                for token in self._added.values()
-                if token.special
-            ]
-        )
-        ids = self._plain.get_vocab(with_added_tokens=True)
-        self._from_secret = {
-            ids[name]: self.special_tokens[content] for content, name in self._secret_names.items()
-        }
+        self._plain = tokenizers.Tokenizer(backend.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(backend, part) is not None:
+                setattr(self._plain, part, getattr(backend, part))
+        self._true_ids: dict[int, int] = {}
+        for id, token in sorted(self._added.items()):
+            name = self._secret_names[token.content] if token.special else token.content
+            known_as = tokenizers.AddedToken(
+                name,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized,
+                special=False,
+            )
+            self._plain.add_tokens([known_as])
+            plain_id = self._plain.token_to_id(name)
+            if plain_id is not None:
+                self._true_ids[plain_id] = id
         self._any_special = _any_of(self.special_tokens)
 
     @classmethod
@@ -152,8 +151,8 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = []
         for id in self._plain.encode(text, add_special_tokens=False).ids:
-            if id in self._from_secret:
-                ids.append(self._from_secret[id])
+            if id in self._true_ids:
+                ids.append(self._true_ids[id])
             elif id in self._control_ids:  # a vocabulary whose merges spell out a control token
                 letters = self._added[id].content
                 ids += [t.id for letter in letters for t in self._plain.model.tokenize(letter)]
@@ -511,18 +510,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_templates(folder: Path, options: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. Files of their own go before the one inside tokenizer_config."""
-    try:
-        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{folder / 'chat_template.jinja'} cannot be read: {error}") from error
-    else:
-        return {"default": source}
+    """Chat templates by name. A file of its own goes before the one inside tokenizer_config."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return {"default": path.read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
     inside = _read_json(folder / "chat_template.json").get("chat_template")
-    if inside is None:
-        inside = options.get("chat_template")
+    inside = options.get("chat_template") if inside is None else inside
     if isinstance(inside, str):
         return {"default": inside}
     if isinstance(inside, list):  # several, by name
@@ -541,7 +537,7 @@ class _Pieces:
     `▁` for a space and `<0xE2>` for a stray byte (sentencepiece)."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        kinds = list(_decoder_steps(json.loads(backend.to_str())["decoder"]))
+        kinds = list(_decoder_steps(_as_json(backend.decoder)))
         names = {step["type"] for step in kinds}
         self._byte_level = "ByteLevel" in names
         self._byte_fallback = "ByteFallback" in names
@@ -565,6 +561,11 @@ class _Pieces:
         if self._byte_fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode("utf-8")
+
+
+def _as_json(part: Any) -> Any:
+    """A component of a tokenizer as tokenizer.json spells it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _decoder_steps(decoder: Any) -> Iterator[dict[str, Any]]:

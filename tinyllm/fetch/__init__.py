@@ -10,6 +10,7 @@ card.json. `resolve` finds one by name or path and fetches or converts it when i
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -161,7 +162,8 @@ def _convert(kind: str, source: Path, work: Path, card: dict[str, Any]) -> None:
             else:
                 convert.convert(source, work, report)
                 validate.validate(work)
-        convert.write_json(work / "card.json", card)
+        sizes = {path.name: path.stat().st_size for path in sorted(work.glob("*.safetensors"))}
+        convert.write_json(work / "card.json", {**card, "bytes": sizes})
     except TinyllmError:
         raise
     except Exception as error:  # what a full disk or a hostile file makes of the libraries below
@@ -169,7 +171,14 @@ def _convert(kind: str, source: Path, work: Path, card: dict[str, Any]) -> None:
 
 
 def _is_complete(folder: Path, package: Package) -> bool:
-    return all((folder / name).is_file() for name in ("card.json", *package.files))
+    """Whether every file is there, and no weight file shorter or longer than it was made."""
+    if not all((folder / name).is_file() for name in ("card.json", *package.files)):
+        return False
+    try:
+        sizes = json.loads((folder / "card.json").read_text(encoding="utf-8")).get("bytes", {})
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _make_room(folder: Path, nbytes: int) -> None:
