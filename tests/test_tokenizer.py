@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from tinyllm.errors import TokenizerError
-from tinyllm.tokenizer import StreamDecoder, Tokenizer
+from tinyllm.tokenizer import StreamDecoder, Tokenizer, _content_style
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer_ids.json").read_text("utf-8"))
 
@@ -473,6 +473,31 @@ def test_a_template_that_takes_parts_gets_them() -> None:
     )
     messages = [{"role": "user", "content": [PARTS[0], PARTS[2]]}]
     assert build("llama3", template).render_chat(messages) == "[a][<|a|>]"
+    assert build("llama3", template).render_chat(chat("text")) == "text"
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ("{{ message['role'] + message['content'] }}", "string"),
+        ("{% if m.content is not string %}{{ raise_exception('x') }}{% endif %}", "string"),
+        ("{% set content = m['content'] | trim %}{% for x in content.split('a') %}", "string"),
+        ("{% for line in message['content'] %}{{ line['text'] }}{% endfor %}", "parts"),
+        ("{%- for p in message.content -%}{{ p.text }}{% endfor %}", "parts"),
+        ("{{ message['content'][0]['text'] }}", "parts"),
+        ("{% if m['content'] is string %}{% else %}{% for p in m['content'] %}", "either"),
+        ("{% if content is iterable %}{%- for item in content %}", "either"),
+    ],
+)
+def test_which_form_of_content_a_template_takes(template: str, style: str) -> None:
+    assert _content_style(template) == style
+
+
+def test_a_template_of_parts_alone_gets_strings_as_one_part() -> None:
+    template = (
+        "{% for m in messages %}{% for p in m['content'] %}[{{ p.text }}]{% endfor %}{% endfor %}"
+    )
+    assert build("llama3", template).render_chat(chat("text")) == "[text]"
 
 
 def test_what_published_templates_use() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.ext
@@ -210,10 +210,11 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of a conversation as the model's own chat template writes it.
 
-        `messages` are OpenAI's: `role`, `content` (a string, or parts of type "text" and, where
-        an `image_token` is given to stand for each, images), `tool_calls`. `extra` goes to the
-        template. Only the template can write control tokens. Raises `TokenizerError` when there
-        is no template, or it refuses.
+        `messages` are OpenAI's: `role`, `content` (a string or parts), `tool_calls`. Where the
+        template takes strings only, parts are joined line by line, and `image_token` is written
+        for each image among them. `extra` goes to the template. Only the template (and
+        `image_token`) can write control tokens. Raises `TokenizerError` when there is no template,
+        or it refuses.
         """
         text, stand_ins = self._render(messages, tools, add_generation_prompt, image_token, extra)
         named = self._any_special.sub(lambda match: self._secret_names[match[0]], text)
@@ -249,18 +250,9 @@ class Tokenizer:
         if image_token is not None and image_token not in self.special_tokens:
             raise TokenizerError(f"image_token {image_token!r} is no control token of this model")
         stand_ins = _StandIns(self.special_tokens, [source, messages, tools, extra])
-        takes_parts = re.search(
-            r"content\s+is\s+(not\s+)?(string|iterable)|\[?.type.\]?\s*==", source
-        )
-        # SmolVLM's goes through the parts of every content, and takes a string's letters for parts.
-        parts_alone = bool(
-            re.search(r"in\s+message(\[.content.\]|\.content)\s*%", source)
-        ) and not (re.search(r"content(.\])?\s+is\s+(not\s+)?(string|iterable)", source))
+        style = _content_style(source)
         chat = [
-            _prepare(
-                stand_ins.protect_message(message), image_token, bool(takes_parts), parts_alone
-            )
-            for message in messages
+            _prepare(stand_ins.protect_message(message), image_token, style) for message in messages
         ]
         context = {
             **self._named_tokens,
@@ -422,29 +414,40 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _prepare(
-    message: dict[str, Any], image_token: str | None, takes_parts: bool, parts_alone: bool
-) -> dict[str, Any]:
-    """A message as templates expect it: arguments as objects, content as one string.
+# What a template does with a message's content: go through its parts, ask whether it is a string.
+CONTENT = r"content(['\"]\])?"
+WALKS_PARTS = re.compile(rf"\bin\s+[\w.\[\]'\"]*{CONTENT}\s*-?%|{CONTENT}\[0\]")
+ASKS_WHICH = re.compile(rf"{CONTENT}\s+is\s+(not\s+)?(string|iterable|sequence|mapping)")
 
-    `parts_alone` is for templates that know content only as a list of parts.
-    """
+
+def _content_style(template: str) -> Literal["string", "parts", "either"]:
+    """In which form a template takes the content of a message."""
+    if not WALKS_PARTS.search(template):
+        return "string"
+    return "either" if ASKS_WHICH.search(template) else "parts"
+
+
+def _prepare(
+    message: dict[str, Any], image_token: str | None, style: Literal["string", "parts", "either"]
+) -> dict[str, Any]:
+    """A message as templates expect it: arguments as objects, content in the template's form."""
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         message["tool_calls"] = [_parse_arguments(call) for call in calls]
     content = message.get("content")
-    if isinstance(content, str) and parts_alone:
+    if isinstance(content, str) and style == "parts":
         message["content"] = [{"type": "text", "text": content}]
-    if isinstance(content, list) and not (takes_parts and image_token is None):
+    if isinstance(content, list) and style == "string":
         texts = []
         for part in content:
-            if part.get("type") == "text" and isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif part.get("type") in ("image", "image_url", "input_image") and image_token:
+            elif kind in ("image", "image_url", "input_image") and image_token:
                 texts.append(image_token)
             else:
                 raise TokenizerError(
-                    f"a content part of type {part.get('type')!r} cannot be put into this prompt"
+                    f"a content part of type {kind!r} cannot be put into this model's prompt"
                 )
         message["content"] = "\n".join(texts)
     return message
