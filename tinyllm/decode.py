@@ -210,6 +210,13 @@ class CacheView:
         return cache_html(self, self._step.session.runner.config)
 
 
+class Conditions(NamedTuple):
+    """What was set while logits were computed: whatever else, they can't be used again under."""
+
+    hooks: tuple[Hook, ...]
+    broken: tuple[str, ...]  # by tinyllm.lab
+
+
 class Step:
     """One decoded token, and all that led to it.
 
@@ -233,7 +240,7 @@ class Step:
         chosen_by: ChosenBy,
         logits: Logits,
         history: list[int],
-        hooks: tuple[Hook, ...],
+        under: Conditions,
     ) -> None:
         self.session = session
         self.index, self.token = index, token
@@ -241,7 +248,7 @@ class Step:
         self.position = len(session.prompt) + index
         self._logits: Logits | None = logits
         self._history = history  # append-only, shared: [:position] is what came before
-        self._hooks = hooks
+        self._under = under
 
     @property
     def tokens_before(self) -> list[int]:
@@ -414,8 +421,8 @@ class Session:
         self._decoder = StreamDecoder(tokenizer)
         limit = runner.config.max_seq_len
         self.cache: Cache = runner.new_cache(limit if capacity is None else min(capacity, limit))
-        self._logits_hooks = self._hooks.active
-        self._logits = self._run(self.prompt, self.cache, self._logits_hooks)  # of what comes next
+        self._under = self._conditions()
+        self._logits = self._run(self.prompt, self.cache, self._under.hooks)  # of what comes next
 
     @property
     def tokens(self) -> list[int]:
@@ -456,7 +463,7 @@ class Session:
             chosen_by=pick.chosen_by,
             logits=logits,
             history=self._tokens,
-            hooks=self._logits_hooks,
+            under=self._under,
         )
         self._tokens.append(pick.token)
         self.steps.append(step)
@@ -473,7 +480,7 @@ class Session:
         if not n:
             return
         back_to = self.steps[-n]
-        self._logits, self._logits_hooks = back_to.logits, back_to._hooks
+        self._logits, self._under = back_to.logits, back_to._under
         self.sampler.rewind(n)
         del self.steps[-n:]
         self._tokens = self._tokens[: back_to.position]
@@ -508,8 +515,8 @@ class Session:
 
     def _next_logits(self) -> Logits:
         """Feed what was picked but not seen by the model yet, and give the logits after it."""
-        hooks = self._hooks.active
-        if hooks != self._logits_hooks:
+        now = self._conditions()
+        if now != self._under:
             # They were computed under other hooks: run the newest token (or, before the first
             # step, the whole prompt) again, for a hook must not be passed by.
             n_tokens = len(self._tokens)
@@ -517,9 +524,12 @@ class Session:
             self.cache.truncate(min(self.cache.length, redo))
         unseen = self._tokens[self.cache.length :]
         if unseen:
-            self._logits_hooks = hooks
-            self._logits = self._run(unseen, self.cache, hooks)
+            self._under = now
+            self._logits = self._run(unseen, self.cache, now.hooks)
         return self._logits
+
+    def _conditions(self) -> Conditions:
+        return Conditions(self._hooks.active, tuple(READABLE_ONLY))
 
     def _run(self, tokens: Sequence[int], cache: Cache, hooks: Sequence[Hook]) -> Logits:
         """Logits after `tokens`, which the cache is grown by."""
@@ -583,7 +593,7 @@ class Session:
             return self.cache
         cache = self.cache.fork(same, capacity=length)
         for token in step._history[same:length]:  # one at a time, as they were decoded
-            self._run([token], cache, step._hooks)
+            self._run([token], cache, step._under.hooks)
         return cache
 
     def _choice_of(self, step: Step) -> Choice:
@@ -604,7 +614,7 @@ class Session:
         before = step.position - 1
         cache = self._cache_at(step, before).fork(before, capacity=step.position)
         try:
-            return self._run([step._history[before]], cache, step._hooks)
+            return self._run([step._history[before]], cache, step._under.hooks)
         finally:
             cache.free()
 
@@ -637,7 +647,7 @@ class Session:
         """What a replay starts from: the cache before the newest token, that token, the hooks."""
         before = step.position - 1
         cache = clipped_cache(model, self._cache_at(step, before), before, step.position)
-        return cache, step._history[before], step._hooks
+        return cache, step._history[before], step._under.hooks
 
 
 def _common_prefix(a: list[int], b: list[int], length: int) -> int:
