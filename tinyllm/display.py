@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tinyllm.causal import CausalMap
     from tinyllm.config import ModelConfig
     from tinyllm.decode import CacheView, Candidates, Stages, Step
+    from tinyllm.explain import Explanation
     from tinyllm.hooks import HookPoints
     from tinyllm.trace import ActivationCache, LogitLens, Timing
 
@@ -196,9 +197,33 @@ def causal_html(causal: CausalMap) -> str:
     )
 
 
+def explanation_html(explanation: Explanation) -> str:
+    """The formula in symbols and in numbers, the line of code, and the largest terms."""
+    e = explanation
+    at = ", ".join(f"{k} {v}" for k, v in e.where.items())
+    rows = [
+        ("formula", e.formula),
+        ("with values", e.filled),
+        ("worked out in float64", f"{e.recomputed:.7g}"),
+        ("readable path", f"{e.value:.7g}"),
+    ]
+    if e.kernel is not None:
+        rows.append(("compiled kernel", f"{e.kernel:.7g}"))
+    rows.append((e.source, e.line))
+    if e.tensor:
+        rows.append(("tensor", e.tensor))
+    head = table([e.name, f"at {at} ({visible(e.token)})"], rows)
+    if not e.terms:
+        return head
+    largest = max(abs(t.value) for t in e.terms) or 1.0
+    terms = [(t.label, t.factors, *_effect(t.value, largest)) for t in e.terms[:8]]
+    more = f"{len(e.terms) - 8} smaller terms are not shown" if len(e.terms) > 8 else ""
+    return head + table(["term", "", "value", ""], terms, more=more)
+
+
 def _effect(effect: float, largest: float) -> tuple[str, str]:
     sign = "−" if effect < 0 else ""
-    return _number(float(effect), 2), sign + bar(abs(float(effect)) / largest, 10)
+    return f"{effect:.3g}".replace("-", "−"), sign + bar(abs(float(effect)) / largest, 10)
 
 
 def hook_points_html(points: HookPoints) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,6 @@ def _positions_lag(
 def _small_theta(
     config: ModelConfig, positions: NDArray[np.int64], dtype: Any = np.float32
 ) -> tuple[Array, Array]:
-    from dataclasses import replace
-
     theta = 10_000.0 if config.rope_theta != 10_000.0 else 500_000.0
     return _rope_tables(replace(config, rope_theta=theta), positions, dtype)
 
@@ -281,13 +280,11 @@ def first_difference(
         The first difference, or None when there is none.
     """
     model = lm if isinstance(lm, Model) else lm.model
-    other: Model | None = None
     if isinstance(broken, str):
         broken = break_it(broken)
-    if not isinstance(broken, Broken):
-        other = broken if isinstance(broken, Model) else broken.model
-        if other.config != model.config:
-            raise ValueError("the two models have different shapes")
+    other = model if isinstance(broken, Broken) else getattr(broken, "model", broken)
+    if not isinstance(other, Model) or other.config != model.config:
+        raise ValueError("the second must be a breakage, or a model of the same shape as the first")
     if isinstance(prompt, str):
         if isinstance(lm, Model):
             raise ValueError("a bare Model has no tokenizer; give the prompt as token ids")
@@ -307,13 +304,8 @@ def first_difference(
 
         check = _Check(model.config, arrays, forward, tuple(range(start, end)), tolerance)
         try:
-            if isinstance(broken, Broken):
-                with broken:
-                    logits = model.forward(ids[start:end], wrong_cache, tap=check)
-            else:
-                assert other is not None
-                logits = other.forward(ids[start:end], wrong_cache, tap=check)
-            check("logits", logits)
+            with broken if isinstance(broken, Broken) else nullcontext():
+                check("logits", other.forward(ids[start:end], wrong_cache, tap=check))
         except _Parted as parted:
             return parted.difference
     return None

@@ -15,6 +15,7 @@ from tinyllm import decode
 from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.decode import Generation, Session, Step
 from tinyllm.errors import ImageError
+from tinyllm.explain import Explanation, explain
 from tinyllm.fetch import resolve
 from tinyllm.hooks import (
     HookFn,
@@ -102,7 +103,7 @@ class LM:
         self.name = str(self.card.get("id", folder.name))
         self.runner: Runner = self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
         self._hooks = HookSet()
-        self._last_tokens: list[int] | None = None  # what ran last, for `explain`
+        self._last_prompt: Prompt | None = None  # what ran last, for `explain`
 
     def __repr__(self) -> str:
         c = self.config
@@ -187,11 +188,11 @@ class LM:
         """
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
-        self._last_tokens = prompt.tokens.tolist()
+        self._last_prompt = prompt
         return Session(
             self.model if needs_readable_path(self._hooks) else self.runner,
             self.tokenizer,
-            self._last_tokens,
+            prompt.tokens.tolist(),
             SamplingParams(**sampling),
             capacity=capacity,
             image_positions=prompt.image_positions,
@@ -280,7 +281,11 @@ class LM:
             yield
 
     def run_with_cache(
-        self, prompt: PromptLike, names_filter: NamesFilter = None
+        self,
+        prompt: PromptLike | Prompt,
+        names_filter: NamesFilter = None,
+        *,
+        images: Sequence[ImageSource] = (),
     ) -> tuple[Array, ActivationCache]:
         """One forward over a prompt: logits (T, vocab_size), and the activations by name.
 
@@ -288,12 +293,21 @@ class LM:
             names_filter: a hook point's name or glob, several, a function of the name, or None
                 for all (a warning tells when that takes more than 256 MB).
         """
-        ids = self._last_tokens = self.encode_prompt(prompt)
-        return run_with_cache(self.model, ids, names_filter, hooks=self._hooks.active)
+        if not isinstance(prompt, Prompt):
+            prompt = self.prompt(prompt, images)
+        self._last_prompt = prompt
+        return run_with_cache(
+            self.model,
+            prompt.tokens.tolist(),
+            names_filter,
+            hooks=self._hooks.active,
+            image_positions=prompt.image_positions,
+            image_rows=prompt.image_rows,
+        )
 
     def run_with_hooks(
         self,
-        prompt: PromptLike,
+        prompt: PromptLike | Prompt,
         hooks: Sequence[tuple[NamesFilter, HookFn]],
         *,
         positions: Positions = "all",
@@ -301,3 +315,42 @@ class LM:
         """Logits (T, vocab_size) of one forward over a prompt with hooks set; see `hooks`."""
         with self.hooks(hooks, positions=positions):
             return self.run_with_cache(prompt, names_filter=())[0]
+
+    def explain(
+        self,
+        name: str,
+        pos: int = -1,
+        *,
+        prompt: PromptLike | Prompt | None = None,
+        head: int | None = None,
+        key: int | None = None,
+        dim: int | None = None,
+    ) -> Explanation:
+        """One entry of one activation as its formula, with the actual values put in.
+
+        Args:
+            name: a hook point, as in "blocks.3.attn.hook_pattern".
+            pos: which token of the prompt; negative ones count from the end.
+            prompt: default: the one that this model saw last.
+            head, key, dim: the entry's other indices; see `tinyllm.explain`.
+        """
+        if prompt is None:
+            prompt = self._last_prompt
+        if prompt is None:
+            raise ValueError("nothing has been run yet to explain; give prompt=")
+        if not isinstance(prompt, Prompt):
+            prompt = self.prompt(prompt)
+        self._last_prompt = prompt
+        return explain(
+            self.model,
+            prompt.tokens.tolist(),
+            name,
+            pos,
+            head=head,
+            key=key,
+            dim=dim,
+            hooks=self._hooks.active,
+            token_text=self.tokenizer.token_text,
+            image_positions=prompt.image_positions,
+            image_rows=prompt.image_rows,
+        )
