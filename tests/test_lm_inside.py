@@ -78,6 +78,30 @@ def test_explaining_what_ran_last(lm: LM) -> None:
     assert len(e.terms) == lm.config.hidden_dim
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("hook_embed", {"dim": 7}),
+        ("blocks.2.ln1.hook_normalized", {"dim": 9}),
+        ("blocks.2.attn.hook_q", {"head": 4, "dim": 33}),
+        ("blocks.2.attn.hook_rot_k", {"head": 1, "dim": 40}),
+        ("blocks.2.attn.hook_attn_scores", {"head": 4, "key": 1}),
+        ("blocks.2.attn.hook_pattern", {"head": 4}),
+        ("blocks.2.attn.hook_z", {"head": 8, "dim": 5}),
+        ("blocks.2.hook_attn_out", {"dim": 70}),
+        ("blocks.2.hook_resid_mid", {"dim": 70}),
+        ("blocks.2.mlp.hook_post", {"dim": 1000}),
+        ("blocks.2.hook_mlp_out", {"dim": 3}),
+        ("ln_final.hook_normalized", {"dim": 3}),
+    ],
+)
+def test_the_compiled_kernel_beside_the_formula(lm: LM, name: str, asked: dict[str, int]) -> None:
+    e = lm.explain(name, prompt="The capital of France is", **asked)  # type: ignore[arg-type]
+    assert e.kernel is not None
+    assert e.kernel == pytest.approx(e.value, rel=1e-4, abs=1e-5)
+    assert "compiled kernel" in repr(e)
+
+
 def test_the_wrong_pairing_loses_paris(lm: LM) -> None:
     assert "Paris" in lm.chat("What is the capital of France?", max_tokens=10)
     with break_it("rope-pairing"):

@@ -10,13 +10,16 @@ import linecache
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm import model as model_module
+from tinyllm.config import ModelConfig
+from tinyllm.errors import ConfigError
 from tinyllm.hooks import EMBED, FINAL, HookPoint, match_names, points_by_name
+from tinyllm.kernels import reference as ops
 from tinyllm.model import Array, Model
 from tinyllm.trace import ActivationCache, check_index, run_with_cache
 
@@ -109,8 +112,18 @@ class _Entry:
         layer = self.point.layer
         return self.activations[suffix if layer is None else f"blocks.{layer}.{suffix}"]
 
-    def weight(self, name: str = "") -> Array:
-        return self.model.weights[name or self.point.tensor]
+    def weight(self) -> Array:
+        return self.model.weights[self.point.tensor]
+
+    def attended(self) -> tuple[Array, Array, Array]:
+        """The query, (head_dim,), and all keys and values it sees, (position + 1, head_dim)."""
+        config, seen = self.model.config, slice(self.position + 1)
+        kv_head = self.head // (config.n_heads // config.n_kv_heads)
+        return (
+            self.of("attn.hook_rot_q")[self.position, self.head],
+            self.of("attn.hook_rot_k")[seen, kv_head],
+            self.of("attn.hook_v")[seen, kv_head],
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,7 @@ class _Worked:
     filled: str
     value: float
     terms: list[Term] = field(default_factory=list)
+    kernel: Callable[[Any, str], float] | None = None  # of kernels.one_entry and a format
 
 
 def explain(
@@ -132,6 +146,7 @@ def explain(
     dim: int | None = None,
     hooks: Sequence[Hook] = (),
     token_text: Callable[[int], str] = str,
+    kernels: str | None = None,
     image_positions: NDArray[np.int64] | None = None,
     image_rows: NDArray[np.float32] | None = None,
 ) -> Explanation:
@@ -146,6 +161,7 @@ def explain(
         key: for scores and patterns: the position that is looked at; default: the one that gets
             most.
         dim: the last index of other arrays; default 0.
+        kernels: the format ("f32", "bf16", "q8" or "q4") whose compiled kernel is asked as well.
 
     Raises:
         HookError: an unknown hook point.
@@ -208,8 +224,22 @@ def explain(
         source=point.source,
         line=_line(point.source),
         tensor=point.tensor,
+        kernel=_kernel_value(model.config, worked, kernels),
         terms=worked.terms,
     )
+
+
+def _kernel_value(config: ModelConfig, worked: _Worked, dtype: str | None) -> float | None:
+    if dtype is None or worked.kernel is None:
+        return None
+    from tinyllm.compiled import check_shape  # numba is only imported when it is used
+    from tinyllm.kernels import one_entry
+
+    try:
+        check_shape(config)
+    except ConfigError:  # the kernels don't do this shape
+        return None
+    return worked.kernel(one_entry, dtype)
 
 
 # One function a formula. Each works in float64 from the float32 inputs.
@@ -218,7 +248,15 @@ def explain(
 def _embed(e: _Entry, text: Callable[[int], str]) -> _Worked:
     value = float(e.of(EMBED.suffix)[e.position, e.dim])
     token = e.tokens[e.position]
-    return _Worked("E[token, dim]", f"E[{token}, {e.dim}]", value)
+    table = e.weight()
+    if value != table[token, e.dim]:  # an image's row, or a hook's
+        return _Worked("a row in place of E[token]", _n(value), value)
+
+    def kernel(k: Any, dtype: str) -> float:
+        # The embedding is the head as well, and stays at 8 bits in a 4-bit model.
+        return float(k.embedding(table, token, e.dim, "q8" if dtype == "q4" else dtype))
+
+    return _Worked("E[token, dim]", f"E[{token}, {e.dim}]", value, kernel=kernel)
 
 
 def _resid_pre(e: _Entry, text: Callable[[int], str]) -> _Worked:
@@ -232,7 +270,7 @@ def _added(old: str, new: str) -> Callable[[_Entry, Callable[[int], str]], _Work
     def work(e: _Entry, text: Callable[[int], str]) -> _Worked:
         a, b = float(e.row(old)[e.dim]), float(e.row(new)[e.dim])
         formula = f"{old.removeprefix('hook_')} + {new.removeprefix('hook_')}"
-        return _Worked(formula, f"{_n(a)} + {_n(b)}", a + b)
+        return _Worked(formula, f"{_n(a)} + {_n(b)}", a + b, kernel=lambda k, dtype: k.added(a, b))
 
     return work
 
@@ -249,7 +287,13 @@ def _norm(stream: str) -> Callable[[_Entry, Callable[[int], str]], _Worked]:
         mean_square = float((x**2).mean())
         value = float(x[e.dim]) / math.sqrt(mean_square + eps) * w
         filled = f"{_n(x[e.dim])} / √({_n(mean_square)} + {eps:g}) · {_n(w)}"
-        return _Worked("x / √(mean(x²) + eps) · w", filled, value)
+        f32, weight = x.astype(np.float32), e.weight()
+        return _Worked(
+            "x / √(mean(x²) + eps) · w",
+            filled,
+            value,
+            kernel=lambda k, dtype: k.norm(f32, weight, eps, e.dim),
+        )
 
     return work
 
@@ -263,30 +307,41 @@ def _projected(source: str) -> Callable[[_Entry, Callable[[int], str]], _Worked]
         w = e.weight()[row].astype(np.float64)
         filled, terms = _sum([f"j={j}" for j in range(len(x))], x, w)
         short = e.point.tensor.split(".")[-2]
-        return _Worked(f"Σⱼ x[j] · {short}[{row}, j]", filled, float(x @ w), terms)
+        f32, matrix = x.astype(np.float32), e.weight()
+        return _Worked(
+            f"Σⱼ x[j] · {short}[{row}, j]",
+            filled,
+            float(x @ w),
+            terms,
+            lambda k, dtype: k.product(matrix, row, f32, dtype),
+        )
 
     return work
 
 
 def _rotated(source: str) -> Callable[[_Entry, Callable[[int], str]], _Worked]:
     def work(e: _Entry, text: Callable[[int], str]) -> _Worked:
-        from tinyllm.kernels import reference as ops
-
         x = e.row(source)[e.head]
         half = len(x) // 2
         i = e.dim % half
         positions = np.array([e.position])
         cos, sin = (float(t[0, i]) for t in ops.rope_tables(e.model.config, positions, np.float64))
         a, b = float(x[i]), float(x[i + half])
+        f32_tables = ops.rope_tables(e.model.config, positions)
+        f32 = x.astype(np.float32)
+
+        def kernel(k: Any, dtype: str) -> float:
+            return float(k.turned(f32, *(t[0].astype(np.float32) for t in f32_tables), e.dim))
+
         theta = float(ops.rope_frequencies(e.model.config)[i])
         angle = f"{e.position}·{_n(theta)}"
         if e.dim < half:
             formula = f"x[{i}]·cos(pθ) − x[{i + half}]·sin(pθ)"
             filled = f"{_n(a)}·cos({angle}) − {_n(b)}·sin({angle})"
-            return _Worked(formula, filled, a * cos - b * sin)
+            return _Worked(formula, filled, a * cos - b * sin, kernel=kernel)
         formula = f"x[{i + half}]·cos(pθ) + x[{i}]·sin(pθ)"
         filled = f"{_n(b)}·cos({angle}) + {_n(a)}·sin({angle})"
-        return _Worked(formula, filled, b * cos + a * sin)
+        return _Worked(formula, filled, b * cos + a * sin, kernel=kernel)
 
     return work
 
@@ -303,7 +358,13 @@ def _score(e: _Entry, text: Callable[[int], str]) -> _Worked:
     filled, terms = _sum([f"d={d}" for d in range(len(q))], q, k)
     value = float(q @ k) / math.sqrt(config.head_dim)
     formula = f"Σ_d q[head {e.head}, d] · k[head {kv_head}, d] / √head_dim"
-    return _Worked(formula, f"({filled}) / √{config.head_dim}", value, terms)
+    return _Worked(
+        formula,
+        f"({filled}) / √{config.head_dim}",
+        value,
+        terms,
+        lambda k, dtype: float(k.weight_of(*e.attended(), e.key, dtype)[0]),
+    )
 
 
 def _pattern(e: _Entry, text: Callable[[int], str]) -> _Worked:
@@ -321,7 +382,12 @@ def _pattern(e: _Entry, text: Callable[[int], str]) -> _Worked:
     rest = f" + {len(terms) - SHOWN_TERMS} more" if len(terms) > SHOWN_TERMS else ""
     filled = f"exp({_n(scores[e.key])} − {_n(top)}) / ({shown}{rest})"
     value = float(weights[e.key]) / total
-    return _Worked("exp(score[key] − max) / Σⱼ exp(score[j] − max)", filled, value, terms)
+
+    def kernel(k: Any, dtype: str) -> float:
+        hidden = e.key > e.position
+        return 0.0 if hidden else float(k.weight_of(*e.attended(), e.key, dtype)[1])
+
+    return _Worked("exp(score[key] − max) / Σⱼ exp(score[j] − max)", filled, value, terms, kernel)
 
 
 def _mixed(e: _Entry, text: Callable[[int], str]) -> _Worked:
@@ -332,13 +398,24 @@ def _mixed(e: _Entry, text: Callable[[int], str]) -> _Worked:
     labels = [f"{j} {text(e.tokens[j])!r}" for j in range(e.position + 1)]
     filled, terms = _sum(labels, pattern, v)
     formula = f"Σ_key pattern[head {e.head}, key] · v[key, head {kv_head}, {e.dim}]"
-    return _Worked(formula, filled, float(pattern @ v), terms)
+    return _Worked(
+        formula,
+        filled,
+        float(pattern @ v),
+        terms,
+        lambda k, dtype: float(k.attention(*e.attended(), dtype)[2][e.dim]),
+    )
 
 
 def _gated(e: _Entry, text: Callable[[int], str]) -> _Worked:
     gate, up = float(e.row("mlp.hook_pre")[e.dim]), float(e.row("mlp.hook_pre_linear")[e.dim])
     silu = gate * (0.5 * math.tanh(0.5 * gate) + 0.5)
-    return _Worked("silu(gate) · up", f"silu({_n(gate)}) · {_n(up)}", silu * up)
+    return _Worked(
+        "silu(gate) · up",
+        f"silu({_n(gate)}) · {_n(up)}",
+        silu * up,
+        kernel=lambda k, dtype: k.gated(gate, up),
+    )
 
 
 FORMULAS: dict[str, Callable[[_Entry, Callable[[int], str]], _Worked]] = {

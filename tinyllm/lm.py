@@ -351,6 +351,7 @@ class LM:
             dim=dim,
             hooks=self._hooks.active,
             token_text=self.tokenizer.token_text,
+            kernels=self.runner.dtype,
             image_positions=prompt.image_positions,
             image_rows=prompt.image_rows,
         )
