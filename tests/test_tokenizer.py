@@ -603,3 +603,37 @@ def test_a_decoder_of_another_kind(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="WordPiece"):
         Tokenizer.from_folder(tmp_path)
+
+
+# -- against the reference implementation ----------------------------------------------------------
+
+CHATS = [
+    chat("Hi"),
+    chat("1024 + 77 = ?", "1101", "And 3.5e-2?"),
+    [
+        {"role": "system", "content": "Be brief."},
+        *chat("你好 👩‍👩‍👧‍👦", "  \n\n", "x = [1,2]\n\tpass"),
+    ],
+    [{"role": "system", "content": ""}],
+    chat(""),
+]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("prompted", [True, False])
+def test_chats_as_the_reference_encodes_them(
+    smollm: Tokenizer, weights_folder: Path, prompted: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(weights_folder)
+    for messages in CHATS:
+        text = reference.apply_chat_template(
+            messages, add_generation_prompt=prompted, tokenize=False
+        )
+        assert smollm.render_chat(messages, add_generation_prompt=prompted) == text
+        expected = reference(text, add_special_tokens=False)["input_ids"]
+        assert smollm.apply_chat_template(messages, add_generation_prompt=prompted) == expected
+        assert smollm.decode(expected) == reference.decode(
+            expected, clean_up_tokenization_spaces=False
+        )

@@ -51,6 +51,14 @@ def test_the_real_weights_to_the_bit(weights_folder: Path, gguf_file: Path) -> N
     assert_same_values(gguf_file, weights_folder, n_heads=9, n_kv_heads=3)
 
 
+@pytest.mark.reference
+def test_the_reference_loads_the_folder_whole(weights_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    _, report = AutoModelForCausalLM.from_pretrained(weights_folder, output_loading_info=True)
+    assert not any(report.values())
+
+
 @pytest.mark.parametrize(
     "kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1], ids=lambda k: k.name
 )

