@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +18,16 @@ from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save, save_file
 
 import tinyllm
 from tests.fetch.files import write_gguf
+from tests.smolvlm_folder import write_smolvlm
 from tinyllm import fetch
 from tinyllm.errors import FetchError, TokenizerError, WeightsError
 from tinyllm.fetch.convert import convert
 from tinyllm.fetch.validate import validate
+from tinyllm.smolvlm import PROJECTION
 
 REPO = "acme/tiny-chat"
 SHA = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/1": "c" * 40}
@@ -249,6 +252,20 @@ def test_one_file_of_weights_goes_before_shards(served: Served) -> None:
     with pytest.raises(WeightsError, match="missing from the checkpoint"):
         fetch.resolve(f"hf:{REPO}")
     assert not set(served.sent) & {*shards, INDEX}
+
+
+def test_a_model_that_sees_images(served: Served, tmp_path: Path, weights_folder: Path) -> None:
+    write_smolvlm(tmp_path / "vlm", weights_folder)
+    served.files = {path.name: path.read_bytes() for path in (tmp_path / "vlm").iterdir()}
+    folder = fetch.resolve(f"hf:{REPO}")
+    assert names_in(folder) == {*served.files, "card.json"}
+    assert json.loads((folder / "card.json").read_text())["kind"] == "vision"
+    shutil.rmtree(folder)
+    tensors = load(served.files["model.safetensors"])
+    del tensors[PROJECTION]
+    served.files["model.safetensors"] = save(tensors)
+    with pytest.raises(WeightsError, match=PROJECTION):
+        fetch.resolve(f"hf:{REPO}")
 
 
 REFUSED = {

@@ -120,6 +120,8 @@ def _choose(where: str, names: list[str]) -> list[str]:
 
 
 def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]:
+    from tinyllm.fetch.validate import sees_images
+
     created = info.created_at if isinstance(info.created_at, datetime) else None
     license = info.card_data.get("license") if info.card_data else None
     texts = [
@@ -130,7 +132,7 @@ def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]
     return {
         "id": name,
         "aliases": [repo],
-        "kind": "text",
+        "kind": "vision" if sees_images(folder) else "text",
         "domain_aligned": False,
         "reasoning": "native" if any("<think>" in text for text in texts) else "none",
         "license": license,

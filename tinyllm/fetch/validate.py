@@ -6,19 +6,22 @@ from pathlib import Path
 
 import safetensors
 
-from tinyllm.config import ModelConfig
+from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import WeightsError
+from tinyllm.smolvlm import MODEL_TYPES, SmolVLM
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.weights import checkpoint_files, expected_shapes
+from tinyllm.weights import TEXT_PREFIX, checkpoint_files, expected_shapes
 
 
 def validate(folder: Path) -> None:
-    """Check config, tokenizer, and every tensor's name and shape, reading headers only.
+    """Check config, tokenizer, and the tensors' names and shapes; of a language model by headers.
 
     Raises `ConfigError`, `WeightsError` or `TokenizerError` naming the file, and the tensor.
     """
     wanted = expected_shapes(ModelConfig.from_folder(folder))
-    Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if sees_images(folder):
+        SmolVLM.from_folder(folder, tokenizer)
     for path in checkpoint_files(folder):
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
@@ -26,7 +29,10 @@ def validate(folder: Path) -> None:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (OSError, safetensors.SafetensorError) as error:
             raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
-        for name, shape in shapes.items():
+        for full_name, shape in shapes.items():
+            name = full_name
+            if name.startswith(TEXT_PREFIX):
+                name = f"model.{name.removeprefix(TEXT_PREFIX)}"
             if wanted.get(name, shape) != shape:
                 raise WeightsError(
                     f"{path}: tensor {name} has shape {shape}, config.json asks for {wanted[name]}"
@@ -34,3 +40,8 @@ def validate(folder: Path) -> None:
             wanted.pop(name, None)
     if wanted:
         raise WeightsError(f"{folder}: tensor {next(iter(wanted))} is missing from the checkpoint")
+
+
+def sees_images(folder: Path) -> bool:
+    """Whether the folder's model takes images beside text."""
+    return read_json_object(folder / "config.json").get("model_type") in MODEL_TYPES
