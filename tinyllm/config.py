@@ -13,6 +13,7 @@ from tinyllm.errors import ConfigError
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 # Models of images and text, whose language model is a Llama under text_config.
 VISION_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+MAX_LAYERS = 10_000
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -60,6 +61,8 @@ class ModelConfig:
                      "vocab_size", "max_seq_len"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_layers > MAX_LAYERS:  # a list of their tensors would fill the memory
+            raise ConfigError(f"n_layers is {self.n_layers}; more than {MAX_LAYERS} can't be meant")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads}): "

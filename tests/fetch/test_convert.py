@@ -134,6 +134,7 @@ BROKEN = {
     "another tokenizer": ({"tokenizer.ggml.model": "llama"}, "not one that is converted"),
     "no layer count": ({"llama.block_count": None}, "llama.block_count"),
     "a mistyped layer count": ({"llama.block_count": "two"}, "llama.block_count"),
+    "a billion layers": ({"llama.block_count": 10**9}, "its tensors say otherwise"),
     "no heads": ({"llama.attention.head_count": 0}, "head_count"),
     "heads that do not fit": ({"llama.attention.head_count_kv": 3}, "does not split over 3 heads"),
     "heads a layer": ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv"),

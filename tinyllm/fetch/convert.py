@@ -132,6 +132,9 @@ def hub_config(gguf: GGUF) -> dict[str, Any]:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None:
         raise FetchError(f"{gguf.path} has no tensor 'token_embd.weight'")
+    n_layers = get(gguf, "llama.block_count", int)
+    if n_layers != len({name.split(".")[1] for name in gguf.tensors if name.startswith("blk.")}):
+        raise FetchError(f"{gguf.path}: llama.block_count is {n_layers}, its tensors say otherwise")
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -144,7 +147,7 @@ def hub_config(gguf: GGUF) -> dict[str, Any]:
         "mlp_bias": False,
         "model_type": "llama",
         "num_attention_heads": n_heads,
-        "num_hidden_layers": get(gguf, "llama.block_count", int),
+        "num_hidden_layers": n_layers,
         "num_key_value_heads": get(gguf, "llama.attention.head_count_kv", int, n_heads),
         "head_dim": head_dim,
         "rms_norm_eps": shortest(get(gguf, "llama.attention.layer_norm_rms_epsilon", float)),
