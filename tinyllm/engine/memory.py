@@ -86,7 +86,9 @@ class PagedMemory:
         return whole * self.page_size - n_prompt + 1
 
     def new(self, capacity: int) -> Cache:
-        return self._runner.new_cache(capacity)
+        # Pages are drawn one by one, so a large capacity costs nothing, and forks may outgrow
+        # the sequence that they come from.
+        return self._runner.new_cache(self._runner.config.max_seq_len)
 
     def fork(self, cache: Cache, length: int, capacity: int) -> Cache:
         return cache.fork(length)
