@@ -589,6 +589,12 @@ def test_broken_folders(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
         Tokenizer.from_folder(tmp_path)
+    raw = json.loads(small_smollm().to_str())
+    raw["model"]["merges"] = [["a", "b"]]
+    raw["model"]["continuing_subword_prefix"] = "longer than b"  # makes the library panic
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(tmp_path)
     folder_with(tmp_path, tokenizer_config__json="[1]")
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json should hold a JSON object"):
         Tokenizer.from_folder(tmp_path)

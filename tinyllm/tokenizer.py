@@ -107,7 +107,9 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library's Exception, or its panic, which is none
             raise TokenizerError(f"{path} cannot be read: {error}") from error
         options = _read_json(folder / "tokenizer_config.json")
         named = {
