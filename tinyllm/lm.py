@@ -135,7 +135,9 @@ class LM:
 
         if read_json_object(self.folder / "config.json").get("model_type") not in MODEL_TYPES:
             return None
-        return ImagePrompts(SmolVLM.from_folder(self.folder, self.tokenizer), self.tokenizer)
+        compiled = not isinstance(self.runner, Model)
+        embedder = SmolVLM.from_folder(self.folder, self.tokenizer, compiled=compiled)
+        return ImagePrompts(embedder, self.tokenizer)
 
     def prompt(self, prompt: PromptLike, images: Sequence[ImageSource] = ()) -> Prompt:
         """A prompt with images: text or a chat, each image part of which takes the next image.

@@ -20,7 +20,7 @@ from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import ConfigError, ImageError, WeightsError
 from tinyllm.preprocess import ImageProcessor
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision import Encoder, VisionModel
+from tinyllm.vision import Encoder, load_encoder
 from tinyllm.vision_config import VisionConfig
 from tinyllm.weights import read_folder
 
@@ -59,14 +59,14 @@ class SmolVLM:
         self.rows_a_tile = _rows_a_tile(processor, encoder.config, scale_factor)
 
     @classmethod
-    def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> SmolVLM:
-        """Read the image side of a hub-layout folder.
+    def from_folder(cls, folder: Path, tokenizer: Tokenizer, *, compiled: bool = False) -> SmolVLM:
+        """Read the image side of a hub-layout folder; `compiled` chooses the encoder's fast path.
 
         Raises:
             ConfigError, WeightsError: naming the file, and the key or tensor.
         """
         raw = read_json_object(folder / "config.json")
-        encoder = VisionModel.from_folder(folder)
+        encoder = load_encoder(folder, compiled=compiled)
         scale = raw.get("scale_factor", 2)
         if not isinstance(scale, int) or isinstance(scale, bool):
             raise ConfigError(f"{folder / 'config.json'}: scale_factor must be int, not {scale!r}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,18 @@ class Encoder(Protocol):
 
     config: VisionConfig
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(3, H, W) → the last hidden state, (T, dim)."""
+    @overload
+    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    @overload
+    def encode(
+        self, pixels: NDArray[np.float32], *, layers: Sequence[int]
+    ) -> dict[int, NDArray[np.float32]]: ...
+
+    def encode(
+        self, pixels: NDArray[np.float32], *, layers: Sequence[int] | None = None
+    ) -> NDArray[np.float32] | dict[int, NDArray[np.float32]]:
+        """(3, H, W) → the last hidden state, (T, dim), or `layers`; see `VisionModel.encode`."""
 
 
 class VisionModel:
@@ -104,10 +114,7 @@ class VisionModel:
         """
         cfg, names = self.config, self.names
         tap = tap or _no_tap
-        wanted = set(range(cfg.n_layers + 1) if layers is None else layers)
-        if unknown := wanted - set(range(cfg.n_layers + 1)):
-            raise ValueError(f"layers must be 0 … {cfg.n_layers}, not {min(unknown)}")
-
+        wanted = wanted_layers(layers, cfg.n_layers)
         x = self.embed(pixels, tap)  # (T, dim)
         if names.pre_norm:
             x = self._norm(names.pre_norm, x)
@@ -182,6 +189,28 @@ class VisionModel:
     def _norm(self, name: str, x: Array) -> Array:
         w = self.weights
         return vit.layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], self.config.norm_eps)
+
+
+def load_encoder(folder: Path, *, compiled: bool = True) -> Encoder:
+    """The encoder of a hub-layout folder, on the fast path or the readable one.
+
+    Raises:
+        ConfigError, WeightsError: naming the file, and the key or tensor.
+    """
+    if not compiled:
+        return cast(Encoder, VisionModel.from_folder(folder))  # of float32 weights
+    from tinyllm.vision_compiled import CompiledVisionModel  # numba is only imported when used
+
+    return CompiledVisionModel.from_folder(folder)
+
+
+def wanted_layers(layers: Sequence[int] | None, n_layers: int) -> set[int]:
+    """The layers whose output is asked for; all of them by default. ValueError on others."""
+    every = set(range(n_layers + 1))
+    wanted = every if layers is None else set(layers)
+    if unknown := wanted - every:
+        raise ValueError(f"layers must be 0 … {n_layers}, not {min(unknown)}")
+    return wanted
 
 
 def grid_of(pixels: Array, config: VisionConfig) -> tuple[int, int]:

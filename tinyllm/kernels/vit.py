@@ -1,0 +1,167 @@
+"""The image encoder's work between its matrix products, each a single pass over memory.
+
+Plain loops without branches, which the compiler turns into vector instructions on any processor.
+Rows are float32 and contiguous; `reference_vit.py` says what each function means.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import kernel, uncached
+
+Array = NDArray[Any]
+
+LANES = 16  # partial sums of a row, so that additions needn't wait for one another
+GELU, GELU_TANH, QUICK_GELU = 0, 1, 2
+
+
+@uncached
+def fast_exp(x: np.float32) -> np.float32:
+    """eˣ for x <= 88, to 2 units in the last place; 0 below -87. As `jit.exp`, without branches."""
+    low = np.float32(-87.0)
+    clipped = max(x, low)
+    shifted = clipped * np.float32(1.4426950408889634) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = clipped - n * np.float32(0.693359375)
+    r = r + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power if x >= low else np.float32(0.0)
+
+
+@uncached
+def activate(x: np.float32, kind: int) -> np.float32:
+    """One of the activations of `reference_vit.py`."""
+    one, half = np.float32(1.0), np.float32(0.5)
+    if kind == GELU:
+        z = x * np.float32(math.sqrt(0.5))
+        size = abs(z)
+        t = one / (one + np.float32(0.3275911) * size)
+        p = np.float32(1.061405429) * t + np.float32(-1.453152027)
+        p = p * t + np.float32(1.421413741)
+        p = p * t + np.float32(-0.284496736)
+        p = p * t + np.float32(0.254829592)
+        tail = p * t * fast_exp(-size * size)  # 1 - erf(|z|)
+        return half * x * (np.float32(2.0) - tail if x >= np.float32(0.0) else tail)
+    if kind == GELU_TANH:
+        # 0.5 (1 + tanh u) is the logistic function of 2u.
+        u = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        return x / (one + fast_exp(min(np.float32(-2.0) * u, np.float32(88.0))))
+    return x / (one + fast_exp(min(np.float32(-1.702) * x, np.float32(88.0))))
+
+
+@kernel
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
+    """Each row of x (T, dim) to mean 0 and variance 1, times weight, plus bias, into out."""
+    n_rows, dim = x.shape
+    whole = dim - dim % LANES
+    lanes = np.empty(LANES, np.float32)
+    for row in range(n_rows):
+        for i in range(LANES):
+            lanes[i] = np.float32(0.0)
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                lanes[i] += x[row, k + i]
+        total = np.float32(0.0)
+        for k in range(whole, dim):
+            total += x[row, k]
+        for i in range(LANES):
+            total += lanes[i]
+            lanes[i] = np.float32(0.0)
+        mean = np.float32(total / dim)
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                gap = x[row, k + i] - mean
+                lanes[i] += gap * gap
+        total = np.float32(0.0)
+        for k in range(whole, dim):
+            total += (x[row, k] - mean) * (x[row, k] - mean)
+        for i in range(LANES):
+            total += lanes[i]
+        scale = np.float32(1.0 / math.sqrt(total / dim + eps))
+        for k in range(dim):
+            out[row, k] = (x[row, k] - mean) * scale * weight[k] + bias[k]
+
+
+@kernel
+def add_bias(x: Array, bias: Array) -> None:
+    """x (T, n) += bias (n,)."""
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            x[row, k] += bias[k]
+
+
+@kernel
+def add_bias_gelu(x: Array, bias: Array) -> None:
+    """x (T, n) := gelu(x + bias)."""
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            x[row, k] = activate(x[row, k] + bias[k], GELU)
+
+
+@kernel
+def add_bias_gelu_tanh(x: Array, bias: Array) -> None:
+    """x (T, n) := gelu_tanh(x + bias)."""
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            x[row, k] = activate(x[row, k] + bias[k], GELU_TANH)
+
+
+@kernel
+def add_bias_quick_gelu(x: Array, bias: Array) -> None:
+    """x (T, n) := quick_gelu(x + bias)."""
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            x[row, k] = activate(x[row, k] + bias[k], QUICK_GELU)
+
+
+@kernel
+def add_residual(x: Array, y: Array, bias: Array) -> None:
+    """x (T, dim) += y + bias: what a branch adds to the residual stream."""
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            x[row, k] += y[row, k] + bias[k]
+
+
+@kernel
+def softmax(scores: Array) -> None:
+    """Each row of scores (T, S) := softmax of it."""
+    n_rows, n = scores.shape
+    whole = n - n % LANES
+    lanes = np.empty(LANES, np.float32)
+    for row in range(n_rows):
+        for i in range(LANES):
+            lanes[i] = scores[row, 0]
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                lanes[i] = max(lanes[i], scores[row, k + i])
+        top = scores[row, 0]
+        for k in range(whole, n):
+            top = max(top, scores[row, k])
+        for i in range(LANES):
+            top = max(top, lanes[i])
+            lanes[i] = np.float32(0.0)
+        for k in range(n):
+            scores[row, k] = fast_exp(scores[row, k] - top)
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                lanes[i] += scores[row, k + i]
+        total = np.float32(0.0)
+        for k in range(whole, n):
+            total += scores[row, k]
+        for i in range(LANES):
+            total += lanes[i]
+        inverse = np.float32(1.0) / total
+        for k in range(n):
+            scores[row, k] *= inverse
