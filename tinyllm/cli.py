@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import platformdirs
 import typer
 
 from tinyllm.errors import TinyllmError
+
+if TYPE_CHECKING:
+    from tinyllm.lm import LM
 
 app = typer.Typer(
     help="A transformer runtime that you can read, step through and serve.",
@@ -32,6 +39,117 @@ def pull(
     from tinyllm.fetch import resolve
 
     typer.echo(str(resolve(source)))
+
+
+Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
+Dtype = Annotated[str, typer.Option(help="How weights are held: f32, bf16, q8 or q4")]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest up to this mass")]
+Seed = Annotated[int | None, typer.Option(help="Makes it reproducible")]
+
+
+@app.command()
+def chat(
+    model: Model = "smollm2-135m-instruct",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for the first message; repeatable")
+    ] = None,
+    system: Annotated[str, typer.Option(help="What the model is told first")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer")] = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    seed: Seed = None,
+    dtype: Dtype = "f32",
+    history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
+) -> None:
+    """Talk to a model; answers stream as they are decoded."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from rich.console import Console
+
+    from tinyllm.chat import Chat
+
+    lm = _load(model, dtype)
+    console = Console()
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    conversation = Chat(lm, console, max_tokens, sampling)
+    if system:
+        conversation.messages = [{"role": "system", "content": system}]
+    for path in image or []:
+        conversation.command(f"/image {shlex.quote(str(path))}")
+    past: History = InMemoryHistory()
+    if history:
+        folder = platformdirs.user_state_path("tinyllm", appauthor=False, ensure_exists=True)
+        past = FileHistory(str(folder / "chat_history"))
+    console.print(f"[dim]{lm.name}; /help lists commands[/]")
+    prompt: PromptSession[str] = PromptSession("› ", history=past)
+    conversation.run(prompt.prompt)
+
+
+@app.command()
+def step(
+    prompt: Annotated[str, typer.Argument(help="A question, or with --raw a text to go on with")],
+    model: Model = "smollm2-135m-instruct",
+    raw: Annotated[bool, typer.Option(help="Go on with the text as it is")] = False,
+    candidates: Annotated[int, typer.Option(min=2, max=40, help="Rows to show")] = 12,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    dtype: Dtype = "f32",
+    save: Annotated[
+        Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
+    ] = None,
+) -> None:
+    """Decode one key a token: see the candidates, choose another, go back."""
+    from tinyllm.stepper import Stepper, application
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise typer.BadParameter("this needs a terminal; from a program, use lm.decode_steps")
+    lm = _load(model, dtype)
+    session = lm.session(
+        prompt if raw else [{"role": "user", "content": prompt}],
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    application(Stepper(session, candidates)).run()
+    typer.echo(session.text)
+    if save is not None:
+        typer.echo(f"saved: {session.trace().save(save)}", err=True)
+
+
+@app.command()
+def inspect(
+    trace: Annotated[Path, typer.Argument(help="A saved trace: tinyllm step --save, or .save()")],
+    step: Annotated[int | None, typer.Option(help="Show this step alone, in full")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else")] = None,
+) -> None:
+    """Print a saved trace, or write it as one HTML file."""
+    from rich.console import Console
+
+    from tinyllm.inspect_trace import export_html, print_trace
+    from tinyllm.trace_file import load_trace
+
+    record = load_trace(trace)
+    if html is not None:
+        typer.echo(str(export_html(record, html)))
+        return
+    try:
+        print_trace(record, Console(), step)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _load(model: str, dtype: str) -> LM:
+    from tinyllm.lm import load
+
+    if dtype not in ("f32", "bf16", "q8", "q4"):
+        raise typer.BadParameter(f"{dtype!r} is not one of f32, bf16, q8, q4", param_hint="--dtype")
+    return load(model, dtype=dtype)  # type: ignore[arg-type]
 
 
 def main() -> None:
