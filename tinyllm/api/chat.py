@@ -7,12 +7,13 @@ are put into words here, in the way that the default model was found to follow b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from tinyllm.api import tool_words
 from tinyllm.api.errors import ApiError, context_length_exceeded, invalid
 from tinyllm.api.images import Pixels
 from tinyllm.api.protocol import (
@@ -28,11 +29,10 @@ from tinyllm.api.protocol import (
 )
 from tinyllm.api.service import ServedModel
 from tinyllm.api.thinking import ThinkSpec, budget_for
-from tinyllm.api.tool_calls import write_call
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError, TokenizerError
 
-THINK_OPEN, THINK_CLOSE = "<think>\n", "\n</think>\n"
+THINK_OPEN = "<think>\n"
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,10 @@ class Conversation:
         chat = [self._message(i) for i in kept]
         native = self._native_tools()
         if not native:
-            chat = [_in_words(message) for message in chat]
-        notes = [layout.format] if layout.format else []
-        if layout.tools and not native:
-            notes.insert(0, tool_instructions(layout.tools))
-        if notes:
-            chat = _with_system(chat, "\n\n".join(notes))
+            spell_out = tool_words.calling if layout.tools else tool_words.answering
+            chat = spell_out(chat, layout.tools)
+        if layout.format:
+            chat = tool_words.with_system(chat, layout.format)
         extra: dict[str, Any] = {}
         if layout.tools and native:
             extra["tools"] = [tool.model_dump(exclude_none=True) for tool in layout.tools]
@@ -233,51 +231,6 @@ def _prefixed(prefix: str, content: Any) -> Any:
     return [{"type": "text", "text": prefix.rstrip() + " "}, *content]
 
 
-def _with_system(chat: list[dict[str, Any]], note: str) -> list[dict[str, Any]]:
-    """Add a note to the system message, which is put first if there is none."""
-    if chat and chat[0]["role"] == "system":
-        content = f"{chat[0]['content']}\n\n{note}" if chat[0]["content"] else note
-        return [{**chat[0], "content": content}, *chat[1:]]
-    return [{"role": "system", "content": note}, *chat]
-
-
-# -- for templates that know no tools ----------------------------------------------------------
-
-
-def tool_instructions(tools: Sequence[Tool]) -> str:
-    """What the system message says about the tools."""
-    listed = "\n".join(_describe(tool) for tool in tools)
-    return (
-        "You have access to these tools:\n"
-        f"<tools>\n{listed}\n</tools>\n"
-        "When a tool is needed, call it by writing its name and arguments as JSON:\n"
-        + write_call("NAME", {"ARGUMENT": "VALUE"})
-    )
-
-
-def _describe(tool: Tool) -> str:
-    function = tool.function
-    described: dict[str, Any] = {"name": function.name}
-    if function.description:
-        described["description"] = function.description
-    if function.parameters:
-        described["parameters"] = function.parameters
-    return json.dumps(described, ensure_ascii=False)
-
-
-def _in_words(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of a calling conversation for a template that has roles and text alone."""
-    if message["role"] == "tool":
-        text = f"<tool_response>\n{message['content']}\n</tool_response>"
-        return {"role": "user", "content": text}
-    calls = message.get("tool_calls")
-    if not calls:
-        return dict(message)
-    written = [write_call(c["function"]["name"], c["function"]["arguments"]) for c in calls]
-    content = [message["content"], *written] if message["content"] else written
-    return {"role": message["role"], "content": "\n".join(content)}
-
-
 # -- thinking ----------------------------------------------------------------------------------
 
 
@@ -285,7 +238,6 @@ def think_spec(request: ChatRequest, model: ServedModel) -> ThinkSpec | None:
     """How the request wants the model to think; None where it shouldn't, or can't."""
     if model.reasoning == "none":
         return None
-    tokenizer = model.tokenizer
     native = model.reasoning == "native"
     reasoning = request.reasoning
     effort = request.reasoning_effort or (reasoning.effort if reasoning else None)
@@ -305,8 +257,27 @@ def think_spec(request: ChatRequest, model: ServedModel) -> ThinkSpec | None:
     if native:
         open_id, close_id = _think_ids(model)
         return ThinkSpec(budget, (close_id,), frozenset({close_id}), opened=False, open_id=open_id)
-    close = tuple(tokenizer.encode(THINK_CLOSE))
-    return ThinkSpec(budget, close, frozenset())
+    close = _turn_change(model)
+    return ThinkSpec(budget, close, frozenset({close[0]}))
+
+
+def _turn_change(model: ServedModel) -> tuple[int, ...]:
+    """The tokens by which the template ends one answer and begins the next.
+
+    A model that was never taught to close a think block does know how to end a turn. So that is
+    what ends the block, by its own choice or by force, and the answer is a turn of its own; the
+    default model answers far better so than behind a `</think>` that means nothing to it.
+    """
+    tokenizer = model.tokenizer
+    user = {"role": "user", "content": "?"}
+    before = tokenizer.apply_chat_template([user])
+    answer = {"role": "assistant", "content": "!"}
+    both = tokenizer.apply_chat_template([user, answer])
+    said = tokenizer.encode("!")
+    start = len(before) + len(said)
+    if both[: len(before)] == before and both[len(before) : start] == said and len(both) > start:
+        return tuple(both[start:])
+    return tuple(tokenizer.encode("\n</think>\n"))
 
 
 def _think_ids(model: ServedModel) -> tuple[int, int]:

@@ -136,7 +136,8 @@ class Generation:
             params=plan.params,
             max_tokens=plan.max_tokens,
             n=n,
-            stop_ids=plan.model.stop_ids,
+            # A think block may end with what ends a turn: the guide tells the two apart.
+            stop_ids=frozenset() if plan.think is not None else plan.model.stop_ids,
             top_logprobs=plan.request.top_logprobs or 0,
             guide=self._make_guide if plan.guided else None,
             key=key,

@@ -63,8 +63,9 @@ class ChoiceGuide:
         return self._thinking.forced()
 
     def accept(self, token: int) -> bool:
-        if self._thinking.push(token) != "answer":
-            return False
+        part = self._thinking.push(token)
+        if part != "answer":
+            return part == "thought" and token in self._stop_ids
         if token in self._stop_ids:
             return True
         done = self._matcher is not None and self._matcher.accept(token)

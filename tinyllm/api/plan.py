@@ -32,6 +32,7 @@ from tinyllm.api.service import ServedModel
 from tinyllm.api.settings import Settings
 from tinyllm.api.thinking import ThinkSpec
 from tinyllm.api.tool_calls import calls_grammar
+from tinyllm.api.tool_words import MAX_LISTED
 from tinyllm.engine.types import Guide, Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -141,7 +142,8 @@ class Planner:
         tools = self._callable(request) if call else ()
         grammar, words = self._grammar(request, model, tools, first)
         think = think_spec(request, model)
-        layout = Layout(tools, think is not None, words)
+        listed = first if first and len(tools) > MAX_LISTED else tools
+        layout = Layout(tuple(listed), think is not None, words)
         n_ctx = min(model.engine.n_ctx, 1 << 30)
         rendered = conversation.fit(layout, request.truncate_len(dialect), n_ctx)
         prompt = rendered.prompt

@@ -65,6 +65,7 @@ class ChoiceReader:
         self._decoded = 0  # letters of the words that came out of the decoder
         self._shown = 0  # letters of the words that went into pieces
         self._blank = think is not None  # nothing but space since the thought
+        self._blank_thought = True
         self.n_tokens = 0
         self.sum_logprob = 0.0
 
@@ -81,9 +82,9 @@ class ChoiceReader:
         part = self._thinking.push(token.token)
         if part == "thought":
             text = "" if token.token in self._silent else self._thoughts.push(token.token)
-            return Piece(thought=text)
+            return self._thought(text)
         if part == "marker":
-            return Piece(thought="" if was_answering else self._thoughts.flush())
+            return self._thought("" if was_answering else self._thoughts.flush())
         if token.token in self._silent:
             return Piece()
         start = self._decoded
@@ -98,7 +99,7 @@ class ChoiceReader:
     def finish(self) -> Piece:
         """What was held back, once no token can follow."""
         if not self._thinking.answering:
-            return Piece(thought=self._thoughts.flush())
+            return self._thought(self._thoughts.flush())
         rest = self._words.flush()
         if self._calls is not None:
             return Piece(calls=self._calls.push(rest))
@@ -108,6 +109,12 @@ class ChoiceReader:
         if not self._stops.hit:
             piece.logprobs += [entry for _, entry in self._waiting]
         return piece
+
+    def _thought(self, text: str) -> Piece:
+        if self._blank_thought:
+            text = text.lstrip()
+            self._blank_thought = not text
+        return Piece(thought=text)
 
     def _release(self, text: str) -> Piece:
         """A piece of words, with the log-probabilities of the tokens that it shows."""
