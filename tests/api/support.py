@@ -83,10 +83,10 @@ class ScriptRunner:
         self.before: Callable[[Sequence[Segment]], None] | None = None
         rng = np.random.default_rng(0)
         self._ranking = rng.normal(0, 1, self.vocab_size).astype(np.float32)
-        for text in ('"', '"}', "}", '",', "]", "1"):  # a JSON value comes to an end soon
-            for token in tokenizer.encode(text)[:1]:
-                self._ranking[token] += 6
+        for text, bonus in (('"', 6), ('"}', 9), ("}", 9), ("]", 8), ("1", 6)):
+            self._ranking[tokenizer.encode(text)[0]] += bonus  # a JSON value comes to an end soon
         self._turn = tokenizer.encode("<|im_start|>assistant\n", allow_special=True)
+        self._think = tokenizer.encode("<think>\n")
         self.config = ModelConfig(
             dim=8, hidden_dim=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8,
             vocab_size=self.vocab_size, max_seq_len=2048, rope_theta=1e4, norm_eps=1e-5,
@@ -117,7 +117,10 @@ class ScriptRunner:
         logits = self._ranking.copy()
         n = len(self._turn)
         at = next((i for i in range(len(ids) - n, -1, -1) if ids[i : i + n] == self._turn), None)
-        place = len(ids) - n - at if at is not None else 0
+        said = ids[at + n :] if at is not None else []
+        if said[: len(self._think)] == self._think:
+            said = said[len(self._think) :]
+        place = len(said)
         logits[self.eos] = 9
         logits[self.script[min(place, len(self.script) - 1)]] = 12
         return logits
