@@ -7,7 +7,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tinyllm import fetch
 from tinyllm.fetch import catalog, wheel
@@ -20,11 +19,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tinyllm")
-
-
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
