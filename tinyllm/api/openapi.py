@@ -144,8 +144,11 @@ def _dialect_paths(dialect: Dialect) -> Json:
     )
     chat["responses"]["200"]["content"]["text/event-stream"] = {
         "schema": {
-            "type": "string",
-            "description": "With stream: true. Each `data:` line holds a Chunk, the last [DONE].",
+            "type": "object",
+            "description": "One server-sent event, with stream: true. `data` is a Chunk or, after "
+            "a fault, an ErrorEnvelope; that of the last event is [DONE].",
+            "properties": {"data": {"type": "string"}, "event": {"const": "message"}},
+            "required": ["data"],
         }
     }
     chat["responses"]["200"]["headers"] = {

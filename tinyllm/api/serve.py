@@ -95,6 +95,7 @@ class Server(uvicorn.Server):
         self.status = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._announcement = asyncio.create_task(self._announce())
 
@@ -115,9 +116,13 @@ class Server(uvicorn.Server):
         """First: drain. Second: stop at once."""
         if self._service.draining:
             self.should_exit = self.force_exit = True
-            return
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take no new work, let what runs finish, then stop. From any thread."""
         self._service.draining = True
-        asyncio.get_event_loop().call_soon_threadsafe(self._begin_drain)
+        self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
         self._drain = asyncio.create_task(self._wait_for_requests())
@@ -133,6 +138,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await asyncio.to_thread(self._service.stop)  # what still runs ends with an error event
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 class PatientProtocol(H11Protocol):
