@@ -92,7 +92,8 @@ def write_safetensors(
 
 def write_raw_safetensors(path: Path, header: Any, data: bytes, pad: int = 0) -> None:
     """The same from a header as it is to stand there, right or wrong."""
-    text = json.dumps(header).encode() + b" " * pad
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8 + pad)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 # Models of images and text, whose language model is a Llama under text_config.
 VISION_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
 MAX_LAYERS = 10_000
+
+# Beyond these a config is no model's: better an error than a loop over a billion layers.
+MAX_LENGTH, MAX_LAYERS = 2**31 - 1, 10_000
 
 T = TypeVar("T", int, float, bool, str)
 
@@ -31,6 +35,17 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ConfigError(f"factor must be a positive number, not {self.factor}")
+        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise ConfigError(
+                "low_freq_factor must be positive and less than high_freq_factor, not "
+                f"{self.low_freq_factor} and {self.high_freq_factor}"
+            )
+        if self.original_max_seq_len < 1:
+            raise ConfigError("original_max_position_embeddings must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -59,8 +74,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim",
                      "vocab_size", "max_seq_len"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            limit = MAX_LAYERS if name == "n_layers" else MAX_LENGTH
+            if not 1 <= getattr(self, name) <= limit:
+                raise ConfigError(f"{name} must be from 1 to {limit}, not {getattr(self, name)}")
         if self.n_layers > MAX_LAYERS:  # a list of their tensors would fill the memory
             raise ConfigError(f"n_layers is {self.n_layers}; more than {MAX_LAYERS} can't be meant")
         if self.n_heads % self.n_kv_heads:
@@ -70,8 +86,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary pairs, not {self.head_dim}")
-        if not (self.rope_theta > 0 and self.norm_eps >= 0):
-            raise ConfigError("rope_theta must be positive and norm_eps must not be negative")
+        if not 0 < self.rope_theta < math.inf:
+            raise ConfigError(f"rope_theta must be a positive number, not {self.rope_theta}")
+        if not 0 <= self.norm_eps < math.inf:
+            raise ConfigError(f"norm_eps must be 0 or a positive number, not {self.norm_eps}")
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -82,7 +100,7 @@ class ModelConfig:
                 the message names it.
         """
         raw = _language_part(raw)
-        architectures = raw.get("architectures") or []
+        architectures = _architectures(raw)
         known = [a for a in architectures if a in SUPPORTED_ARCHITECTURES]
         if not known and not (not architectures and raw.get("model_type") == "llama"):
             supported = ", ".join(SUPPORTED_ARCHITECTURES)
@@ -106,7 +124,7 @@ class ModelConfig:
         # transformers 5 moved rope_theta and the scaling into one dictionary.
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
-            raise ConfigError(f"rope_parameters must be an object, not {rope!r}")
+            raise ConfigError(f"rope_scaling (rope_parameters) must be an object, not {rope!r}")
         theta_in = rope if "rope_theta" in rope else raw
         return cls(
             dim=dim,
@@ -120,9 +138,7 @@ class ModelConfig:
             rope_theta=_get(theta_in, "rope_theta", float, 10_000.0),
             norm_eps=_get(raw, "rms_norm_eps", float, 1e-6),
             tie_embeddings=_get(raw, "tie_word_embeddings", bool, False),
-            bos_id=_token_ids(raw, "bos_token_id")[0]
-            if raw.get("bos_token_id") is not None
-            else None,
+            bos_id=next(iter(_token_ids(raw, "bos_token_id")), None),
             eos_ids=_token_ids(raw, "eos_token_id"),
             rope_scaling=_rope_scaling(rope),
         )
@@ -147,7 +163,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is missing; a model folder holds config.json, tokenizer.json and *.safetensors"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: JSON's and Unicode's
         raise ConfigError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a JSON object")
@@ -161,15 +177,22 @@ def _get(raw: Mapping[str, Any], key: str, kind: type[T], default: T | None = No
             raise ConfigError(f"{key} is missing")
         return default
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1023 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{key} must be {kind.__name__}, not {value!r}")
     return value
 
 
+def _architectures(raw: Mapping[str, Any]) -> list[str]:
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"architectures must be a list of names, not {names!r}")
+    return names
+
+
 def _language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys of the language model: `raw` itself, or text_config of a model that sees images."""
-    if not set(raw.get("architectures") or []) & set(VISION_ARCHITECTURES):
+    if not set(_architectures(raw)) & set(VISION_ARCHITECTURES):
         return raw
     inner = raw.get("text_config")
     if not isinstance(inner, Mapping):
@@ -199,14 +222,17 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind == "linear":
-        return RopeScaling("linear", _get(rope, "factor", float))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            _get(rope, "factor", float),
-            _get(rope, "low_freq_factor", float),
-            _get(rope, "high_freq_factor", float),
-            _get(rope, "original_max_position_embeddings", int),
-        )
+    try:
+        if kind == "linear":
+            return RopeScaling("linear", _get(rope, "factor", float))
+        if kind == "llama3":
+            return RopeScaling(
+                "llama3",
+                _get(rope, "factor", float),
+                _get(rope, "low_freq_factor", float),
+                _get(rope, "high_freq_factor", float),
+                _get(rope, "original_max_position_embeddings", int),
+            )
+    except ConfigError as error:
+        raise ConfigError(f"rope_scaling: {error}") from None
     raise ConfigError(f"rope type {kind!r} is not supported; default, linear and llama3 are")

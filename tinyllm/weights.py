@@ -146,14 +146,13 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise WeightsError(str(error)) from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: weight_map is missing or empty")
-    shards = set(weight_map.values())
-    for shard in shards:
+    for shard in weight_map.values():
         # A shard is a file of this folder: a path could reach anywhere on the reader's disk.
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise WeightsError(f"{index}: shard {shard!r} is not a plain file name")
         if not (folder / shard).is_file():
             raise WeightsError(f"{folder / shard} is missing, but {index.name} names it")
-    files = sorted(folder / shard for shard in shards)
+    files = sorted({folder / shard for shard in weight_map.values()})
     for name, shard in weight_map.items():
         if name not in _header(folder / shard):
             raise WeightsError(
@@ -191,7 +190,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
             pass
         with path.open("rb") as file:
             header: dict[str, dict[str, Any]] = json.loads(
-                file.read(int.from_bytes(file.read(8), "little"))
+                file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_once_each
             )
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing") from None
@@ -203,12 +202,20 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a key stand twice and readers take the last one; a tensor may not."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name in found if sum(name == key for key, _ in pairs) > 1)
+        raise ValueError(f"{twice} stands in its header twice")
+    return found
+
+
 def _to_float32(
     raw: NDArray[np.uint8], dtype: str, shape: tuple[int, ...], what: str
 ) -> NDArray[np.float32]:
     if dtype == "F32":
         array = raw.view(np.float32) if raw.ctypes.data % 4 == 0 else raw.copy().view(np.float32)
-        array = np.asarray(array)  # an ndarray over the mapping, without memmap's slow slicing
     elif dtype == "F16":
         array = raw.copy().view(np.float16).astype(np.float32)
     elif dtype == "BF16":
@@ -216,6 +223,7 @@ def _to_float32(
         array = (raw.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
         raise WeightsError(f"{what} has dtype {dtype}; f32, f16 and bf16 are supported")
-    array = array.reshape(shape)
+    # An ndarray over the mapping: memmap's own class makes every slice slow.
+    array = np.asarray(array).reshape(shape)
     array.flags.writeable = False
     return array
