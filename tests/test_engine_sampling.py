@@ -76,13 +76,13 @@ def test_the_largest_logits(row: np.ndarray, k: int) -> None:
     np.testing.assert_allclose([p for _, p in got], row[best].astype(float) - norm, atol=1e-5)
 
 
-def test_exponentials_to_the_last_place_but_one() -> None:
-    row = np.linspace(-699, 0, 100_000).astype(np.float32)
-    exps = np.empty(len(row))
+def test_exponentials_to_the_last_places() -> None:
+    row = np.linspace(-86.9, 0, 100_000).astype(np.float32)
+    exps = np.empty(len(row), np.float32)
     sums = kernels.exp_row(row, np.float32(0), exps)
     want = np.exp(row.astype(np.float64))
-    assert np.abs(exps / want - 1).max() < 4e-16
-    assert math.isclose(sums.sum(), math.fsum(want), rel_tol=1e-14)
+    assert np.abs(exps / want - 1).max() < 2e-7
+    assert math.isclose(sums.sum(), math.fsum(want), rel_tol=1e-7)
     kernels.exp_row(np.full(5, -np.inf, np.float32), np.float32(0), exps[:5])
     assert (exps[:5] == 0).all()
 

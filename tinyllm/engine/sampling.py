@@ -17,7 +17,7 @@ class RowScratch:
     """Exponentials of the row that was worked on last; shared by the samplers of one thread."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.exps = np.empty(vocab_size, np.float64)
+        self.exps = np.empty(vocab_size, np.float32)
         self.sums = np.empty(0, np.float64)
         self.top = np.float32(0)
         self._of: Logits | None = None

@@ -5,10 +5,12 @@ The definitions are in `tinyllm/sampler.py`; tests hold these functions to them.
 milliseconds, which matters once a step of sixteen streams takes ten.
 
 Each row is worked on by itself and in a fixed order, so the bits don't depend on what else is in
-a batch. Everything is summed in float64. The GIL is released.
+a batch. Exponentials are float32, their sums float64. The GIL is released.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numba import njit
@@ -22,103 +24,106 @@ BLOCK = 1024  # logits worked on at a time: their float64 values stay in the nea
 BUCKETS = 2048  # of distance to the best logit, see `_best_until`
 PER_NAT = 32.0  # buckets a nat: the last one starts 64 nats down, at a share of 1e-28
 
+# exp, see `_exp_block`; float32, since a wider constant would widen everything
+FLOOR, LOG2_E = np.float32(-87.0), np.float32(1.44269504)
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+C0, C1, C2 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
+C3, C4, C5 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
+ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+Row = NDArray[np.float32]  # (V,)
+Ids = NDArray[np.int64]
+
 
 _compiled = njit(nogil=True, cache=True, fastmath=_LIBERTIES)
 _compiled_to_the_letter = njit(nogil=True, cache=True, fastmath={"contract"})
 
 
 @_compiled_to_the_letter
-def _exp_block(
-    d: NDArray[np.float64], out: NDArray[np.float64], power: NDArray[np.int64], n: int
-) -> None:
-    """out[:n] = exp(d[:n]) for d <= 0, within 1 ulp or two; 0 below -700.
+def _exp_block(d: Row, out: Row, power: NDArray[np.int32]) -> None:
+    """out = exp(d) for d <= 0, to a unit or two in the last place; 0 below -87.
 
-    exp(d) = 2^k · exp(r) with |r| <= ln 2 / 2, where the Taylor series is short, and 2^k is made
-    of its exponent bits (Cody and Waite 1980). Written so that LLVM turns each loop into vectors.
-    `power` is scratch.
+    exp(d) = 2^k · exp(r) with |r| <= ln 2 / 2, where a short polynomial is enough, and 2^k is made
+    of its exponent bits (Cody and Waite 1980; the polynomial is that of Moshier's Cephes library).
+    Written so that LLVM turns each loop into vectors. `power` is scratch.
     """
-    for i in range(n):
-        x = -700.0 if d[i] < -700.0 else d[i]  # NaN passes
-        k = np.floor(x * 1.4426950408889634 + 0.5)
-        # ln 2 in two parts, so that k · (the first) is exact
-        r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
-        p = 1.0 / 6227020800.0
-        p = p * r + 1.0 / 479001600.0
-        p = p * r + 1.0 / 39916800.0
-        p = p * r + 1.0 / 3628800.0
-        p = p * r + 1.0 / 362880.0
-        p = p * r + 1.0 / 40320.0
-        p = p * r + 1.0 / 5040.0
-        p = p * r + 1.0 / 720.0
-        p = p * r + 1.0 / 120.0
-        p = p * r + 1.0 / 24.0
-        p = p * r + 1.0 / 6.0
-        p = p * r + 0.5
-        p = p * r + 1.0
-        p = p * r + 1.0
-        out[i] = p
-        power[i] = (np.int64(k) + 1023) << 52
-    scale = power.view(np.float64)
-    for i in range(n):
-        out[i] = 0.0 if d[i] < -700.0 else out[i] * scale[i]
+    for i in range(len(d)):
+        x = FLOOR if d[i] < FLOOR else d[i]  # NaN passes
+        k = np.floor(x * LOG2_E + HALF)
+        r = (x - k * LN2_HIGH) - k * LN2_LOW  # in two parts: k · LN2_HIGH is exact
+        p = C5
+        p = p * r + C4
+        p = p * r + C3
+        p = p * r + C2
+        p = p * r + C1
+        p = p * r + C0
+        out[i] = p * r * r + r + ONE
+        power[i] = (np.int32(k) + np.int32(127)) << np.int32(23)
+    scale = power.view(np.float32)
+    for i in range(len(d)):
+        out[i] = ZERO if d[i] < FLOOR else out[i] * scale[i]
 
 
 @_compiled
-def exp_row(
-    row: NDArray[np.float32], top: np.float32, out: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def exp_row(row: Row, top: np.float32, out: Row) -> NDArray[np.float64]:
     """out = exp(row - top); returns the sum of each block of `BLOCK`, (ceil(V / BLOCK),)."""
     n_blocks = -(-len(row) // BLOCK)
     sums = np.empty(n_blocks, np.float64)
-    d = np.empty(BLOCK, np.float64)
-    power = np.empty(BLOCK, np.int64)
+    d = np.empty(BLOCK, np.float32)
+    power = np.empty(BLOCK, np.int32)
     for b in range(n_blocks):
         start = b * BLOCK
         n = min(BLOCK, len(row) - start)
         for i in range(n):
-            d[i] = np.float64(row[start + i]) - np.float64(top)
+            d[i] = row[start + i] - top
         block = out[start : start + n]
-        _exp_block(d, block, power, n)
+        _exp_block(d[:n], block, power[:n])
         total = 0.0
         for i in range(n):
-            total += block[i]
+            total += np.float64(block[i])
         sums[b] = total
     return sums
 
 
 @_compiled
-def _near(row: NDArray[np.float32], edge: np.float32, ids: NDArray[np.int64]) -> int:
-    """Fill `ids` with the places of the logits from `edge` up; returns how many there are."""
-    n = 0
-    for i in range(len(row)):
-        if row[i] >= edge:
-            ids[n] = i
-            n += 1
-    return n
+def _near(
+    row: Row, top: np.float32, exps: Row, sums: NDArray[np.float64], nats: float, ids: Ids
+) -> tuple[int, float]:
+    """Fill `ids` with the places of the logits within `nats` of the best; their number and mass."""
+    edge = np.float32(top - np.float32(nats))
+    least = math.exp(-nats) * 0.99  # a block with less holds none (the rest is for rounding)
+    n, mass = 0, 0.0
+    for b in range(len(sums)):
+        if sums[b] < least:
+            continue
+        for i in range(b * BLOCK, min((b + 1) * BLOCK, len(row))):
+            if row[i] >= edge:
+                ids[n] = i
+                n += 1
+                mass += np.float64(exps[i])
+    return n, mass
 
 
 @_compiled
 def kept(
-    row: NDArray[np.float32],
+    row: Row,
     top: np.float32,
-    exps: NDArray[np.float64],
-    total: float,
+    exps: Row,
+    sums: NDArray[np.float64],
     top_k: int,
     top_p: float,
-) -> NDArray[np.int64]:
-    """The ids that top-k and then top-p leave, ascending. exps = exp(row - top), `total` their sum.
+) -> Ids:
+    """The ids that top-k and then top-p leave, ascending; `exps`, `sums` as `exp_row` left them.
 
     Nothing as long as the vocabulary is sorted. First all tokens but those near the best are set
     aside, as far as the cut surely lies among the near ones; then these are thrown into buckets
     by their distance to the best. The cut falls into one bucket, and that one alone is sorted.
     """
     ids = np.empty(len(row), np.int64)
-    n, mass = 0, 0.0
-    for nats in (8.0, 16.0, 64.0, np.inf):
-        n = _near(row, np.float32(top - np.float32(nats)), ids)
-        mass = 0.0
-        for i in ids[:n]:
-            mass += exps[i]
+    total = sums.sum()
+    n = 0
+    for nats in (4.0, 8.0, 16.0, 64.0, np.inf):
+        n, mass = _near(row, top, exps, sums, nats, ids)
         if (n >= top_k) if top_k > 0 else (mass >= top_p * total):
             break
     ids = ids[:n]
@@ -128,7 +133,7 @@ def kept(
             continue
         if rule == 1 and top_p >= 1.0:
             continue
-        weights = np.ones(len(ids), np.float64) if rule == 0 else exps[ids]
+        weights = np.ones(len(ids), np.float64) if rule == 0 else exps[ids].astype(np.float64)
         goal = np.float64(top_k) if rule == 0 else top_p * (weights.sum() if top_k > 0 else total)
         ids = _best_until(row, top, ids, weights, goal)
     return ids
@@ -136,12 +141,12 @@ def kept(
 
 @_compiled
 def _best_until(
-    row: NDArray[np.float32],
+    row: Row,
     top: np.float32,
-    ids: NDArray[np.int64],
+    ids: Ids,
     weights: NDArray[np.float64],
     goal: float,
-) -> NDArray[np.int64]:
+) -> Ids:
     """The likeliest of `ids`, one at least, until their weights reach the goal; ascending."""
     bucket = np.empty(len(ids), np.int64)
     sums = np.zeros(BUCKETS, np.float64)
@@ -170,9 +175,9 @@ def _best_until(
 
 @_compiled
 def draw(
-    row: NDArray[np.float32],
+    row: Row,
     top: np.float32,
-    exps: NDArray[np.float64],
+    exps: Row,
     sums: NDArray[np.float64],
     top_k: int,
     top_p: float,
@@ -186,10 +191,12 @@ def draw(
     total = sums.sum()
     passed, last = 0.0, 0
     if 0 < top_k < len(row) or top_p < 1.0:
-        ids = kept(row, top, exps, total, top_k, top_p)
-        total = exps[ids].sum()
+        ids = kept(row, top, exps, sums, top_k, top_p)
+        total = 0.0
         for i in ids:
-            passed += exps[i]
+            total += np.float64(exps[i])
+        for i in ids:
+            passed += np.float64(exps[i])
             if exps[i] > 0.0:
                 last = i
                 if passed > u * total:
@@ -202,7 +209,7 @@ def draw(
         block += 1
     while True:
         for i in range(block * BLOCK, len(row)):
-            passed += exps[i]
+            passed += np.float64(exps[i])
             if exps[i] > 0.0:
                 last = i
                 if passed > u * total:
@@ -213,7 +220,7 @@ def draw(
 
 
 @_compiled
-def largest(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+def largest(row: Row, k: int) -> Ids:
     """Indices of the k largest logits, best first, lower ids first on ties; (min(k, V),)."""
     k = min(k, len(row))
     ids = np.empty(k, np.int64)
@@ -230,8 +237,3 @@ def largest(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         ids[place] = i
         n = min(n + 1, k)
     return ids
-
-
-def scratch(vocab_size: int) -> NDArray[np.float64]:
-    """A scratch row for the functions above; one for each thread that calls them."""
-    return np.empty(vocab_size, np.float64)
