@@ -78,7 +78,7 @@ async def load(
         tokens += inside * call.completion_tokens / len(call.arrivals)
         if warm <= call.arrivals[0] <= end:
             prompt_tokens += call.prompt_tokens - call.cached_tokens
-    timed = [c for c in good if warm <= c.started <= end]
+    timed = [c for c in good if warm <= c.arrivals[0] <= end]
     return Figures(
         server=name,
         clients=clients,

@@ -70,18 +70,25 @@ class Server:
                 self.process.kill()
         return self.process.wait()
 
+    def close(self) -> None:
+        """Stop it and let go of its log."""
+        self.stop()
+        self._log.close()
+
 
 @contextlib.contextmanager
-def tinyllm(*options: str) -> Iterator[Server]:
+def tinyllm(*options: str, port: int = 0) -> Iterator[Server]:
     """Our server, ready."""
-    port = free_port()
-    command = [sys.executable, "server.py", "--port", str(port), "--access-log", "off", *options]
+    port = port or free_port()
+    command = [sys.executable, "server.py", "--port", str(port), *options]
+    if "--access-log" not in options:
+        command += ["--access-log", "off"]
     server = Server("tinyllm", command, port)
     try:
         server.wait_ready()
         yield server
     finally:
-        server.stop()
+        server.close()
 
 
 @contextlib.contextmanager
@@ -97,4 +104,4 @@ def llama_server(binary: str, model: str, slots: int, threads: int) -> Iterator[
         server.wait_ready()
         yield server
     finally:
-        server.stop()
+        server.close()
