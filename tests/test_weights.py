@@ -333,7 +333,7 @@ def name_twice(folder: Path) -> list[str]:
     raw = (folder / FILE).read_bytes()
     length = int.from_bytes(raw[:8], "little")
     entry = json.dumps({NORM: json.loads(raw[8 : 8 + length])[NORM]}).encode()
-    text = raw[8 : 8 + length - 1] + b", " + entry[1:]
+    text = raw[8 : 8 + length].rstrip()[:-1] + b", " + entry[1:]
     (folder / FILE).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
     return [FILE, NORM, "twice"]
 
