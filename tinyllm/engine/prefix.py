@@ -55,7 +55,13 @@ class PrefixCache:
         """
         best, length = None, 0
         for number, entry in self._entries.items():
-            if entry.key == key and (n := common_prefix(entry.ids, ids)) > length:
+            # To be longer than the best so far it must agree at that very place: a look at one
+            # id spares most comparisons.
+            if length == len(ids):
+                break
+            if entry.key != key or len(entry.ids) <= length or entry.ids[length] != ids[length]:
+                continue
+            if (n := common_prefix(entry.ids, ids)) > length:
                 best, length = number, n
         if best is None:
             return None, 0
@@ -69,15 +75,16 @@ class PrefixCache:
             self._memory.free(cache)
             return
         for number, entry in list(self._entries.items()):
-            if entry.key != key:
+            n = min(len(entry.ids), len(ids))
+            if entry.key != key or entry.ids[n - 1] != ids[n - 1]:
                 continue
-            shared = common_prefix(entry.ids, ids)
-            if shared == len(entry.ids):
-                self._memory.free(self._entries.pop(number).cache)
-            elif shared == len(ids):  # nothing new: what is here already holds all of it
+            if common_prefix(entry.ids, ids) < n:
+                continue
+            if n == len(ids):  # nothing new: what is here already holds all of it
                 self._entries.move_to_end(number)
                 self._memory.free(cache)
                 return
+            self._memory.free(self._entries.pop(number).cache)
         self._entries[self._next] = Entry(key, ids, self._memory.keep(cache))
         self._next += 1
         while len(self._entries) > self._max_entries:

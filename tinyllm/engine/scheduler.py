@@ -151,11 +151,12 @@ class Pace:
 
     def prefill_tokens(self, n_decoding: int) -> int:
         """Prompt tokens for the next step, beside `n_decoding` rows."""
+        room = max(self.max_chunk - n_decoding, 1)  # all rows of a step fit one pass of the model
         if not n_decoding:
-            return self.max_chunk
+            return room
         if n_decoding not in self._usual or self._mixed_steps >= self.REFRESH:
             return 0
-        return int(self._chunk)
+        return min(int(self._chunk), room)
 
     def observe(self, n_decoding: int, n_prefill: int, seconds: float) -> None:
         """Learn from a step that was run."""
@@ -167,7 +168,7 @@ class Pace:
             self._mixed_steps = 0
             return
         self._mixed_steps += 1
-        goal = self.STRETCH * self._usual[n_decoding]
+        goal = self.STRETCH * self._usual.get(n_decoding, seconds)
         if seconds > goal or n_prefill >= int(self._chunk):  # a short last chunk proves nothing
             change = min(max(goal / seconds, 0.5), 1.2)
             self._chunk = min(max(self._chunk * change, self.LEAST), self.max_chunk)
