@@ -399,6 +399,54 @@ def test_a_model_that_fails_on_one_request_serves_the_others(engine: Engine) -> 
     check_idle(engine)
 
 
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_a_row_that_fails_takes_its_siblings_along_and_nobody_else(row: int) -> None:
+    runner = FakeRunner()
+    engine = Engine(runner)
+    healthy, unlucky = Collector(), Collector(3)
+    engine.submit(request([1, 2], 6), healthy)
+    engine.submit(request([3, 4], 6, n=3), unlucky)
+    while not any(job.choices and job.request.n == 3 for job in engine._scheduler.running):
+        engine.step()
+    (job,) = (job for job in engine._scheduler.running if job.request.n == 3)
+    cache = job.choices[row].cache
+
+    def fail(segments: Any) -> None:
+        if any(segment.cache is cache for segment in segments):
+            raise RuntimeError("bad luck")
+
+    runner.before = fail
+    while engine.step():
+        pass
+    assert {a.reason for a in unlucky.wait(0).answers} == {"error"}
+    assert healthy.wait(0).answers[0].tokens == expected([1, 2], 6)
+    check_idle(engine)
+
+
+def test_a_fault_of_the_engine_itself_leaves_it_serving(engine: Engine) -> None:
+    plan = engine._scheduler.plan
+    engine._scheduler.plan = lambda _: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    outcome = engine.run(request([1, 2], 3), 10)
+    assert (outcome.answers[0].reason, outcome.answers[0].message) == ("error", "internal error")
+    engine._scheduler.plan = plan  # type: ignore[method-assign]
+    assert engine.run(request([1, 2], 3), 10).answers[0].tokens == expected([1, 2], 3)
+
+
+def test_a_pool_that_somebody_else_uses_up_fails_one_request_and_no_more() -> None:
+    runner = FakeRunner(n_pages=8, page_size=4)
+    engine = Engine(runner)
+    collector = Collector(2)
+    engine.submit(request([1, 2, 3], 12, n=2), collector)
+    engine.step()
+    other = runner.new_cache(100)
+    other.reserve(4 * runner.pool.free_pages)
+    while engine.step():
+        pass
+    assert {a.reason for a in collector.wait(0).answers} == {"error"}
+    other.free()
+    check_idle(engine)
+
+
 def test_a_listener_that_raises_is_let_go(engine: Engine) -> None:
     done = threading.Event()
 

@@ -7,6 +7,7 @@ carries, run the model on it, draw the tokens, tell the listeners.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -325,7 +326,8 @@ class Engine:
             except Exception:  # a fault of ours: no request may take the others down
                 log.exception("a step failed; its requests are given up")
                 for job in list(self._scheduler.running):
-                    self._end_job(job, "error", "internal error")
+                    with contextlib.suppress(Exception):
+                        self._end_job(job, "error", "internal error")
                 self._deliver()
         self._close()
 
@@ -441,14 +443,16 @@ class Engine:
     def _forward(self, plan: Sequence[Work]) -> list[tuple[Choice, Logits]]:
         """Run a step; returns the choices that can draw a token, with their logits (vocab,)."""
         ready: list[tuple[Choice, Logits]] = []
-        work, segments = [], []
+        batch: list[tuple[Work, Segment]] = []
         for item in plan:
-            segment = _segment(item)
-            if self._reserve(item.job, segment.cache, len(segment.tokens)):
-                work.append(item)
-                segments.append(segment)
-        for item, logits in zip(work, self._run_model(work, segments), strict=True):
-            if logits is None:
+            if not item.job.over:  # an earlier row of it may have failed
+                segment = _segment(item)
+                if self._reserve(item.job, segment.cache, len(segment.tokens)):
+                    batch.append((item, segment))
+        batch = [(item, segment) for item, segment in batch if not item.job.over]
+        results = self._run_model(batch)
+        for (item, _), logits in zip(batch, results, strict=True):
+            if logits is None or item.job.over:
                 continue
             if isinstance(item, Decode):
                 ready.append((item.choice, logits[-1]))
@@ -459,20 +463,23 @@ class Engine:
         return ready
 
     def _run_model(
-        self, work: Sequence[Work], segments: Sequence[Segment]
+        self, batch: Sequence[tuple[Work, Segment]]
     ) -> Sequence[NDArray[np.float32] | None]:
         """The logits of each segment; None for those whose request had to be given up."""
-        if not segments:
+        if not batch:
             return []
-        lengths = [segment.cache.length for segment in segments]
+        lengths = [segment.cache.length for _, segment in batch]
         try:
-            return self.runner.forward_batch(segments)
+            return self.runner.forward_batch([segment for _, segment in batch])
         except Exception:
-            log.exception("a forward of %d segments failed; trying them one by one", len(segments))
-        for segment, length in zip(segments, lengths, strict=True):
+            log.exception("a forward of %d segments failed; trying them one by one", len(batch))
+        for (_, segment), length in zip(batch, lengths, strict=True):
             segment.cache.truncate(min(length, segment.cache.length))
         results: list[NDArray[np.float32] | None] = []
-        for item, segment in zip(work, segments, strict=True):
+        for item, segment in batch:
+            if item.job.over:
+                results.append(None)
+                continue
             try:
                 results.extend(self.runner.forward_batch([segment]))
             except Exception as error:
@@ -567,6 +574,9 @@ class Engine:
 
     def _end_job(self, job: Job, reason: FinishReason, message: str = "") -> None:
         """Close a job: every choice that is still open ends with `reason`."""
+        if job.over:
+            return
+        job.over = True
         for choice in job.live:
             self._end_choice(choice, reason, message)
         if not job.choices:  # still waiting, or in prefill

@@ -43,6 +43,7 @@ class Job:
     prompt_logprobs: list[float] = field(default_factory=list)  # if the request asks for them
     choices: list[Choice] = field(default_factory=list)  # all of them, from the start of decoding
     admitted: float | None = None  # when it came to run, time.perf_counter() seconds
+    over: bool = False  # it has ended, and owns nothing any more
     cancelled: bool = False  # written by any thread, read by the engine's
 
     @property
