@@ -39,6 +39,7 @@ PUT: dict[type, Kernel] = {F32Rows: jit.put_f32, Int8Rows: fast.put_int8}
 append_key, append_value = fast.append_key, fast.append_value
 attend, merge = fast.attend, fast.merge
 norm_row, swiglu = fast.norm_row, fast.swiglu
+add_row, divide_row = fast.add_row, fast.divide_row
 
 
 def matmul(
@@ -59,7 +60,7 @@ def put(rows: Any, tile: int, lane: int, column: int, values: Any, start: int, n
     PUT[type(rows)](rows, tile, lane, column, values, start, n)
 
 
-@overload(matmul)
+@overload(matmul, inline="always")
 def _matmul(w, layer, first, count, rows, tile, n, out, out_row, column):  # type: ignore[no-untyped-def]
     del layer, first, count, rows, tile, n, out, out_row, column
     kernel = MATMUL[w.instance_class]

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.build import inlined, kernel, uncached
 from tinyllm.kernels.dispatch import (
+    add_row,
     append_key,
     append_value,
     attend,
+    divide_row,
     embed,
     matmul,
     merge,
@@ -31,7 +33,7 @@ from tinyllm.kernels.dispatch import (
     put,
     swiglu,
 )
-from tinyllm.kernels.jit import CHUNK, NOTHING_YET, PAGE, add_row, rope
+from tinyllm.kernels.jit import CHUNK, NOTHING_YET, PAGE, rope
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, AttendScratch
 from tinyllm.kernels.threads import JOB, WORD, atomic_add, atomic_load, chunks, next_job
 
@@ -485,13 +487,12 @@ def finish_row(
     """Divide a row's sums by its weights and hand them on as activations."""
     head_dim = value.shape[1]
     for h in range(group):
-        for d in range(head_dim):
-            row[h * head_dim + d] = value[at + h, d] / total[at + h]
+        divide_row(value, at + h, total[at + h], row, h * head_dim)
     width = group * head_dim
     put(mixed, r // TILE, r % TILE, head * width, row, 0, width)
 
 
-@kernel
+@inlined
 def add_product(
     w: Any, layer: int, rows: Any, unit: int, band: int, out: Array, x: Array, n_rows: int
 ) -> None:

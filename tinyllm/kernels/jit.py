@@ -165,6 +165,13 @@ def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> N
 
 
 @kernel
+def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int) -> None:
+    """out[to : to + width] = value[row] / divisor."""
+    for d in range(value.shape[1]):
+        out[to + d] = value[row, d] / divisor
+
+
+@kernel
 def rope(values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float) -> None:
     """Rotate values[lane, :head_dim] by its position's angles, then scale it; half-split pairs."""
     half = cos.shape[1]

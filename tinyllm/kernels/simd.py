@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.build import inlined, kernel, uncached
 from tinyllm.kernels.jit import (
     EXP_HIGHEST,
     EXP_LOWEST,
@@ -161,6 +161,22 @@ def swiglu(pairs: Array, row: int, out: Array) -> None:
         store(out, BLOCK * half, mul(silu, up))
 
 
+@kernel
+def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> None:
+    """As `jit.add_row`; n is a multiple of 16."""
+    to, of = row * x.shape[1] + column, lane * out.shape[1]
+    for k in range(0, n, BLOCK):
+        store(x, to + k, add(load(x, to + k), load(out, of + k)))
+
+
+@kernel
+def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int) -> None:
+    """As `jit.divide_row`."""
+    width = value.shape[1]
+    for d in range(0, width, BLOCK):
+        store(out, to + d, div(load(value, row * width + d), splat(divisor)))
+
+
 # --- matrices: a block of 16 outputs for n tokens, then all blocks ------------------------------
 #
 # All arguments of a tile are pointers to where it begins. `out` gets token i's 16 outputs at
@@ -245,7 +261,7 @@ _q8_1, _q8_2, _q8_4, _q8_8 = (_make_q8_tile(n) for n in (1, 2, 4, 8))
 _q4_1, _q4_2, _q4_4, _q4_8 = (_make_q4_tile(n) for n in (1, 2, 4, 8))
 
 
-@kernel
+@inlined
 def matmul_f32(
     w: F32, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
     out: Array, out_row: int, column: int,
@@ -267,7 +283,7 @@ def matmul_f32(
             _f32_8(weights, width, tokens, to, stride)
 
 
-@kernel
+@inlined
 def matmul_bf16(
     w: BF16, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
     out: Array, out_row: int, column: int,
@@ -289,7 +305,7 @@ def matmul_bf16(
             _bf16_8(weights, n_pairs, tokens, to, stride)
 
 
-@kernel
+@inlined
 def matmul_q8(
     w: Q8, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
     out: Array, out_row: int, column: int,
@@ -314,7 +330,7 @@ def matmul_q8(
             _q8_8(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
 
 
-@kernel
+@inlined
 def matmul_q4(
     w: Q4, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
     out: Array, out_row: int, column: int,
