@@ -7,6 +7,7 @@ or in any batch, and with a prompt cut into any chunks.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import time
@@ -22,14 +23,14 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
 from tinyllm.kernels import forward as fwd
-from tinyllm.kernels import layout, quantize, reference
+from tinyllm.kernels import layout, reference
 from tinyllm.kernels.build import JIT, USE_SIMD, cache_folder, sources_hash
 from tinyllm.kernels.jit import CHUNK, PAGE
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
+from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.threads import Team
 from tinyllm.model import Segment, weights_fingerprint
-from tinyllm.weights import load_weights
 
 DTYPES = ("f32", "bf16", "q8", "q4")
 MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache
@@ -72,13 +73,18 @@ class CompiledModel:
         self.dtype = dtype
         self.kv_dtype = kv_dtype or ("f32" if dtype == "f32" else "f16")
         self.threads = threads
-        if isinstance(weights, (Path, str)):
-            weights = load_weights(Path(weights), config)
-        self.arrays = pack(config, weights, dtype)
         path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}"
-        self._fingerprint = weights_fingerprint(config, weights, path)
+        if isinstance(weights, (Path, str)):
+            packed, digest = load_packed(Path(weights), config, dtype)
+            self._fingerprint = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()[:12]
+        else:
+            packed = in_huge_memory(pack(config, weights, dtype))
+            self._fingerprint = weights_fingerprint(config, weights, path)
+        packed.setdefault("head", packed["embed"])
+        self.arrays = fwd.ModelArrays(
+            **packed, **rope_arrays(config), n_heads=config.n_heads, norm_eps=config.norm_eps
+        )
 
-        pages = PagePool(config, self.kv_dtype, 0)
         page_nbytes = page_bytes(config, self.kv_dtype)
         pages = PagePool(config, self.kv_dtype, max(1, kv_cache_mb * 1_000_000 // page_nbytes))
         self.pool = pages
@@ -251,50 +257,6 @@ def page_bytes(config: ModelConfig, kv_dtype: str) -> int:
     """Bytes of one page of the KV cache."""
     itemsize = 4 if kv_dtype == "f32" else 2
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE * itemsize
-
-
-def stack(matrices: Sequence[Any]) -> Any:
-    """Packed matrices of all layers → one NamedTuple with a layer axis in front."""
-    return type(matrices[0])(*(np.stack(arrays) for arrays in zip(*matrices, strict=True)))
-
-
-def pack(config: ModelConfig, w: Mapping[str, Array], dtype: str) -> fwd.ModelArrays:
-    """A checkpoint's tensors → the kernels' arrays."""
-    layers = [f"model.layers.{i}" for i in range(config.n_layers)]
-
-    def stacked(rows: Any) -> Any:
-        return stack([quantize.quantize(np.ascontiguousarray(rows(i)), dtype) for i in layers])
-
-    def qkv(layer: str) -> Array:
-        return np.concatenate([w[f"{layer}.self_attn.{n}_proj.weight"] for n in "qkv"])
-
-    def gate_up(layer: str) -> Array:
-        gate, up = (w[f"{layer}.mlp.{n}_proj.weight"] for n in ("gate", "up"))
-        pairs = np.stack(
-            [gate.reshape(-1, BLOCK, config.dim), up.reshape(-1, BLOCK, config.dim)], 1
-        )
-        return pairs.reshape(-1, config.dim)
-
-    # The embedding stays at 8 bits under q4: it is also the head, where rounding costs most.
-    table = "q8" if dtype == "q4" else dtype
-    embed = stack([quantize.quantize(w["model.embed_tokens.weight"], table)])
-    head = embed
-    if not config.tie_embeddings:
-        head = stack([quantize.quantize(w["lm_head.weight"], table)])
-    return fwd.ModelArrays(
-        embed=embed,
-        head=head,
-        qkv=stacked(qkv),
-        out=stacked(lambda layer: w[f"{layer}.self_attn.o_proj.weight"]),
-        gate_up=stacked(gate_up),
-        down=stacked(lambda layer: w[f"{layer}.mlp.down_proj.weight"]),
-        attn_norm=np.stack([w[f"{layer}.input_layernorm.weight"] for layer in layers]),
-        mlp_norm=np.stack([w[f"{layer}.post_attention_layernorm.weight"] for layer in layers]),
-        final_norm=np.array(w["model.norm.weight"])[None],
-        **rope_arrays(config),
-        n_heads=config.n_heads,
-        norm_eps=config.norm_eps,
-    )
 
 
 def rope_arrays(config: ModelConfig) -> dict[str, Array]:

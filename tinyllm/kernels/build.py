@@ -119,14 +119,17 @@ def _new_cache(compiled: Any) -> Any:
     return make(compiled.py_func)
 
 
+# Kernels allocate nothing, so numba needn't count references (two atomic steps an array).
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
 def uncached(function: F) -> F:
     """Compile with numba, without the interpreter's lock.
 
     No fast-math: kernels meet -inf (masks), and the order of every float sum is part of what a
     kernel promises. With NUMBA_DISABLE_JIT=1 this is the Python function itself.
     """
-    # Kernels allocate nothing, so numba needn't count references (two atomic steps an array).
-    return cast(F, numba.njit(nogil=True, error_model="numpy", _nrt=False)(function))
+    return cast(F, numba.njit(**_OPTIONS)(function))
 
 
 def inlined(function: F) -> F:

@@ -1,0 +1,254 @@
+"""A checkpoint in the kernels' layout: made once, kept beside it, and loaded in one read.
+
+`FOLDER/.packed/DTYPE.safetensors` holds what `pack` makes of a checkpoint. It is keyed by a digest
+of the checkpoint's files and of the code that packs, is written whole or not at all, and is only
+ever a shortcut: without write access the packing is done again in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from tinyllm.config import ModelConfig
+from tinyllm.kernels import quantize
+from tinyllm.kernels.layout import BF16, BLOCK, F32, Q4, Q8
+from tinyllm.weights import checkpoint_files, load_weights
+
+Array = NDArray[Any]
+Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 with a layer axis; norm → float32 array
+
+CARRIED_FILE = "model.q4.safetensors"  # blocks of the file that the checkpoint came from
+SAMPLES = 64  # places of 4 kB in each file that the digest reads
+MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down")
+
+
+# --- packing ------------------------------------------------------------------------------------
+
+
+def pack(
+    config: ModelConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+    dtype: str,
+    carried: Mapping[str, Any] | None = None,
+) -> Packed:
+    """A checkpoint's tensors in the format `dtype`.
+
+    Args:
+        config: the shape.
+        weights: hub name → float32 tensor.
+        dtype: "f32", "bf16", "q8" or "q4". Under q4 the embedding and the head stay at 8 bits.
+        carried: quantised blocks by tensor name (`fetch.carried.Blocks`); q4 takes them over as
+            they are, and rounds only what isn't among them.
+    """
+    layers = [f"model.layers.{i}" for i in range(config.n_layers)]
+
+    def rows(name: str, kind: str) -> tuple[Array, ...]:
+        blocks = carried.get(name) if carried and dtype == "q4" else None
+        return _carry(blocks, kind) if _fits(blocks, kind) else _round(weights[name], kind)
+
+    def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
+        matrices = []
+        for layer in layers:
+            parts = [rows(name, dtype) for name in names(layer)]
+            joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+            matrices.append(_pack([a if order is None else a[order] for a in joined], dtype))
+        return type(matrices[0])(*(np.stack(arrays) for arrays in zip(*matrices, strict=True)))
+
+    def table(name: str) -> Any:
+        kind = "q8" if dtype == "q4" else dtype
+        matrix = _pack(rows(name, kind), kind)
+        return type(matrix)(*(array[None] for array in matrix))
+
+    def norms(name: str) -> Array:
+        return np.stack([weights[f"{layer}.{name}.weight"] for layer in layers])
+
+    # 16 rows of gate, the same 16 of up, and so on.
+    hidden = np.arange(config.hidden_dim).reshape(-1, 1, BLOCK)
+    pairs = np.concatenate([hidden, hidden + config.hidden_dim], axis=1).reshape(-1)
+    packed = {
+        "embed": table("model.embed_tokens.weight"),
+        "qkv": stacked(lambda layer: [f"{layer}.self_attn.{n}_proj.weight" for n in "qkv"]),
+        "out": stacked(lambda layer: [f"{layer}.self_attn.o_proj.weight"]),
+        "gate_up": stacked(
+            lambda layer: [f"{layer}.mlp.{n}_proj.weight" for n in ("gate", "up")], pairs
+        ),
+        "down": stacked(lambda layer: [f"{layer}.mlp.down_proj.weight"]),
+        "attn_norm": norms("input_layernorm"),
+        "mlp_norm": norms("post_attention_layernorm"),
+        "final_norm": np.array(weights["model.norm.weight"])[None],
+    }
+    if not config.tie_embeddings:
+        packed["head"] = table("lm_head.weight")
+    return packed
+
+
+def _round(weight: NDArray[np.float32], kind: str) -> tuple[Array, ...]:
+    """One matrix in a format, rows in order."""
+    if kind == "q8":
+        return quantize.quantize_q8(weight)
+    return quantize.quantize_q4(weight) if kind == "q4" else (weight,)
+
+
+def _fits(blocks: Any, kind: str) -> bool:
+    kinds = {"q8": ("Q8_0",), "q4": ("Q4_0", "Q4_1")}
+    return blocks is not None and blocks.kind in kinds.get(kind, ())
+
+
+def _carry(blocks: Any, kind: str) -> tuple[Array, ...]:
+    """The same from a file's blocks, without rounding."""
+    if kind == "q8":
+        return blocks.q, blocks.scales
+    minimums = blocks.mins
+    if minimums is None:  # Q4_0: scale · (nibble - 8); -8 · scale is exact
+        minimums = (blocks.scales.astype(np.float32) * -8).astype(np.float16)
+    return quantize.split_nibbles(blocks.q), blocks.scales, minimums
+
+
+def _pack(rows: Sequence[Array], kind: str) -> Any:
+    make: dict[str, Callable[..., Any]] = {
+        "f32": quantize.pack_f32,
+        "bf16": quantize.pack_bf16,
+        "q8": quantize.pack_q8,
+        "q4": quantize.pack_q4,
+    }
+    return make[kind](*rows)
+
+
+# --- keeping it -----------------------------------------------------------------------------------
+
+
+def load_packed(folder: Path, config: ModelConfig, dtype: str) -> tuple[Packed, str]:
+    """A checkpoint folder in the format `dtype`, and the digest of what it was made from.
+
+    Raises:
+        WeightsError: as `load_weights`.
+    """
+    digest = checkpoint_digest(folder, config, dtype)
+    path = folder / ".packed" / f"{dtype}.safetensors"
+    packed = _read(path, digest)
+    if packed is None:
+        carried = None
+        if dtype == "q4" and (folder / CARRIED_FILE).is_file():
+            from tinyllm.fetch.carried import load_blocks  # needed once a checkpoint
+
+            carried = load_blocks(folder)
+        made = pack(config, load_weights(folder, config), dtype, carried)
+        if not _write(path, made, digest):
+            return made, digest
+        packed = _read(path, digest)
+    return (made if packed is None else packed), digest
+
+
+def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
+    """Changes with the shape, the format, the packing code, or any file of the checkpoint.
+
+    Of each file the header and 64 places are read: training or converting anew moves every tensor,
+    and reading half a gigabyte would cost more than it protects from.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(f"{config} {dtype}".encode())
+    for name in ("layout.py", "quantize.py", "packed.py"):
+        digest.update((here / name).read_bytes())
+    files = checkpoint_files(folder)
+    if dtype == "q4" and (folder / CARRIED_FILE).is_file():
+        files = [*files, folder / CARRIED_FILE]
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(8))
+            file.seek(0)
+            digest.update(file.read(min(size, 8 + int.from_bytes(file.read(8), "little"))))
+            for i in range(SAMPLES):
+                file.seek(size * i // SAMPLES // 4096 * 4096)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:24]
+
+
+def _write(path: Path, packed: Packed, digest: str) -> bool:
+    """Write the file whole or not at all; False where that isn't allowed."""
+    tensors = {}
+    for name, value in packed.items():
+        fields = value._asdict().items() if isinstance(value, tuple) else [("", value)]
+        tensors |= {f"{name}.{field}".rstrip("."): array for field, array in fields}
+    kinds = {name: type(packed[name]).__name__ for name in MATRICES if name in packed}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, temporary, metadata={"digest": digest, **kinds})
+        temporary.replace(path)
+    except (OSError, safetensors.SafetensorError):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return False
+    return True
+
+
+def _read(path: Path, digest: str) -> Packed | None:
+    """What `_write` wrote, if it is there and fits; in memory that decoding reads well."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as checked:  # validates the layout
+            metadata = checked.metadata() or {}
+        if metadata.get("digest") != digest:
+            return None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            memory = huge_memory(path.stat().st_size - 8 - length)
+            if file.readinto(memory) != len(memory):
+                return None
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    numpy_types = {"F32": np.float32, "U16": np.uint16, "U8": np.uint8}
+    arrays = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            flat = memory[begin:end].view(numpy_types[entry["dtype"]])
+            arrays[name] = flat.reshape(entry["shape"])
+    formats = {kind.__name__: kind for kind in (F32, BF16, Q8, Q4)}
+    packed: Packed = {name: array for name, array in arrays.items() if "." not in name}
+    for name in MATRICES:
+        if name in metadata:
+            kind = formats[metadata[name]]
+            packed[name] = kind(*(arrays[f"{name}.{field}"] for field in kind._fields))
+    return packed
+
+
+def huge_memory(nbytes: int) -> NDArray[np.uint8]:
+    """Fresh memory, page-aligned, on 2 MB pages where the system has them.
+
+    Decoding reads all weights once a token: with 4 kB pages it would wait for page-table walks, and
+    vectors that cross a cache line would cost double.
+    """
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)[:nbytes]
+
+
+def in_huge_memory(packed: Packed) -> Packed:
+    """A copy of freshly packed arrays in such memory."""
+
+    def move(array: Array) -> Array:
+        moved = huge_memory(array.nbytes).view(array.dtype).reshape(array.shape)
+        moved[...] = array
+        return moved
+
+    return {
+        name: type(value)(*map(move, value)) if isinstance(value, tuple) else move(value)
+        for name, value in packed.items()
+    }
