@@ -144,12 +144,64 @@ def inspect(
         raise typer.BadParameter(str(error)) from None
 
 
+@app.command()
+def bench(
+    model: Model = "smollm2-135m-instruct",
+    dtype: Dtype = "q8",
+    threads: Annotated[int, typer.Option(min=1, help="Of the kernels")] = 2,
+    prefill: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0 skips it")] = 512,
+    decode: Annotated[int, typer.Option(min=0, help="Tokens one at a time; 0 skips it")] = 128,
+    batch: Annotated[int, typer.Option(min=0, help="Sequences together; 0 skips it")] = 16,
+    context: Annotated[int, typer.Option(min=1, help="Tokens before the first one decoded")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are reported")] = 7,
+    busy: Annotated[bool, typer.Option(help="Also beside one busy core")] = False,
+    peer: Annotated[
+        str | None, typer.Option(help="llama-bench=PATH, timed turn by turn with ours")
+    ] = None,
+    peer_model: Annotated[list[Path] | None, typer.Option(help="GGUF for it; repeatable")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on standard output")] = False,
+) -> None:
+    """Measure speed, beside what the machine can do and, if wanted, beside llama.cpp."""
+    import json
+
+    from rich.console import Console
+
+    from tinyllm import bench as benchmark
+    from tinyllm.fetch import resolve
+
+    _check_dtype(dtype)
+    program = None
+    if peer is not None:
+        kind, _, path = peer.partition("=")
+        program = Path(path)
+        if kind != "llama-bench" or not program.is_file():
+            raise typer.BadParameter(
+                "must be llama-bench=PATH of that program", param_hint="--peer"
+            )
+        if not peer_model:
+            raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
+    options = benchmark.BenchOptions(
+        dtype, threads, prefill, decode, batch, context, rounds, busy, program, peer_model or []
+    )
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        result = benchmark.run(resolve(model), options, status.update)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        benchmark.print_result(result, Console())
+
+
 def _load(model: str, dtype: str) -> LM:
     from tinyllm.lm import load
 
+    _check_dtype(dtype)
+    return load(model, dtype=dtype)  # type: ignore[arg-type]
+
+
+def _check_dtype(dtype: str) -> None:
     if dtype not in ("f32", "bf16", "q8", "q4"):
         raise typer.BadParameter(f"{dtype!r} is not one of f32, bf16, q8, q4", param_hint="--dtype")
-    return load(model, dtype=dtype)  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -89,12 +89,13 @@ class CompiledModel:
         pages = PagePool(config, self.kv_dtype, max(1, kv_cache_mb * 1_000_000 // page_nbytes))
         self.pool = pages
         self._batch = make_batch(config)
-        self._scratch = make_scratch(config, dtype, threads)
+        self.scratch = make_scratch(config, dtype, threads)
         own = make_own(config, self.kv_dtype, threads)
         self._team = Team(threads, n_regions=9 * config.n_layers + 4)
         self._lock = threading.Lock()
 
-        args = (self.arrays, self.pool.arrays, self._batch, self._scratch, own)
+        args = (self.arrays, self.pool.arrays, self._batch, self.scratch, own)
+        layout.check_arrays(args, "kernel arguments")
         control = self._team.control
         compile_kernels(f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
 
@@ -175,7 +176,7 @@ class CompiledModel:
                 break
             wanted = self._fill(segments, done, plan)
             self._team.run()
-            logits = self._scratch.logits[:, : self.config.vocab_size]
+            logits = self.scratch.logits[:, : self.config.vocab_size]
             row = 0
             for i, n in plan:
                 done[i] += n

@@ -114,41 +114,45 @@ class _KernelCache(FunctionCache):
     _impl_class = _CacheImpl
 
 
-def _new_cache(compiled: Any) -> Any:
-    make: Any = _KernelCache
-    return make(compiled.py_func)
+_compile: Any = numba.njit
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# Without reference counts, two atomic steps for every array that is passed on.
+_NO_ALLOCATION = {**_OPTIONS, "_nrt": False}
 
 
-# Kernels allocate nothing, so numba needn't count references (two atomic steps an array).
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
-
-
-def uncached(function: F) -> F:
-    """Compile with numba, without the interpreter's lock.
+def kernel(function: F) -> F:
+    """Compile with numba, without the interpreter's lock, and keep the machine code on disk.
 
     No fast-math: kernels meet -inf (masks), and the order of every float sum is part of what a
     kernel promises. With NUMBA_DISABLE_JIT=1 this is the Python function itself.
     """
-    return cast(F, numba.njit(**_OPTIONS)(function))
+    return cast(F, _kept(_compile(**_OPTIONS)(function)))
+
+
+def lean(function: F) -> F:
+    """As `kernel`, for a function that allocates nothing."""
+    return cast(F, _kept(_compile(**_NO_ALLOCATION)(function)))
+
+
+def uncached(function: F) -> F:
+    """As `lean`, but compiled as part of its callers only.
+
+    For generators and for functions that hold compiled ones in their closure: numba can't load the
+    former from its cache, and can't tell the latter apart from one process to the next.
+    """
+    return cast(F, _compile(**_NO_ALLOCATION)(function))
 
 
 def inlined(function: F) -> F:
-    """As `uncached`, but copied into its callers: for what is called thousands of times a token.
+    """As `uncached`, and copied into its callers: for what is called thousands of times a token.
 
     A call hands on every array as a dozen words, and a kernel has a dozen arrays.
     """
-    return cast(
-        F, numba.njit(nogil=True, error_model="numpy", _nrt=False, inline="always")(function)
-    )
+    return cast(F, _compile(inline="always", **_NO_ALLOCATION)(function))
 
 
-def kernel(function: F) -> F:
-    """As `uncached`, and keep the machine code on disk.
-
-    Not for a function that holds compiled ones in its closure: numba can't tell them apart from
-    one process to the next, and would compile anew each time.
-    """
-    compiled = uncached(function)
+def _kept(compiled: Any) -> Any:
     if JIT:
-        compiled._cache = _new_cache(compiled)  # type: ignore[attr-defined]
+        make: Any = _KernelCache
+        compiled._cache = make(compiled.py_func)
     return compiled

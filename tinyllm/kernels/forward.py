@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import inlined, kernel, uncached
+from tinyllm.kernels.build import inlined, lean, uncached
 from tinyllm.kernels.dispatch import (
     add_row,
     append_key,
@@ -120,7 +120,7 @@ class Own(NamedTuple):
     all_value: Array
 
 
-@kernel
+@lean
 def run(
     thread: int,
     last: int,
@@ -295,7 +295,7 @@ def take_own(thread: int, all_own: Own) -> Own:
     )
 
 
-@kernel
+@lean
 def embed_row(table: Any, token: int, images: Array, x: Array, r: int) -> None:
     """x[r] = the embedding of a token, or row -1 - token of `images`."""
     if token >= 0:
@@ -305,7 +305,7 @@ def embed_row(table: Any, token: int, images: Array, x: Array, r: int) -> None:
             x[r, d] = images[-1 - token, d]
 
 
-@kernel
+@lean
 def norm_tile(
     x: Array, weight: Array, layer: int, eps: float, n_rows: int, tile: int, row: Array, rows: Any
 ) -> None:
@@ -315,7 +315,7 @@ def norm_tile(
         put(rows, tile, r % TILE, 0, row, 0, x.shape[1])
 
 
-@kernel
+@lean
 def norm_own(
     x: Array, weight: Array, layer: int, eps: float, n_rows: int, row: Array, rows: Any, tile: int
 ) -> None:
@@ -325,7 +325,7 @@ def norm_own(
         put(rows, tile, r, 0, row, 0, x.shape[1])
 
 
-@kernel
+@lean
 def place_head(
     unit: int,
     n_heads: int,
@@ -367,7 +367,7 @@ def place_head(
             append_value(pool.values, page, layer, head, slot, out, lane)
 
 
-@kernel
+@lean
 def attend_rows(
     first: int,
     n_rows: int,
@@ -396,7 +396,7 @@ def attend_rows(
                start, stop, scratch, own.top, own.total, own.value, i)  # fmt: skip
 
 
-@kernel
+@lean
 def attend_all(
     first: int,
     n_rows: int,
@@ -425,7 +425,7 @@ def attend_all(
         finish_row(first + i, head, group, i * group, own.all_total, own.all_value, own.row, mixed)
 
 
-@kernel
+@lean
 def start_over(own: Own, n: int) -> None:
     """No keys seen yet."""
     for i in range(n):
@@ -434,7 +434,7 @@ def start_over(own: Own, n: int) -> None:
             own.all_value[i, d] = 0.0
 
 
-@kernel
+@lean
 def keep_span(
     first: int,
     n_rows: int,
@@ -456,7 +456,7 @@ def keep_span(
             spread_value[to, d] = own.value[i, d]
 
 
-@kernel
+@lean
 def merge_spans(
     r: int,
     head: int,
@@ -480,7 +480,7 @@ def merge_spans(
     finish_row(r, head, group, 0, own.all_total, own.all_value, own.row, mixed)
 
 
-@kernel
+@lean
 def finish_row(
     r: int, head: int, group: int, at: int, total: Array, value: Array, row: Array, mixed: Any
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import kernel
+from tinyllm.kernels.build import lean
 from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q8, AttendScratch, F32Rows, Int8Rows
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ EXP_HIGHEST = np.float32(88.0)
 # --- numbers ------------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def half_to_float(half: int) -> np.float32:
     """float16, given as its bits, to float32."""
     sign, exponent, mantissa = half >> 15, (half >> 10) & 31, half & 1023
@@ -51,7 +51,7 @@ def half_to_float(half: int) -> np.float32:
     return -magnitude if sign else magnitude
 
 
-@kernel
+@lean
 def float_to_half(value: np.float32) -> np.int64:
     """float32 to the bits of the nearest float16, ties to even."""
     bits = np.int64(np.float32(value).view(np.int32))
@@ -68,7 +68,7 @@ def float_to_half(value: np.float32) -> np.int64:
     return sign | ((rounded >> 13) - (112 << 10))
 
 
-@kernel
+@lean
 def exp(x: np.float32) -> np.float32:
     """eˣ to 2 units in the last place; exactly 1 at 0, and 0 below -87.
 
@@ -96,7 +96,7 @@ def exp(x: np.float32) -> np.float32:
 # --- activations --------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Array) -> None:
     """RMS norm of x[row], (dim,), times weight[layer], into out[:dim]."""
     total = np.float32(0.0)
@@ -107,7 +107,7 @@ def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Arr
         out[k] = x[row, k] * scale * weight[layer, k]
 
 
-@kernel
+@lean
 def put_f32(
     rows: F32Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
@@ -116,7 +116,7 @@ def put_f32(
         rows.values[tile, column + k, lane] = values[start + k]
 
 
-@kernel
+@lean
 def put_int8(
     rows: Int8Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
@@ -130,7 +130,7 @@ def put_int8(
         largest = np.float32(0.0)
         for k in range(GROUP):
             magnitude = abs(values[at + k])
-            if not magnitude <= largest:  # NaN too
+            if magnitude > largest or magnitude != magnitude:  # a NaN stays
                 largest = magnitude
         scale = np.float32(largest * np.float32(1 / 127))
         inverse = np.float32(0.0)
@@ -148,7 +148,7 @@ def put_int8(
         rows.sums[tile, group, lane] = scale * np.float32(total)
 
 
-@kernel
+@lean
 def swiglu(pairs: Array, row: int, out: Array) -> None:
     """silu(gate) · up of 32 values; pairs[row] holds 16 gates, their 16 ups, and so once more."""
     for half in range(2):
@@ -157,21 +157,21 @@ def swiglu(pairs: Array, row: int, out: Array) -> None:
             out[BLOCK * half + i] = gate / (np.float32(1.0) + exp(-gate)) * up
 
 
-@kernel
+@lean
 def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> None:
     """x[row, column : column + n] += out[lane, :n]: what a layer adds to the residual stream."""
     for k in range(n):
         x[row, column + k] += out[lane, k]
 
 
-@kernel
+@lean
 def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int) -> None:
     """out[to : to + width] = value[row] / divisor."""
     for d in range(value.shape[1]):
         out[to + d] = value[row, d] / divisor
 
 
-@kernel
+@lean
 def rope(values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float) -> None:
     """Rotate values[lane, :head_dim] by its position's angles, then scale it; half-split pairs."""
     half = cos.shape[1]
@@ -185,7 +185,7 @@ def rope(values: Array, lane: int, cos: Array, sin: Array, position: int, scale:
 # --- matrices -----------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def matmul_f32(
     w: F32,
     layer: int,
@@ -211,7 +211,7 @@ def matmul_f32(
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
-@kernel
+@lean
 def matmul_bf16(
     w: BF16,
     layer: int,
@@ -235,7 +235,7 @@ def matmul_bf16(
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
-@kernel
+@lean
 def matmul_q8(
     w: Q8,
     layer: int,
@@ -263,7 +263,7 @@ def matmul_q8(
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
-@kernel
+@lean
 def matmul_q4(
     w: Q4,
     layer: int,
@@ -297,14 +297,14 @@ def matmul_q4(
 # --- embeddings: one row of a packed matrix ---------------------------------------------------
 
 
-@kernel
+@lean
 def embed_f32(w: F32, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     for k in range(x.shape[1]):
         x[row, k] = w.values[0, token // BLOCK, k, token % BLOCK]
 
 
-@kernel
+@lean
 def embed_bf16(w: BF16, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     for k in range(x.shape[1]):
@@ -312,7 +312,7 @@ def embed_bf16(w: BF16, token: int, x: Array, row: int) -> None:
         x[row, k] = np.int32(bits).view(np.float32)
 
 
-@kernel
+@lean
 def embed_q8(w: Q8, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     block, r = token // BLOCK, token % BLOCK
@@ -323,7 +323,7 @@ def embed_q8(w: Q8, token: int, x: Array, row: int) -> None:
             x[row, g * GROUP + k] = np.float32(value) * scale
 
 
-@kernel
+@lean
 def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     block, r = token // BLOCK, token % BLOCK
@@ -342,7 +342,7 @@ def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
 # (4, head_dim, 16), so that 16 keys' scores come out of one vector of sums.
 
 
-@kernel
+@lean
 def _stored(array: Array, page: int, layer: int, head: int, i: int, j: int) -> np.float32:
     """A cached number as float32; uint16 pools hold float16."""
     value = array[page, layer, head, i, j]
@@ -351,12 +351,11 @@ def _stored(array: Array, page: int, layer: int, head: int, i: int, j: int) -> n
     return np.float32(value)
 
 
-@kernel
+@lean
 def append_key(
     keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
     """Token `slot` of a page: its (rotated) key, k[lane, :head_dim]. `half` is scratch."""
-    del half
     head_dim = keys.shape[4] // BLOCK
     for d in range(head_dim):
         at = d * BLOCK + slot % BLOCK
@@ -366,7 +365,7 @@ def append_key(
             keys[page, layer, head, slot // BLOCK, at] = k[lane, d]
 
 
-@kernel
+@lean
 def append_value(
     values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
@@ -378,7 +377,7 @@ def append_value(
             values[page, layer, head, slot, d] = v[lane, d]
 
 
-@kernel
+@lean
 def attend(
     q: Array,
     q_row: int,
@@ -425,7 +424,7 @@ def attend(
                     at = d * BLOCK + t % BLOCK
                     score += q[q_row + i, d] * _stored(keys, page, layer, head, t // BLOCK, at)
                 s.scores[i, t] = score
-                if not score <= new_best:
+                if score > new_best:
                     new_best = score
             shrink = exp(best - new_best)
             weight_sum *= shrink
@@ -441,7 +440,7 @@ def attend(
         total[first + i] = weight_sum
 
 
-@kernel
+@lean
 def merge(
     top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
     row2: int,

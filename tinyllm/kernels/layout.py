@@ -95,3 +95,19 @@ def empty_int8_rows(n_rows: int, width: int) -> Int8Rows:
         np.zeros(groups, np.int32),
         np.zeros(groups, np.float32),
     )
+
+
+def check_arrays(arrays: Any, name: str) -> None:
+    """Raise ValueError for an array, however deep in NamedTuples, that kernels would read wrong.
+
+    They take whole rows of numbers from where an array begins: it must be C-contiguous and aligned.
+    """
+    if isinstance(arrays, tuple):
+        fields = getattr(arrays, "_fields", range(len(arrays)))
+        for field, value in zip(fields, arrays, strict=True):
+            check_arrays(value, f"{name}.{field}")
+    elif isinstance(arrays, np.ndarray):
+        if not arrays.flags.c_contiguous:
+            raise ValueError(f"{name} is not C-contiguous: pass np.ascontiguousarray of it")
+        if not arrays.flags.aligned:
+            raise ValueError(f"{name} is not aligned to its {arrays.itemsize}-byte items: copy it")

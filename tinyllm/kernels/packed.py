@@ -179,10 +179,12 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
 
 def _write(path: Path, packed: Packed, digest: str) -> bool:
     """Write the file whole or not at all; False where that isn't allowed."""
-    tensors = {}
+    tensors: dict[str, Array] = {}
     for name, value in packed.items():
-        fields = value._asdict().items() if isinstance(value, tuple) else [("", value)]
-        tensors |= {f"{name}.{field}".rstrip("."): array for field, array in fields}
+        if name in MATRICES:
+            tensors |= {f"{name}.{field}": array for field, array in value._asdict().items()}
+        else:
+            tensors[name] = value
     kinds = {name: type(packed[name]).__name__ for name in MATRICES if name in packed}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -207,7 +209,7 @@ def _read(path: Path, digest: str) -> Packed | None:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
             memory = huge_memory(path.stat().st_size - 8 - length)
-            if file.readinto(memory) != len(memory):
+            if file.readinto(memory.data) != len(memory):
                 return None
     except (OSError, ValueError, safetensors.SafetensorError):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import inlined, kernel, uncached
+from tinyllm.kernels.build import inlined, lean, uncached
 from tinyllm.kernels.jit import (
     EXP_HIGHEST,
     EXP_LOWEST,
@@ -83,7 +83,7 @@ PANEL = 32  # inputs summed before they join the rest: short sums keep float32's
 # --- numbers ------------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def exp(x: Any) -> Any:
     """eˣ of sixteen floats; see `jit.exp`."""
     clipped = clip(x, EXP_LOWEST, EXP_HIGHEST)
@@ -100,7 +100,7 @@ def exp(x: Any) -> Any:
     return zero_below(times_power_of_two(p, shifted), x, EXP_LOWEST)
 
 
-@kernel
+@lean
 def exp_one(x: np.float32) -> np.float32:
     """The same of one float, by the same instructions."""
     one: np.float32 = horizontal_max(exp(splat(np.float32(x))))
@@ -110,7 +110,7 @@ def exp_one(x: np.float32) -> np.float32:
 # --- activations --------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Array) -> None:
     """As `jit.norm_row`."""
     dim = x.shape[1]
@@ -125,7 +125,7 @@ def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Arr
         store(out, k, mul(v, load(weight, layer * dim + k)))
 
 
-@kernel
+@lean
 def put_int8(
     rows: Int8Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
@@ -150,7 +150,7 @@ def put_int8(
         rows.sums[tile, column // GROUP + g, lane] = scale * np.float32(total)
 
 
-@kernel
+@lean
 def swiglu(pairs: Array, row: int, out: Array) -> None:
     """As `jit.swiglu`."""
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
@@ -161,7 +161,7 @@ def swiglu(pairs: Array, row: int, out: Array) -> None:
         store(out, BLOCK * half, mul(silu, up))
 
 
-@kernel
+@lean
 def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> None:
     """As `jit.add_row`; n is a multiple of 16."""
     to, of = row * x.shape[1] + column, lane * out.shape[1]
@@ -169,7 +169,7 @@ def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> N
         store(x, to + k, add(load(x, to + k), load(out, of + k)))
 
 
-@kernel
+@lean
 def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int) -> None:
     """As `jit.divide_row`."""
     width = value.shape[1]
@@ -184,7 +184,7 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 
 
 def _make_f32_tile(n: int) -> Tile:
-    @kernel
+    @lean
     def f32_tile(weights: Any, width: int, tokens: Any, out: Any, stride: int) -> None:
         acc = zeros(n)
         for start in range(0, width, PANEL):
@@ -198,7 +198,7 @@ def _make_f32_tile(n: int) -> Tile:
 
 
 def _make_bf16_tile(n: int) -> Tile:
-    @kernel
+    @lean
     def bf16_tile(weights: Any, n_pairs: int, tokens: Any, out: Any, stride: int) -> None:
         acc = zeros(n)
         for start in range(0, n_pairs, PANEL // 2):
@@ -214,7 +214,7 @@ def _make_bf16_tile(n: int) -> Tile:
 
 
 def _make_q8_tile(n: int) -> Tile:
-    @kernel
+    @lean
     def q8_tile(
         weights: Any, scales: Any, n_groups: int,
         tokens: Any, token_scales: Any, starts: Any, out: Any, stride: int,
@@ -232,7 +232,7 @@ def _make_q8_tile(n: int) -> Tile:
 
 
 def _make_q4_tile(n: int) -> Tile:
-    @kernel
+    @lean
     def q4_tile(
         weights: Any, scales: Any, minimums: Any, n_groups: int,
         tokens: Any, token_scales: Any, sums: Any, out: Any, stride: int,
@@ -359,7 +359,7 @@ def matmul_q4(
 # --- the KV cache and attention -----------------------------------------------------------------
 
 
-@kernel
+@lean
 def append_key(
     keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
@@ -371,7 +371,7 @@ def append_key(
         keys[page, layer, head, slot // BLOCK, d * BLOCK + slot % BLOCK] = half[d]
 
 
-@kernel
+@lean
 def append_value(
     values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
@@ -383,7 +383,7 @@ def append_value(
 
 
 def _make_attend(n: int) -> Callable[..., None]:
-    @kernel
+    @lean
     def attend_rows(
         q: Array,
         q_row: int,
@@ -506,7 +506,7 @@ def attend(
                   s, top, total, mixed, first)  # fmt: skip
 
 
-@kernel
+@lean
 def merge(
     top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
     row2: int,

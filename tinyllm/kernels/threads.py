@@ -27,7 +27,7 @@ from numba.core import types as _types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import JIT, kernel, uncached
+from tinyllm.kernels.build import JIT, lean, uncached
 
 # numba is typed in parts, differently from release to release.
 types: Any = _types
@@ -166,7 +166,7 @@ def nap(typing_context, microseconds):  # type: ignore[no-untyped-def]
 # --- regions ------------------------------------------------------------------------------------
 
 
-@kernel
+@lean
 def _count(word: int, job: int) -> int:
     """How far `job` has counted in this word; a later job's word means: past the end."""
     owner = word >> COUNT_BITS
@@ -175,7 +175,7 @@ def _count(word: int, job: int) -> int:
     return 0 if owner < job else COUNT_MASK
 
 
-@kernel
+@lean
 def next_chunk(control: Array, region: int, n_chunks: int, job: int) -> int:
     """Claim a chunk of a region: its number, or -1 when all are taken."""
     index = (REGIONS + 2 * region) * WORD
@@ -190,7 +190,7 @@ def next_chunk(control: Array, region: int, n_chunks: int, job: int) -> int:
         word = seen
 
 
-@kernel
+@lean
 def end_region(control: Array, region: int, n_chunks: int, job: int, mine: int) -> None:
     """Report `mine` chunks as done and wait until all of the region's are."""
     index = (REGIONS + 2 * region + 1) * WORD
@@ -223,7 +223,7 @@ def chunks(control: Array, region: int, n_chunks: int, job: int) -> Iterator[int
     end_region(control, region, n_chunks, job, mine)
 
 
-@kernel
+@lean
 def next_job(control: Array, last: int) -> int:
     """Wait for a job later than `last`; 0 if none comes for some milliseconds."""
     for waits in range(SPINS + NAPS_BETWEEN_JOBS):

@@ -128,6 +128,8 @@ def _dpbusd(builder: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
 def at(typing_context, array, offset):  # type: ignore[no-untyped-def]
     """A pointer to element `offset`: one word to pass on, where an array is a dozen."""
     del typing_context
+    if not isinstance(array, types.Array):
+        raise TypingError(f"a pointer is made from an array, not from {array}")
     pointer = types.CPointer(array.dtype)
     return _op(pointer, [array, offset], lambda b, data, i: b.gep(data, [i]))
 
@@ -504,6 +506,14 @@ def scale_each(typing_context, acc, dots, weights, rows, offset):  # type: ignor
         return _fma(builder, builder.sitofp(dot, _F32X16), scale, a)
 
     return _bundle_op(acc, [acc, dots, weights, rows, offset], acc.count, emit)
+
+
+@operation
+def to_float_each(typing_context, bundle):  # type: ignore[no-untyped-def]
+    """A bundle of ints as float32, rounded to nearest."""
+    del typing_context
+    returns = types.UniTuple(f32x16, bundle.count)
+    return _bundle_op(returns, [bundle], bundle.count, lambda b, i, v: b.sitofp(v, _F32X16))
 
 
 @operation

@@ -1,0 +1,51 @@
+"""Loop oracles for the packed formats: the definition of each in float64, one number at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.layout import BF16, F32, GROUP, Q4, Q8, F32Rows, Int8Rows
+
+F64 = NDArray[np.float64]
+
+
+def weight(w: Any, layer: int, row: int, k: int) -> float:
+    """Input k of a row of one packed matrix, by the formulas in `layout.py`."""
+    block, r = row // 16, row % 16
+    if isinstance(w, F32):
+        return float(w.values[layer, block, k, r])
+    if isinstance(w, BF16):
+        bits = np.array([int(w.values[layer, block, k // 2, r, k % 2]) << 16], np.uint32)
+        return float(bits.view(np.float32)[0])
+    group, inside = k // GROUP, k % GROUP
+    scale = float(w.scales[layer, block, group, r].view(np.float16))
+    if isinstance(w, Q8):
+        byte = int(w.values[layer, block, group, inside // 4, 4 * r + inside % 4])
+        return scale * (byte - 128)
+    assert isinstance(w, Q4)
+    half = inside % 16
+    byte = int(w.values[layer, block, group, half // 4, 4 * r + half % 4])
+    nibble = byte & 15 if inside < 16 else byte >> 4
+    return scale * nibble + float(w.minimums[layer, block, group, r].view(np.float16))
+
+
+def activation(rows: Any, tile: int, lane: int, k: int) -> float:
+    """Input k of one token."""
+    if isinstance(rows, F32Rows):
+        return float(rows.values[tile, k, lane])
+    assert isinstance(rows, Int8Rows)
+    scale = float(rows.scales[tile, k // GROUP, lane])
+    return scale * int(rows.values[tile, k // 4, lane, k % 4])
+
+
+def matmul(w: Any, layer: int, n_rows: int, width: int, rows: Any, tile: int, n: int) -> F64:
+    """(n, n_rows): every token with every row of the matrix."""
+    out = np.zeros((n, n_rows))
+    for i in range(n):
+        for row in range(n_rows):
+            for k in range(width):
+                out[i, row] += weight(w, layer, row, k) * activation(rows, tile, i, k)
+    return out

@@ -1,0 +1,74 @@
+"""Times each operation of a forward pass by itself, on one thread, over a model's own weights."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import uncached
+from tinyllm.kernels.dispatch import matmul
+from tinyllm.kernels.layout import BLOCK, TILE
+
+if TYPE_CHECKING:
+    from tinyllm.compiled import CompiledModel
+
+STEP = 4  # blocks of outputs a call, about what the forward pass takes
+
+
+@uncached
+def all_layers(w: Any, rows: Any, n: int, out: NDArray[Any]) -> None:
+    """One matrix product of every layer."""
+    n_layers, n_blocks = w.values.shape[0], w.values.shape[1]
+    for layer in range(n_layers):
+        for first in range(0, n_blocks, STEP):
+            matmul(w, layer, first, min(STEP, n_blocks - first), rows, 0, n, out, 0, 0)
+
+
+def time_operations(
+    model: CompiledModel, bandwidth: float, peak: float | None, repeats: int = 5
+) -> list[dict[str, Any]]:
+    """Each matrix product of the model, for 1 row and for a tile of 8; best of `repeats`.
+
+    Args:
+        model: whose weights are used.
+        bandwidth: bytes a second of the machine, all threads; shares are given of one thread's.
+        peak: operations a second likewise, or None.
+    """
+    out = np.zeros((TILE, STEP * BLOCK), np.float32)
+    scratch, arrays = model.scratch, model.arrays
+    inputs = {
+        "qkv": scratch.normed,
+        "out": scratch.mixed,
+        "gate_up": scratch.normed,
+        "down": scratch.hidden,
+        "head": scratch.normed,
+    }
+    found = []
+    for name, rows in inputs.items():
+        w = getattr(arrays, name)
+        nbytes = sum(array.nbytes for array in w)
+        n_layers, n_blocks = w.values.shape[:2]
+        width = rows.values.shape[1] * (4 if rows.values.ndim == 4 else 1)
+        for n in (1, TILE):
+            all_layers(w, rows, n, out)
+            best = float("inf")
+            for _ in range(repeats):
+                start = time.perf_counter()
+                all_layers(w, rows, n, out)
+                best = min(best, time.perf_counter() - start)
+            operations = 2 * n_layers * n_blocks * BLOCK * width * n
+            op = {
+                "operation": name,
+                "rows": n,
+                "microseconds": best * 1e6,
+                "gb_per_s": nbytes / best / 1e9,
+                "share_of_bandwidth": nbytes / best / bandwidth,
+                "gop_per_s": operations / best / 1e9,
+            }
+            if peak is not None:
+                op["share_of_peak"] = operations / best / peak
+            found.append(op)
+    return found
