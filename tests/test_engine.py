@@ -13,6 +13,7 @@ import pytest
 from tests.fake_runner import VOCAB, FakeRunner, fake_logits
 from tinyllm.engine.engine import Engine
 from tinyllm.engine.outcome import Collector
+from tinyllm.engine.prefix import PrefixCache
 from tinyllm.engine.types import (
     Done,
     Draining,
@@ -298,6 +299,7 @@ def test_prefixes_of_running_requests_are_shared() -> None:
 def test_kept_prefixes_give_way_least_recently_used_first() -> None:
     runner = FakeRunner(n_pages=24, page_size=4)
     engine = Engine(runner)
+    engine._prefixes = PrefixCache(engine._memory, share=1.0)
     engine.start()
     old, used = [1] * 20, [2] * 20
     for prompt in (old, used, used):

@@ -228,12 +228,15 @@ def test_a_longer_sequence_takes_the_place_of_its_prefix() -> None:
     assert runner.pool.free_pages == runner.pool.n_pages
 
 
-def test_entries_are_bounded_in_number_and_the_used_ones_stay() -> None:
-    runner = FakeRunner()
-    prefixes = PrefixCache(PagedMemory(runner, runner.pool), max_entries=2)  # type: ignore[arg-type]
+def test_what_is_kept_is_bounded_and_the_used_entries_stay() -> None:
+    runner = FakeRunner(n_pages=8, page_size=4)
+    prefixes = PrefixCache(PagedMemory(runner, runner.pool), share=0.5)  # type: ignore[arg-type]
     for i in range(5):
-        prefixes.put("a", ids(i), filled(runner, ids(i)))
+        values = ids(i, *range(10, 15))  # two pages
+        prefixes.put("a", values, filled(runner, values))
         prefixes.find("a", ids(0))
+        assert runner.pool.free_pages >= 4
     assert len(prefixes) == 2
     assert prefixes.find("a", ids(0))[1] == 1 and prefixes.find("a", ids(4))[1] == 1  # 1 to 3 went
     assert prefixes.evict() and prefixes.evict() and not prefixes.evict()
+    assert runner.pool.free_pages == 8

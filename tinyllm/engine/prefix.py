@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.engine.memory import CacheMemory
+from tinyllm.engine.memory import CacheMemory, pages_for
 from tinyllm.kv_cache import Cache
 
 
@@ -37,11 +37,19 @@ class Entry:
 
 
 class PrefixCache:
-    """Caches of finished sequences, least recently used first. It owns the caches it holds."""
+    """Caches of finished sequences, least recently used first. It owns the caches it holds.
 
-    def __init__(self, memory: CacheMemory, max_entries: int = 1024) -> None:
+    Args:
+        memory: whose pages they hold.
+        share: of all pages that may be kept at most (pages of several entries count for each;
+            the newest entry is kept whatever its size).
+            The rest is touched only when so much runs at once, and costs nothing until then.
+    """
+
+    def __init__(self, memory: CacheMemory, share: float = 0.5) -> None:
         self._memory = memory
-        self._max_entries = max_entries
+        self._max_pages = int(share * memory.n_pages)
+        self._pages = 0
         self._entries: OrderedDict[int, Entry] = OrderedDict()  # in order of last use
         self._next = 0
 
@@ -84,10 +92,11 @@ class PrefixCache:
                 self._entries.move_to_end(number)
                 self._memory.free(cache)
                 return
-            self._memory.free(self._entries.pop(number).cache)
+            self._drop(self._entries.pop(number))
         self._entries[self._next] = Entry(key, ids, self._memory.keep(cache))
         self._next += 1
-        while len(self._entries) > self._max_entries:
+        self._pages += self._n_pages(ids)
+        while self._pages > self._max_pages and len(self._entries) > 1:  # the newest always stays
             self.evict()
 
     def evict(self) -> bool:
@@ -95,10 +104,17 @@ class PrefixCache:
         if not self._entries:
             return False
         _, entry = self._entries.popitem(last=False)
-        self._memory.free(entry.cache)
+        self._drop(entry)
         return True
 
     def clear(self) -> None:
         """Give up every entry."""
         while self.evict():
             pass
+
+    def _drop(self, entry: Entry) -> None:
+        self._pages -= self._n_pages(entry.ids)
+        self._memory.free(entry.cache)
+
+    def _n_pages(self, ids: NDArray[np.int64]) -> int:
+        return pages_for(len(ids), self._memory.page_size)
