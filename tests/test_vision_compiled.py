@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.vision_models import SIZES, SMALL, seeded_pixels, seeded_weights, write_folder
 from tinyllm.kernels import reference, reference_vit
 from tinyllm.kernels import vit as kernels
+from tinyllm.kernels.encode import bend
 from tinyllm.vision import VisionModel, load_encoder
 from tinyllm.vision_compiled import ACTIVATIONS, CompiledVisionModel
 from tinyllm.vision_config import VisionConfig
@@ -92,38 +94,62 @@ def rows(n: int, width: int, scale: float = 3.0) -> np.ndarray:
 
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 384])
 def test_layer_norm_and_softmax_of_any_width(width: int) -> None:
-    x, weight, bias = rows(5, width), rows(1, width)[0], rows(2, width)[1]
-    out = np.empty_like(x)
-    kernels.layer_norm(x, weight, bias, 1e-6, out)
-    exact = reference_vit.layer_norm(x.astype(np.float64), weight, bias, 1e-6)
-    assert np.abs(out - exact).max() <= 1e-5
-    kernels.softmax(x)
-    assert np.allclose(x, reference.softmax(rows(5, width)), atol=1e-6)
+    x, norm = rows(5, width), rows(2, width)
+    exact = reference_vit.layer_norm(x.astype(np.float64), norm[0], norm[1], 1e-6)
+    out = np.full(width + 3, 7, np.float32)
+    for row, wanted in zip(x, exact, strict=True):
+        kernels.norm_row(row, norm, 1e-6, out)
+        assert np.abs(out[:width] - wanted).max() <= 1e-5
+        assert (out[width:] == 7).all()
+    for row in x.copy():
+        expected = reference.softmax(row)
+        out[:width] = row
+        kernels.softmax_row(out, width)
+        assert np.allclose(out[:width], expected, atol=1e-6)
+        assert (out[width:] == 7).all()
 
 
 @pytest.mark.parametrize("top", [-80.0, 0.0, 80.0])
 def test_softmax_of_scores_far_apart(top: float) -> None:
-    x = np.array([[top, top - 200, top - 5, -1e30] * 5], np.float32)
+    x = np.array([top, top - 200, top - 5, -1e30] * 5, np.float32)
     expected = reference.softmax(x)
-    kernels.softmax(x)
+    kernels.softmax_row(x, len(x))
     assert np.allclose(x, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "quick_gelu"])
 def test_activations_from_end_to_end(name: str) -> None:
     exact: Callable[[np.ndarray], np.ndarray] = getattr(reference_vit, name)
-    x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -200, 200, 1e4, 0]])
-    out = x.astype(np.float32).reshape(2, -1)
-    bias = rows(1, out.shape[1], 0.1)[0]
+    out = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, -200, 200, 1e4, 0]])
+    out = out.astype(np.float32)
+    bias = rows(1, len(out), 0.1)[0]
     expected = exact(out.astype(np.float64) + bias)
-    ACTIVATIONS[name](out, bias)
+    bend(out, bias, ACTIVATIONS[name])
     assert np.abs((out - expected) / np.maximum(np.abs(expected), 1)).max() <= 1e-6
 
 
-def test_biases_and_residuals() -> None:
-    x, y, bias = rows(3, 20), rows(4, 20)[:3], rows(1, 20)[0]
-    out = x.copy()
-    kernels.add_residual(out, y, bias)
-    assert np.array_equal(out, x + (y + bias))
-    kernels.add_bias(out, bias)
-    assert np.array_equal(out, x + (y + bias) + bias)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    config = VisionConfig.from_hf(SMALL["dinov2"])
+    weights, pixels = seeded_weights(config), seeded_pixels(98, 61)
+    one = CompiledVisionModel(config, weights, threads=1).encode(pixels)
+    assert np.array_equal(CompiledVisionModel(config, weights, threads).encode(pixels), one)
+
+
+def test_several_callers_at_once() -> None:
+    _, fast = both("siglip")
+    sizes = [*SIZES, (56, 70), (70, 56)]
+    expected = {size: fast.encode(seeded_pixels(*size)) for size in sizes}
+    wrong = []
+
+    def ask(size: tuple[int, int]) -> None:
+        for _ in range(5):
+            if not np.array_equal(fast.encode(seeded_pixels(*size)), expected[size]):
+                wrong.append(size)
+
+    callers = [threading.Thread(target=ask, args=(size,)) for size in sizes]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong

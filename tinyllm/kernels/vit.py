@@ -62,106 +62,61 @@ def activate(x: np.float32, kind: int) -> np.float32:
 
 
 @kernel
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
-    """Each row of x (T, dim) to mean 0 and variance 1, times weight, plus bias, into out."""
-    n_rows, dim = x.shape
+def norm_row(x: Array, norm: Array, eps: float, out: Array) -> None:
+    """x (dim,) to mean 0 and variance 1, times norm[0], plus norm[1], into out[:dim]."""
+    dim = x.shape[0]
     whole = dim - dim % LANES
-    lanes = np.empty(LANES, np.float32)
-    for row in range(n_rows):
+    lanes = np.zeros(LANES, np.float32)
+    for k in range(0, whole, LANES):
         for i in range(LANES):
-            lanes[i] = np.float32(0.0)
-        for k in range(0, whole, LANES):
-            for i in range(LANES):
-                lanes[i] += x[row, k + i]
-        total = np.float32(0.0)
-        for k in range(whole, dim):
-            total += x[row, k]
+            lanes[i] += x[k + i]
+    total = np.float32(0.0)
+    for k in range(whole, dim):
+        total += x[k]
+    for i in range(LANES):
+        total += lanes[i]
+        lanes[i] = np.float32(0.0)
+    mean = np.float32(total / dim)
+    for k in range(0, whole, LANES):
         for i in range(LANES):
-            total += lanes[i]
-            lanes[i] = np.float32(0.0)
-        mean = np.float32(total / dim)
-        for k in range(0, whole, LANES):
-            for i in range(LANES):
-                gap = x[row, k + i] - mean
-                lanes[i] += gap * gap
-        total = np.float32(0.0)
-        for k in range(whole, dim):
-            total += (x[row, k] - mean) * (x[row, k] - mean)
-        for i in range(LANES):
-            total += lanes[i]
-        scale = np.float32(1.0 / math.sqrt(total / dim + eps))
-        for k in range(dim):
-            out[row, k] = (x[row, k] - mean) * scale * weight[k] + bias[k]
+            gap = x[k + i] - mean
+            lanes[i] += gap * gap
+    total = np.float32(0.0)
+    for k in range(whole, dim):
+        total += (x[k] - mean) * (x[k] - mean)
+    for i in range(LANES):
+        total += lanes[i]
+    scale = np.float32(1.0 / math.sqrt(total / dim + eps))
+    for k in range(dim):
+        out[k] = (x[k] - mean) * scale * norm[0, k] + norm[1, k]
 
 
 @kernel
-def add_bias(x: Array, bias: Array) -> None:
-    """x (T, n) += bias (n,)."""
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] += bias[k]
-
-
-@kernel
-def add_bias_gelu(x: Array, bias: Array) -> None:
-    """x (T, n) := gelu(x + bias)."""
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] = activate(x[row, k] + bias[k], GELU)
-
-
-@kernel
-def add_bias_gelu_tanh(x: Array, bias: Array) -> None:
-    """x (T, n) := gelu_tanh(x + bias)."""
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] = activate(x[row, k] + bias[k], GELU_TANH)
-
-
-@kernel
-def add_bias_quick_gelu(x: Array, bias: Array) -> None:
-    """x (T, n) := quick_gelu(x + bias)."""
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] = activate(x[row, k] + bias[k], QUICK_GELU)
-
-
-@kernel
-def add_residual(x: Array, y: Array, bias: Array) -> None:
-    """x (T, dim) += y + bias: what a branch adds to the residual stream."""
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] += y[row, k] + bias[k]
-
-
-@kernel
-def softmax(scores: Array) -> None:
-    """Each row of scores (T, S) := softmax of it."""
-    n_rows, n = scores.shape
+def softmax_row(x: Array, n: int) -> None:
+    """x[:n] := softmax of it."""
     whole = n - n % LANES
     lanes = np.empty(LANES, np.float32)
-    for row in range(n_rows):
+    for i in range(LANES):
+        lanes[i] = x[0]
+    for k in range(0, whole, LANES):
         for i in range(LANES):
-            lanes[i] = scores[row, 0]
-        for k in range(0, whole, LANES):
-            for i in range(LANES):
-                lanes[i] = max(lanes[i], scores[row, k + i])
-        top = scores[row, 0]
-        for k in range(whole, n):
-            top = max(top, scores[row, k])
+            lanes[i] = max(lanes[i], x[k + i])
+    top = x[0]
+    for k in range(whole, n):
+        top = max(top, x[k])
+    for i in range(LANES):
+        top = max(top, lanes[i])
+        lanes[i] = np.float32(0.0)
+    for k in range(n):
+        x[k] = fast_exp(x[k] - top)
+    for k in range(0, whole, LANES):
         for i in range(LANES):
-            top = max(top, lanes[i])
-            lanes[i] = np.float32(0.0)
-        for k in range(n):
-            scores[row, k] = fast_exp(scores[row, k] - top)
-        for k in range(0, whole, LANES):
-            for i in range(LANES):
-                lanes[i] += scores[row, k + i]
-        total = np.float32(0.0)
-        for k in range(whole, n):
-            total += scores[row, k]
-        for i in range(LANES):
-            total += lanes[i]
-        inverse = np.float32(1.0) / total
-        for k in range(n):
-            scores[row, k] *= inverse
+            lanes[i] += x[k + i]
+    total = np.float32(0.0)
+    for k in range(whole, n):
+        total += x[k]
+    for i in range(LANES):
+        total += lanes[i]
+    inverse = np.float32(1.0) / total
+    for k in range(n):
+        x[k] *= inverse

@@ -1,0 +1,315 @@
+"""A whole image encoder as one compiled function: one call from Python an image.
+
+All threads of a team walk through it together, region by region (`threads.py`), as in `forward.py`:
+
+    patches · [ norm · qkv · attention · output + residual
+                norm · fc1, activation · fc2 + residual ] × n_layers · norm
+
+Attention is made of the same matrix kernel as everything else: a head's keys are laid out as a
+matrix whose outputs are scores, and its values as one that mixes them. Widths are padded with zeros
+to what the kernels take at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.dispatch import matmul, put
+from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows
+from tinyllm.kernels.threads import JOB, WORD, atomic_add, atomic_load, chunks, next_job
+from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU, activate, norm_row, softmax_row
+
+Array = NDArray[Any]
+
+TILES = 6  # tiles of 8 rows that a chunk of a matrix product goes through
+OUT_BLOCKS = 4  # blocks of 16 outputs in it
+PANEL = 32  # inputs that a matrix kernel takes at a time
+
+
+class EncoderArrays(NamedTuple):
+    """Weights in the kernels' layout (`layout.py`); biases and norms (n_layers, …)."""
+
+    patches: F32  # one matrix, (dim, 3 · patch²)
+    qkv: F32  # a matrix a layer: every head of Q, of K, of V, each padded to whole blocks
+    out: F32
+    fc1: F32
+    fc2: F32
+    qkv_bias: Array
+    out_bias: Array
+    fc1_bias: Array
+    fc2_bias: Array
+    norm1: Array  # (n_layers, 2, dim): weight and bias
+    norm2: Array
+    pre_norm: Array  # (0 or 1, 2, dim)
+    final_norm: Array  # (0 or 1, 2, dim)
+    n_heads: int
+    head_dim: int
+    n_class: int  # rows before the patches
+    eps: float
+    activation: int
+
+
+class Job(NamedTuple):
+    """What to compute: an image, and how far to go with it."""
+
+    counts: Array  # (3,) int64: rows, layers to run, whether to norm at the end
+    keep: Array  # (n_layers + 1,) int64: where in `streams` to copy what is behind a layer, or -1
+    start: Array  # (T, dim): positions, biases and class token, which every image begins with
+    squares: F32Rows  # the patches' pixels
+    streams: Array  # (kept, T, dim)
+
+
+class Scratch(NamedTuple):
+    """What all threads write on the way; zeros where padding is read."""
+
+    x: Array  # (T, dim), the residual stream
+    normed: F32Rows
+    q: F32Rows  # tiles of head 0, then of head 1, …
+    keys: F32  # a matrix a head: (T, head_dim)
+    values: F32  # a matrix a head: (head_dim, T)
+    mixed: F32Rows
+    hidden: F32Rows
+    weights: F32Rows  # a tile a thread: attention weights
+    row: Array  # (threads, widest row)
+    out: Array  # (threads, 8, widest product)
+
+
+@kernel
+def run(
+    thread: int, last: int, control: Array, w: EncoderArrays, todo: Job, s: Scratch
+) -> int:  # fmt: skip
+    """One thread's part of the work, as `threads.Work` has it: all regions of a job, in order."""
+    row, out = s.row[thread], s.out[thread]
+    n_heads, head_dim, dim = w.n_heads, w.head_dim, s.x.shape[1]
+    hidden_dim = w.fc1_bias.shape[1]
+    head_blocks = s.values.values.shape[1]
+
+    job = last
+    while True:
+        if thread > 0:
+            job = next_job(control, last)
+            if job == 0:
+                return last
+        n_rows, n_layers, final = todo.counts
+        if thread == 0:
+            atomic_add(control, JOB * WORD, 1)  # even: the others may join
+        elif atomic_load(control, JOB * WORD) != job:
+            continue  # the counts may be the next job's already
+        last = job
+        n_tiles = (n_rows + TILE - 1) // TILE
+        n_bands = (n_tiles + TILES - 1) // TILES
+        region = 0
+
+        for tile in chunks(control, region, n_tiles, job):
+            for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
+                for k in range(dim):
+                    s.x[r, k] = todo.start[r, k]
+        region += 1
+        n_patches = n_rows - w.n_class
+        n_units, n_patch_bands = _units(w.patches, n_patches)
+        for chunk in chunks(control, region, n_units * n_patch_bands, job):
+            add_product(w.patches, 0, todo.squares, chunk % n_units, chunk // n_units, out,
+                        s.x, w.n_class, n_patches)  # fmt: skip
+        region += 1
+        for tile in chunks(control, region, n_tiles, job):
+            for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
+                if w.pre_norm.shape[0] > 0:
+                    norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r])
+                keep_row(todo, 0, s.x, r)
+        region += 1
+
+        for layer in range(n_layers):
+            for tile in chunks(control, region, n_tiles, job):
+                norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, s.normed)
+            region += 1
+
+            n_units = 3 * n_heads
+            for chunk in chunks(control, region, n_units * n_bands, job):
+                unit, band = chunk % n_units, chunk // n_units
+                for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
+                    n = min(TILE, n_rows - tile * TILE)
+                    matmul(w.qkv, layer, unit * head_blocks, head_blocks, s.normed, tile, n, out,
+                           0, 0)  # fmt: skip
+                    for lane in range(n):
+                        for k in range(head_dim):
+                            out[lane, k] += w.qkv_bias[layer, unit * head_blocks * BLOCK + k]
+                    place(unit // n_heads, unit % n_heads, tile, n, head_dim, out, s)
+            region += 1
+
+            all_tiles = s.q.values.shape[0] // n_heads
+            key_blocks = (n_rows + BLOCK - 1) // BLOCK
+            for chunk in chunks(control, region, n_heads * n_tiles, job):
+                head, tile = chunk // n_tiles, chunk % n_tiles
+                n = min(TILE, n_rows - tile * TILE)
+                matmul(s.keys, head, 0, key_blocks, s.q, head * all_tiles + tile, n, out, 0, 0)
+                for lane in range(n):
+                    softmax_row(out[lane], n_rows)
+                    put(s.weights, thread, lane, 0, out[lane], 0, n_rows)
+                matmul(s.values, head, 0, head_blocks, s.weights, thread, n, out, 0, 0)
+                for lane in range(n):
+                    put(s.mixed, tile, lane, head * head_dim, out[lane], 0, head_dim)
+            region += 1
+
+            n_units = (w.out.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
+            for chunk in chunks(control, region, n_units * n_bands, job):
+                add_product_and_bias(w.out, w.out_bias, layer, s.mixed, chunk % n_units,
+                                     chunk // n_units, out, s.x, n_rows)  # fmt: skip
+            region += 1
+
+            for tile in chunks(control, region, n_tiles, job):
+                norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, s.normed)
+            region += 1
+
+            n_blocks = w.fc1.values.shape[1]
+            n_units = (n_blocks + OUT_BLOCKS - 1) // OUT_BLOCKS
+            for chunk in chunks(control, region, n_units * n_bands, job):
+                unit, band = chunk % n_units, chunk // n_units
+                first = unit * OUT_BLOCKS
+                count = min(OUT_BLOCKS, n_blocks - first)
+                begin = first * BLOCK
+                size = min(count * BLOCK, hidden_dim - begin)
+                for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
+                    n = min(TILE, n_rows - tile * TILE)
+                    matmul(w.fc1, layer, first, count, s.normed, tile, n, out, 0, 0)
+                    for lane in range(n):
+                        bend(out[lane], w.fc1_bias[layer, begin : begin + size], w.activation)
+                        put(s.hidden, tile, lane, begin, out[lane], 0, size)
+            region += 1
+
+            n_units = (w.fc2.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
+            for chunk in chunks(control, region, n_units * n_bands, job):
+                add_product_and_bias(w.fc2, w.fc2_bias, layer, s.hidden, chunk % n_units,
+                                     chunk // n_units, out, s.x, n_rows)  # fmt: skip
+            region += 1
+
+            if todo.keep[layer + 1] >= 0:
+                for tile in chunks(control, region, n_tiles, job):
+                    for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
+                        keep_row(todo, layer + 1, s.x, r)
+                region += 1
+
+        if final > 0:
+            for tile in chunks(control, region, n_tiles, job):
+                for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
+                    norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r])
+
+        if thread == 0:
+            atomic_add(control, JOB * WORD, 1)  # odd: it is over
+            return job
+
+
+@uncached
+def _units(w: F32, n_rows: int) -> tuple[int, int]:
+    n_tiles = (n_rows + TILE - 1) // TILE
+    return (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS, (n_tiles + TILES - 1) // TILES
+
+
+@kernel
+def norm_tile(
+    x: Array, norm: Array, eps: float, n_rows: int, tile: int, row: Array, normed: F32Rows
+) -> None:
+    """Layer-norm the rows of a tile and lay them out as activations."""
+    for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
+        norm_row(x[r], norm, eps, row)
+        put(normed, tile, r % TILE, 0, row, 0, x.shape[1])
+
+
+@kernel
+def keep_row(todo: Job, layer: int, x: Array, r: int) -> None:
+    """Copy a row of the residual stream, where what is behind this layer was asked for."""
+    slot = todo.keep[layer]
+    if slot >= 0:
+        for k in range(x.shape[1]):
+            todo.streams[slot, r, k] = x[r, k]
+
+
+@kernel
+def place(part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s: Scratch) -> None:
+    """Put a tile of one head's queries (part 0), keys (1) or values (2) where attention reads."""
+    all_tiles = s.q.values.shape[0] // s.keys.values.shape[0]
+    for lane in range(n):
+        at = tile * TILE + lane
+        if part == 0:
+            put(s.q, head * all_tiles + tile, lane, 0, out[lane], 0, head_dim)
+        elif part == 1:
+            for k in range(head_dim):
+                s.keys.values[head, at // BLOCK, k, at % BLOCK] = out[lane, k]
+        else:
+            for k in range(head_dim):
+                s.values.values[head, k // BLOCK, at, k % BLOCK] = out[lane, k]
+
+
+@kernel
+def bend(x: Array, bias: Array, activation: int) -> None:
+    """x[: len(bias)] := activation(x + bias)."""
+    if activation == GELU:
+        for k in range(bias.shape[0]):
+            x[k] = activate(x[k] + bias[k], GELU)
+    elif activation == GELU_TANH:
+        for k in range(bias.shape[0]):
+            x[k] = activate(x[k] + bias[k], GELU_TANH)
+    else:
+        for k in range(bias.shape[0]):
+            x[k] = activate(x[k] + bias[k], QUICK_GELU)
+
+
+@kernel
+def add_product(
+    w: F32, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
+    first_row: int, n_rows: int,
+) -> None:  # fmt: skip
+    """x[first_row + i] += w · rows[i], for one chunk of outputs and rows."""
+    n_tiles = (n_rows + TILE - 1) // TILE
+    first = unit * OUT_BLOCKS
+    count = min(OUT_BLOCKS, w.values.shape[1] - first)
+    begin = first * BLOCK
+    size = min(count * BLOCK, x.shape[1] - begin)
+    for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
+        n = min(TILE, n_rows - tile * TILE)
+        matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
+        for lane in range(n):
+            for k in range(size):
+                x[first_row + tile * TILE + lane, begin + k] += out[lane, k]
+
+
+@kernel
+def add_product_and_bias(
+    w: F32, bias: Array, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
+    n_rows: int,
+) -> None:  # fmt: skip
+    """x += w · rows + bias, for one chunk of outputs and rows."""
+    begin = unit * OUT_BLOCKS * BLOCK
+    end = min(begin + OUT_BLOCKS * BLOCK, x.shape[1])
+    for r in range(band * TILES * TILE, min(n_rows, (band + 1) * TILES * TILE)):
+        for k in range(begin, end):
+            x[r, k] += bias[layer, k]
+    add_product(w, layer, rows, unit, band, out, x, 0, n_rows)
+
+
+def padded(n: int, to: int) -> int:
+    """n rounded up to a multiple."""
+    return -(-n // to) * to
+
+
+def as_matrix(weight: Array) -> F32:
+    """(L, out, in) float32 in the kernels' layout: outputs in blocks of 16, inputs padded."""
+    n_layers, n_out, n_in = weight.shape
+    room = np.zeros((n_layers, padded(n_out, BLOCK), padded(n_in, PANEL)), np.float32)
+    room[:, :n_out, :n_in] = weight
+    blocks = room.reshape(n_layers, -1, BLOCK, room.shape[2]).transpose(0, 1, 3, 2)
+    return F32(np.ascontiguousarray(blocks))
+
+
+def empty_matrix(n_layers: int, n_out: int, n_in: int) -> F32:
+    """Zeros in that layout."""
+    shape = (n_layers, padded(n_out, BLOCK) // BLOCK, padded(n_in, PANEL), BLOCK)
+    return F32(np.zeros(shape, np.float32))
+
+
+def empty_rows(n_tiles: int, width: int) -> F32Rows:
+    """Zeros for activations of that width."""
+    return F32Rows(np.zeros((n_tiles, padded(width, PANEL), TILE), np.float32))
