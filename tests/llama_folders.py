@@ -51,15 +51,15 @@ def small_config(**changes: Any) -> dict[str, Any]:
 def random_weights(
     config: ModelConfig, seed: int = 0, dtype: Any = np.float32
 ) -> dict[str, NDArray[Any]]:
-    """Normal weights, scaled so that activations stay of order one; norms near one."""
+    """Normal weights, scaled so that activations and logits are of order one."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in expected_shapes(config).items():
         values = rng.normal(size=shape)
         if len(shape) == 1:
             values = 1 + 0.2 * values
-        elif "embed_tokens" not in name:
-            values *= 1.5 / np.sqrt(shape[1])
+        else:
+            values *= 0.3 if "embed_tokens" in name else 1.5 / np.sqrt(shape[1])
         weights[name] = values.astype(np.float32).astype(dtype)
     return weights
 

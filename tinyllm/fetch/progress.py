@@ -7,9 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
-
 Report = Callable[[int, int], None]  # (done, total), in any unit
 SECONDS_BETWEEN_LINES = 3.0
 
@@ -17,6 +14,10 @@ SECONDS_BETWEEN_LINES = 3.0
 @contextlib.contextmanager
 def progress(label: str, *, in_bytes: bool = False) -> Iterator[Report]:
     """Yield a function to call with (done, total) as work goes on. Writes to stderr."""
+    # Imported only when something is fetched: a model that is there runs without.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain(label)

@@ -18,9 +18,27 @@ from tinyllm.config import ModelConfig
 Array = NDArray[np.floating[Any]]
 
 
+LONG_SUM = 1024  # terms; a float32 sum of more is taken in blocks
+SUM_BLOCK = 64
+
+
 def linear(x: Array, weight: Array) -> Array:
-    """y = x Wᵀ; x (T, in), weight (out, in) as checkpoints store it → (T, out)."""
-    return x @ weight.T
+    """y = x Wᵀ; x (T, in), weight (out, in) as checkpoints store it → (T, out).
+
+    A matrix product adds up term by term, and once a huge term is in the sum, every further
+    addition rounds at its size. The MLPs' inputs hold such terms ("massive activations", Sun et
+    al. 2024, https://arxiv.org/abs/2402.17762), so long sums are taken in blocks and the blocks
+    added in float64: that halves SmolLM2's distance to an exact run. A single row needs none of
+    it, because BLAS sums it in many lanes at once.
+    """
+    n_in = weight.shape[1]
+    if n_in <= LONG_SUM or len(x) == 1 or x.dtype != np.float32:
+        return x @ weight.T
+    y = np.zeros((len(x), len(weight)), np.float64)
+    for block in range(0, n_in, SUM_BLOCK):
+        here = slice(block, block + SUM_BLOCK)
+        y += x[:, here] @ weight[:, here].T
+    return y.astype(np.float32)
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
