@@ -1,4 +1,4 @@
-"""The command line: `tinyllm chat | step | pull | bench | inspect`, one function a command."""
+"""The command line, one function a command: `tinyllm chat | step | pull | bench | inspect` …"""
 
 from __future__ import annotations
 
@@ -170,16 +170,9 @@ def bench(
     from tinyllm.fetch import resolve
 
     _check_dtype(dtype)
-    program = None
-    if peer is not None:
-        kind, _, path = peer.partition("=")
-        program = Path(path)
-        if kind != "llama-bench" or not program.is_file():
-            raise typer.BadParameter(
-                "must be llama-bench=PATH of that program", param_hint="--peer"
-            )
-        if not peer_model:
-            raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
+    program = _peer(peer, "llama-bench")
+    if program is not None and not peer_model:
+        raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
     options = benchmark.BenchOptions(
         dtype, threads, prefill, decode, batch, context, rounds, busy, program, peer_model or []
     )
@@ -197,6 +190,48 @@ def _load(model: str, dtype: str) -> LM:
 
     _check_dtype(dtype)
     return load(model, dtype=dtype)  # type: ignore[arg-type]
+
+
+@app.command()
+def quality(
+    model: Model = "smollm2-135m-instruct",
+    tokens: Annotated[int, typer.Option(min=255, help="Tokens to score")] = 20_000,
+    threads: Annotated[int, typer.Option(min=1, help="Of the kernels")] = 2,
+    peer: Annotated[str | None, typer.Option(help="llama-perplexity=PATH")] = None,
+    peer_base: Annotated[Path | None, typer.Option(help="Its float32 GGUF")] = None,
+    peer_model: Annotated[list[Path] | None, typer.Option(help="GGUF for it; repeatable")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on standard output")] = False,
+) -> None:
+    """Measure what each weight format costs in quality, against float32, on real text."""
+    import json
+
+    from rich.console import Console
+
+    from tinyllm import quality as table
+    from tinyllm.fetch import resolve
+
+    program = _peer(peer, "llama-perplexity")
+    if program is not None and peer_base is None:
+        raise typer.BadParameter("--peer needs a float32 GGUF file", param_hint="--peer-base")
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        result = table.run(
+            resolve(model), tokens, threads, status.update, program, peer_base, peer_model or []
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        table.print_result(result, Console())
+
+
+def _peer(option: str | None, kind: str) -> Path | None:
+    """The program that --peer names, as KIND=PATH."""
+    if option is None:
+        return None
+    name, _, path = option.partition("=")
+    if name != kind or not Path(path).is_file():
+        raise typer.BadParameter(f"must be {kind}=PATH of that program", param_hint="--peer")
+    return Path(path)
 
 
 def _check_dtype(dtype: str) -> None:
