@@ -113,3 +113,18 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
     assert json.loads(prepared(opened))["additionalProperties"] is True
     both = {"allOf": [{"type": "object", "properties": {"a": {}}}]}
     assert "additionalProperties" not in prepared(both)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "password"},
+        {"type": "array", "uniqueItems": False, "items": {"type": "null"}},
+        {"type": "object", "properties": {"format": {"type": "string", "format": "int64"}}},
+        {"type": "object", "properties": {"a": True, "b": False}},
+        {"type": "object", "properties": {"a": {}}, "required": ["a", "other"]},
+    ],
+    ids=repr,
+)
+def test_what_says_nothing_is_no_obstacle(grammars: Grammars, schema: dict[str, Any]) -> None:
+    grammars.compile(json_grammar(schema))

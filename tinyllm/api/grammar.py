@@ -148,7 +148,11 @@ def _first_line(message: str) -> str:
     for line in lines:
         if line.startswith("error:"):
             return line.removeprefix("error:").strip()
-    return lines[0][:300] if lines else "it can't be compiled"
+    first = lines[0] if lines else "it can't be compiled"
+    first = first.rpartition("failed to compile JSON schema: ")[2]
+    if first.startswith("oneOf"):
+        return "oneOf is followed only where its options can't hold at once; anyOf always is"
+    return first[:300]
 
 
 # -- schemas ---------------------------------------------------------------------------------
@@ -172,38 +176,55 @@ def prepared(schema: Mapping[str, Any]) -> str:
     if len(text) > MAX_SCHEMA_BYTES:
         raise UnsupportedSchema(f"it has {len(text)} bytes, more than {MAX_SCHEMA_BYTES}")
     own: dict[str, Any] = json.loads(text)
+    combined = any(f'"{keyword}"' in text for keyword in _COMBINING)
+    _tidy(own, close=not combined)
     own["x-guidance"] = _JSON_STYLE
-    if not any(f'"{keyword}"' in text for keyword in _COMBINING):
-        _close(own)
-        properties = own.get("properties")
-        if isinstance(properties, dict) and "required" not in own:
-            own["required"] = [k for k, v in properties.items() if '"$ref"' not in json.dumps(v)]
+    properties = own.get("properties")
+    if isinstance(properties, dict) and "required" not in own and not combined:
+        own["required"] = [
+            name
+            for name, schema in properties.items()
+            if schema is not False and '"$ref"' not in json.dumps(schema)
+        ]
     return json.dumps(own)
 
 
 # Keywords that lay several schemas over one value: closing one would shut out the others.
 _COMBINING = ("allOf", "$dynamicRef", "unevaluatedProperties", "patternProperties")
+# Keywords under which there are more schemas: one or several in a list, and several by name.
+_INNER = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties", "not",
+          "additionalItems", "contains", "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
+_NAMED = ("properties", "$defs", "definitions", "patternProperties")
+# The formats that can be held to; any other is a note to the reader, as JSON Schema has it.
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
 
 
-def _close(node: Any) -> None:
-    """Add `additionalProperties: false` to every object schema that is silent about it."""
+def _tidy(node: Any, close: bool) -> None:
+    """Drop what says nothing, and (with `close`) shut objects that are silent about more keys."""
     if isinstance(node, list):
         for item in node:
-            _close(item)
+            _tidy(item, close)
         return
     if not isinstance(node, dict):
         return
-    properties = node.get("properties")
-    alone = not ({"anyOf", "oneOf", "$ref"} & node.keys())
-    if isinstance(properties, dict) and properties and alone:
-        node.setdefault("additionalProperties", False)
-    for keyword in ("items", "prefixItems", "anyOf", "oneOf", "additionalProperties"):
+    if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+        del node["format"]
+    if node.get("uniqueItems") is False:
+        del node["uniqueItems"]
+    properties, required = node.get("properties"), node.get("required", [])
+    if close and isinstance(properties, dict) and properties and isinstance(required, list):
+        alone = not ({"anyOf", "oneOf", "$ref"} & node.keys())
+        if alone and all(isinstance(name, str) and name in properties for name in required):
+            node.setdefault("additionalProperties", False)
+    for keyword in _INNER:
         if keyword in node:
-            _close(node[keyword])
-    for keyword in ("properties", "$defs", "definitions"):
+            _tidy(node[keyword], close)
+    for keyword in _NAMED:
         if isinstance(node.get(keyword), dict):
             for item in node[keyword].values():
-                _close(item)
+                _tidy(item, close)
 
 
 def depth_of(value: Any) -> int:
