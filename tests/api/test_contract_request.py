@@ -353,6 +353,16 @@ def test_unknown_fields_are_accepted_and_named(scripted: Live, prefix: str) -> N
     assert response.headers["X-Ignored-Params"] == "colour, messages[0].content[0].cache"
 
 
+@pytest.mark.parametrize("name", ["", " ", "a\r\nb: c", "é", "\x00", "x" * 5000])
+def test_unknown_fields_are_named_in_a_proper_header(
+    scripted: Live, prefix: str, name: str
+) -> None:
+    response = scripted.chat(prefix, {name: 1, "n": 1})
+    assert response.status_code == 200
+    assert response.headers["X-Ignored-Params"].isprintable()
+    assert "b" not in response.headers
+
+
 def test_session_id_is_checked_and_echoed(scripted: Live, prefix: str) -> None:
     response = scripted.chat(prefix, {}, headers={"X-Session-ID": "a.B_c:9-"})
     assert response.headers["X-Session-ID"] == "a.B_c:9-"

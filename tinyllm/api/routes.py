@@ -394,7 +394,7 @@ def _headers(plan: Plan, session: str | None, ignored: list[str]) -> dict[str, s
     if session is not None:
         headers["X-Session-ID"] = session
     if ignored:
-        names = ", ".join(dict.fromkeys(quote(name, safe="[]._-") for name in ignored))
+        names = ", ".join(dict.fromkeys(quote(name, safe="[]._-") or '""' for name in ignored))
         headers["X-Ignored-Params"] = (
             names if len(names) <= MAX_HEADER else names[:MAX_HEADER] + "..."
         )
