@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tinyllm.api.serve import serve
 from tinyllm.api.settings import parse
 
 if __name__ == "__main__":
-    sys.exit(serve(parse()))
+    settings = parse()  # first, so that --help and mistakes needn't wait for numpy and numba
+
+    from tinyllm.api.serve import serve
+
+    sys.exit(serve(settings))
