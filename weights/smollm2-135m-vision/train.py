@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,9 +68,9 @@ class Run:
         for step in range(first, options.steps):
             rng = np.random.default_rng([options.seed, step])
             torch.manual_seed(options.seed * 1_000_003 + step)  # dropout
-            share = min(1.0, (step + 1) / 200) * 0.5 * (1 + np.cos(np.pi * step / options.steps))
+            cosine = 0.5 * (1 + math.cos(math.pi * step / options.steps))
             for group in self.optimiser.param_groups:
-                group["lr"] = options.lr * share
+                group["lr"] = options.lr * min(1.0, (step + 1) / 200) * cosine
             loss = loss_at(rng.choice(options.scenes, options.batch), rng)
             self.optimiser.zero_grad()
             loss.backward()
