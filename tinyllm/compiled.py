@@ -8,15 +8,12 @@ or in any batch, and with a prompt cut into any chunks.
 from __future__ import annotations
 
 import hashlib
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +21,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
 from tinyllm.kernels import forward as fwd
 from tinyllm.kernels import layout, reference
-from tinyllm.kernels.build import JIT, USE_SIMD, cache_folder, sources_hash
+from tinyllm.kernels.build import JIT, USE_SIMD, compile_for, sources_hash
 from tinyllm.kernels.jit import CHUNK, PAGE
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
@@ -97,7 +94,7 @@ class CompiledModel:
         args = (self.arrays, self.pool.arrays, self._batch, self.scratch, own)
         layout.check_arrays(args, "kernel arguments")
         control = self._team.control
-        compile_kernels(f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
+        compile_for(fwd.run, f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
 
         def work(thread: int, job: int) -> int:
             return fwd.run(thread, job, control, *args)
@@ -328,23 +325,3 @@ def make_own(config: ModelConfig, kv_dtype: str, threads: int) -> fwd.Own:
         all_total=zeros(queries),
         all_value=zeros(queries, head_dim),
     )
-
-
-def compile_kernels(name: str, args: tuple[Any, ...]) -> None:
-    """Compile (or load from disk) the forward pass for arguments of these types."""
-    if not JIT:
-        return
-    ready = cache_folder() / f"{name}.ready"
-    start = time.monotonic()
-    if not ready.exists():
-        print(
-            f"tinyllm: compiling the {name} kernels for this processor; it takes about half a "
-            f"minute, once (they are kept in {cache_folder()})",
-            file=sys.stderr,
-            flush=True,
-        )
-    typeof: Any = numba.typeof
-    fwd.run.compile(tuple(typeof(arg) for arg in args))  # type: ignore[attr-defined]
-    if not ready.exists():
-        print(f"tinyllm: compiled in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        ready.touch()

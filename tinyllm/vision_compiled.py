@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels import encode as kernels
 from tinyllm.kernels import reference_vit as vit
-from tinyllm.kernels.build import JIT
-from tinyllm.kernels.layout import BLOCK, TILE, F32Rows
+from tinyllm.kernels.build import JIT, compile_for
+from tinyllm.kernels.layout import BLOCK, TILE, F32Rows, check_arrays
 from tinyllm.kernels.threads import Team
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU
 from tinyllm.vision import VisionModel, grid_of, positions_for, wanted_layers
@@ -43,13 +44,14 @@ class CompiledVisionModel:
     def __init__(
         self, config: VisionConfig, weights: Mapping[str, Array], threads: int | None = None
     ) -> None:
-        self.config = config
+        self.config = cfg = config
         self.threads = (threads or os.cpu_count() or 1) if JIT else 1
         self._weights = weights
         self._names = NAMES[config.kind]
         self._arrays = self._lay_out()
         self._lanes: OrderedDict[tuple[int, int], _Lane] = OrderedDict()
         self._lock = threading.Lock()
+        self._lane((cfg.native_grid, cfg.native_grid))  # compiles, so that no request has to wait
 
     @classmethod
     def from_folder(cls, folder: Path, threads: int | None = None) -> CompiledVisionModel:
@@ -189,7 +191,10 @@ class _Lane:
         def work(thread: int, last: int) -> int:
             return kernels.run(thread, last, control, arrays, job, scratch)
 
+        check_arrays((arrays, job, scratch), "kernel arguments")
+        compile_for(kernels.run, "image-encoder", (0, 0, control, arrays, job, scratch))
         self.team.start(work)
+        weakref.finalize(self, self.team.close)
 
     def encode(self, squares: Array, n_layers: int, final: bool, kept: Sequence[int]) -> Array:
         """Run one image; returns a copy of the last residual stream, and fills `streams`."""

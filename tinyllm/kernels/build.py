@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -156,3 +158,26 @@ def _kept(compiled: Any) -> Any:
         make: Any = _KernelCache
         compiled._cache = make(compiled.py_func)
     return compiled
+
+
+def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
+    """Compile a kernel (or load it from disk) for arguments of these types; says so if it takes.
+
+    `name` tells such a set of types apart from others, in the message and in the cache's folder.
+    """
+    if not JIT:
+        return
+    ready = cache_folder() / f"{name}.ready"
+    start = time.monotonic()
+    if not ready.exists():
+        print(
+            f"tinyllm: compiling the {name} kernels for this processor; it takes about half a "
+            f"minute, once (they are kept in {cache_folder()})",
+            file=sys.stderr,
+            flush=True,
+        )
+    typeof: Any = numba.typeof
+    function.compile(tuple(typeof(arg) for arg in args))
+    if not ready.exists():
+        print(f"tinyllm: compiled in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        ready.touch()
