@@ -30,6 +30,8 @@ BLUE, ORANGE = (47, 111, 183), (214, 92, 40)
 SERIES = (BLUE, ORANGE, (76, 140, 92), (140, 92, 160), (168, 132, 40), (90, 90, 90),
           (200, 80, 120), (60, 150, 160))  # fmt: skip
 MAX_TOKENS = 64  # positions on an axis
+LIKE = str.maketrans({"␣": "_", "→": ">", "−": "-", "–": "-", "—": "-", "“": '"', "”": '"',
+                      "‘": "'", "’": "'"})  # fmt: skip
 
 
 class Picture:
@@ -282,7 +284,8 @@ def _y_axis(
 
 def printable(text: str) -> str:
     """Text in letters that Pillow's own font has; others as their code point."""
-    return "".join(c if c in _drawn() else f"[{ord(c):X}]" for c in text.replace("␣", "_"))
+    text = text.translate(LIKE)
+    return "".join(c if c in _drawn() else f"[{ord(c):X}]" for c in text)
 
 
 @lru_cache(maxsize=1)
