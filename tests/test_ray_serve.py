@@ -23,7 +23,7 @@ def port(weights_folder: Path) -> Iterator[int]:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from examples.ray_serve import deployment
+    from tinyllm.api.ray_serve import deployment
     from tinyllm.api.settings import parse
 
     port = free_port()

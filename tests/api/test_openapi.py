@@ -51,7 +51,7 @@ def test_authentication_is_described_when_there_are_keys() -> None:
 
 @pytest.mark.parametrize("examples", [12])
 def test_fuzzer_finds_nothing_outside_the_document(scripted: Live, examples: int) -> None:
-    """A short run; `scripts/fuzz_api.py` is the long one."""
+    """A short run; `tests/scripts/fuzz_api.py` is the long one."""
     schema = schemathesis.openapi.from_url(f"{scripted.url}/openapi.json")
     for result in schema.get_all_operations():
         operation = result.ok()

@@ -1,7 +1,7 @@
 """Several replicas behind one address, on Ray Serve.
 
     pip install "tinyllm[ray]"
-    python -m examples.ray_serve --replicas 4 --port 8000 -- --dtype q8 --threads 2
+    python -m tinyllm.api.ray_serve --replicas 4 --port 8000 -- --dtype q8 --threads 2
 
 What follows `--` are the flags of `python server.py`. The app is a plain ASGI factory without
 hidden globals, so a replica is one call of it. Requests that carry the same X-Session-ID go to
@@ -48,7 +48,7 @@ def deployment(settings: Settings, replicas: int) -> serve.Application:
 def main() -> None:
     """Start Ray on this machine (or join the cluster that RAY_ADDRESS names) and serve."""
     own, _, flags = " ".join(sys.argv[1:]).partition("-- ")
-    parser = argparse.ArgumentParser(prog="python -m examples.ray_serve", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tinyllm.api.ray_serve", description=__doc__)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args(own.split())

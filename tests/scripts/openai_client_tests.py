@@ -5,7 +5,7 @@ very version that is installed here; nothing of it is kept. Needs pytest-asyncio
 aiohttp extra. Stored completions and the deletion of models are not offered, so their tests stay
 out.
 
-    python scripts/openai_client_tests.py [URL …]
+    python tests/scripts/openai_client_tests.py [URL …]
 
 Without a URL a server is started, and both base URLs are tried.
 """
@@ -22,7 +22,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ("tests/api_resources/chat/test_completions.py", "tests/api_resources/test_models.py")
 CHOSEN = "create or (TestModels or TestAsyncModels) and (retrieve or list)"
 # The page's `created` is a float, which the unvalidated half of the client's own checks refuses.

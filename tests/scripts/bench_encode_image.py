@@ -1,6 +1,6 @@
 """How fast images are encoded, beside torch: interleaved pairs in one run, medians.
 
-    python -m benchmarks.encode_image [--size 224] [--pairs 15] [--threads 2]
+    python -m tests.scripts.bench_encode_image [--size 224] [--pairs 15] [--threads 2]
 
 Needs torch and transformers beside tinyllm. Prints milliseconds an image for the compiled path
 and torch in float32, the median ratio of the pairs, and the largest gap of the last

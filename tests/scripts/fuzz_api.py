@@ -1,6 +1,6 @@
 """Fuzz a running server, or one started here, by its own OpenAPI document.
 
-    python scripts/fuzz_api.py [--seed N] [--examples N] [URL]
+    python tests/scripts/fuzz_api.py [--seed N] [--examples N] [URL]
 
 Nothing may answer 5xx, nothing may answer what the document doesn't say, and nothing that breaks
 a schema may be accepted. Needs schemathesis.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_headers_conformance,response_schema_conformance,negative_data_rejection,"

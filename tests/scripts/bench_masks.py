@@ -1,6 +1,6 @@
 """What a grammar costs beside a decode step, at the median.
 
-    python scripts/bench_masks.py
+    python tests/scripts/bench_masks.py
 
 Decodes JSON under several schemas with the default model, and times each step's mask (`allowed`,
 `forced`, `accept`) and forward by themselves.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tinyllm
 from tinyllm.api.grammar import Grammars, json_grammar
