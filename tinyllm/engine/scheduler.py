@@ -132,21 +132,22 @@ class Scheduler:
 
 
 class Pace:
-    """How many prompt tokens a step may carry, so that a mixed step lasts about two usual ones.
+    """How many prompt tokens a step may carry, so that it stays near two usual ones.
 
-    A usual step is one that only decodes, with as many rows. The chunk grows and shrinks with
-    the measured times; nothing but speed depends on it, since the model gives the same bits
-    whatever the chunks (and the tests compare them).
+    A usual step is one that only decodes, with as many rows. What a prompt token adds to it is
+    learnt from the steps that are run: quickly when it turns out dearer (far into a prompt
+    attention has more to look at), slowly when it turns out cheaper. Nothing but speed depends on
+    the chunks, since the model gives the same bits whatever they are (and the tests compare them).
     """
 
-    STRETCH = 2.0  # what a mixed step may take, in usual steps; three are promised
-    LEAST = 8  # tokens; below that a chunk costs as much as a step of its own
+    STRETCH = 2.2  # what a mixed step may take, in usual steps; three are promised
+    FIRST = 2  # tokens, as long as their cost isn't known
     REFRESH = 32  # mixed steps, after which one goes without prefill to measure again
 
     def __init__(self, max_chunk: int) -> None:
         self.max_chunk = max_chunk
-        self._chunk = float(min(16, max_chunk))
         self._usual: dict[int, float] = {}  # rows → seconds of a step that only decodes
+        self._cost: float | None = None  # seconds that a prompt token adds
         self._mixed_steps = 0
 
     def prefill_tokens(self, n_decoding: int) -> int:
@@ -156,19 +157,21 @@ class Pace:
             return room
         if n_decoding not in self._usual or self._mixed_steps >= self.REFRESH:
             return 0
-        return min(int(self._chunk), room)
+        if self._cost is None:
+            return min(self.FIRST, room)
+        spare = (self.STRETCH - 1) * self._usual[n_decoding]
+        return min(max(int(spare / self._cost), 1), room) if self._cost else room
 
     def observe(self, n_decoding: int, n_prefill: int, seconds: float) -> None:
         """Learn from a step that was run."""
         if not n_decoding:
             return
+        usual = self._usual.get(n_decoding, seconds)
         if not n_prefill:
-            before = self._usual.get(n_decoding, seconds)
-            self._usual[n_decoding] = before + 0.2 * (seconds - before)
+            self._usual[n_decoding] = usual + 0.2 * (seconds - usual)
             self._mixed_steps = 0
             return
         self._mixed_steps += 1
-        goal = self.STRETCH * self._usual.get(n_decoding, seconds)
-        if seconds > goal or n_prefill >= int(self._chunk):  # a short last chunk proves nothing
-            change = min(max(goal / seconds, 0.5), 1.2)
-            self._chunk = min(max(self._chunk * change, self.LEAST), self.max_chunk)
+        cost = max(seconds - usual, 0.0) / n_prefill
+        before = cost if self._cost is None else self._cost
+        self._cost = before + (0.5 if cost > before else 0.1) * (cost - before)
