@@ -366,6 +366,8 @@ def test_unknown_fields_are_named_in_a_proper_header(
 def test_session_id_is_checked_and_echoed(scripted: Live, prefix: str) -> None:
     response = scripted.chat(prefix, {}, headers={"X-Session-ID": "a.B_c:9-"})
     assert response.headers["X-Session-ID"] == "a.B_c:9-"
+    refused = scripted.chat(prefix, {"n": -1}, headers={"X-Session-ID": "kept"})
+    assert refused.headers["X-Session-ID"] == "kept"
     for bad in ("a b", "a" * 129, "a/b", ""):
         refused = scripted.chat(prefix, {}, headers={"X-Session-ID": bad})
         assert_refused(refused, prefix, "X-Session-ID")

@@ -24,6 +24,7 @@ from tinyllm.api.images import ImageSource
 from tinyllm.api.mailbox import ClientGone
 from tinyllm.api.routes import Api
 from tinyllm.api.service import ServedModel, Service
+from tinyllm.api.sessions import SESSION_ID
 from tinyllm.api.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Frame:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        session = headers.get("x-session-id", "")
         started, wall = time.monotonic(), time.time()
         status: int | None = None
         entry: dict[str, Any] = {"key": ""}
@@ -96,7 +98,10 @@ class Frame:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if SESSION_ID.fullmatch(session):
+                    answer["X-Session-ID"] = session
             await send(message)
 
         metrics = self._service.metrics

@@ -109,6 +109,7 @@ async def _log_likelihood(
         params=SamplingParams(temperature=0),
         max_tokens=1,
         key=key,
+        deadline=caller.deadline,
         score_from=len(before),
     )
     return sum(await score(model.engine, request, bell, caller))

@@ -47,9 +47,13 @@ log = logging.getLogger(__name__)
 
 
 class Caller:
-    """The client at the other end: gives up all that runs for it once it is gone."""
+    """The client at the other end: gives up all that runs for it once it is gone.
 
-    def __init__(self, receive: Receive) -> None:
+    `deadline` is when its answer must be there, in time.monotonic() seconds.
+    """
+
+    def __init__(self, receive: Receive, deadline: float | None = None) -> None:
+        self.deadline = deadline
         self._open: list[tuple[Handle, Mailbox]] = []
         self._watch = asyncio.create_task(self._wait(receive))
         self.gone = False

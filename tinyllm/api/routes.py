@@ -108,7 +108,8 @@ class Api:
         request_id = dialect.id_prefix + uuid.uuid4().hex[:24]
         entry: dict[str, Any] = request.scope["tinyllm.log"]
         entry.update(completion=request_id, session=session, model=model.id)
-        caller = Caller(request.receive)
+        limit = settings.request_timeout
+        caller = Caller(request.receive, arrived + limit if limit else None)
         try:
             plan = await self._plan(chat, dialect_of(request.url.path) or S, model, key, caller)
             generation = Generation(
@@ -116,7 +117,7 @@ class Api:
                 request_id,
                 key=key,
                 session=session,
-                deadline=arrived + settings.request_timeout if settings.request_timeout else None,
+                deadline=caller.deadline,
                 keep=settings.keep_requests > 0,
             )
             generation.submit(service.bell, caller)
@@ -124,7 +125,7 @@ class Api:
             if settings.log_content:
                 entry["request"] = body
             await generation.begun(settings.ping_interval)
-            headers = _headers(plan, session, ignored)
+            headers = _headers(plan, ignored)
             if chat.stream:
                 return _Streamed(answer, headers)
             return json_response(await answer.whole(), headers=headers)
@@ -389,10 +390,8 @@ def session_id(request: Request) -> str | None:
     return session
 
 
-def _headers(plan: Plan, session: str | None, ignored: list[str]) -> dict[str, str]:
+def _headers(plan: Plan, ignored: list[str]) -> dict[str, str]:
     headers: dict[str, str] = {}
-    if session is not None:
-        headers["X-Session-ID"] = session
     if ignored:
         names = ", ".join(dict.fromkeys(quote(name, safe="[]._-") or '""' for name in ignored))
         headers["X-Ignored-Params"] = (
