@@ -202,7 +202,7 @@ def live(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     service: Service = app.state.service
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300  # kernels may have to be compiled first
     while not server.started or (wait and not service.models and service.failure is None):
         assert time.monotonic() < end and thread.is_alive(), "the server didn't start"
         time.sleep(0.005)
