@@ -32,9 +32,8 @@ def interval(right: int, n: int) -> str:
     p, z = right / n, 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (
-        f"{100 * p:5.1f} %  ({100 * (middle - reach):.1f} … {100 * (middle + reach):.1f}, n = {n})"
-    )
+    low, high = 100 * max(0.0, middle - reach), 100 * (middle + reach)
+    return f"{100 * p:5.1f} %  ({low:.1f} … {high:.1f}, n = {n})"
 
 
 def judge_heads(heads: Heads, have: Features, scenes: list[Scene]) -> dict[str, str]:
