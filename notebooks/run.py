@@ -19,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).resolve().parent
-SECONDS_A_CELL = 180
+SECONDS_A_CELL = 300
 
 
 def notebooks(*numbers: str) -> list[Path]:
