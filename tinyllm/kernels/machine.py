@@ -10,12 +10,13 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import USE_SIMD, lean
+from tinyllm.kernels.build import USE_SIMD
 from tinyllm.kernels.layout import BLOCK, TILE
 from tinyllm.kernels.packed import huge_memory
 
@@ -25,32 +26,28 @@ READ_BYTES = 256 << 20  # well beyond any cache
 
 
 def name() -> str:
-    """The processor's name and the number of its cores that we may use."""
+    """The processor's name."""
     try:
-        lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()  # noqa: PTH123, SIM115
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name")
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return model
 
 
-@lean
-def _read(words: Array, start: int, stop: int) -> int:
-    """Touch every word once."""
-    total = 0
-    for i in range(start, stop):
-        total ^= words[i]
-    return total
-
-
 def read_bandwidth(threads: int, repeats: int = 5) -> float:
     """Bytes a second that `threads` threads read from memory together; the best of `repeats`."""
     words = huge_memory(READ_BYTES).view(np.int64)
-    words[:] = 1
-    step = len(words) // threads
-    _read(words, 0, 8)
+    words[:] = 0
+    step = len(words) // threads // 32 * 32
+    read: Callable[[Array, int, int], object] = lambda w, start, stop: w[start:stop].sum()  # noqa: E731
+    if USE_SIMD:
+        from tinyllm.kernels import peak
+
+        read = peak.read_loop
+        read(words, 0, 32)
     seconds = together(
-        threads, lambda thread: _read(words, thread * step, (thread + 1) * step), repeats
+        threads, lambda thread: read(words, thread * step, (thread + 1) * step), repeats
     )
     return step * threads * 8 / seconds
 

@@ -1,4 +1,4 @@
-"""The two instructions that the matrix kernels live by, with nothing around them."""
+"""What the matrix kernels live by, with nothing around it: two instructions, and reading memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tinyllm.kernels.vectors import (
     load_bytes,
     repeat,
     splat,
+    store_bytes,
     store_each,
     to_float_each,
+    xor,
     zeros,
 )
 
@@ -49,3 +51,15 @@ def fma_loop(rows: Array, rounds: int, out: Array) -> None:
         acc = fma_each(acc, w, rows, 2 * TILE, 1)
         acc = fma_each(acc, w, rows, 3 * TILE, 1)
     store_each(add_each(acc, acc), out, 0, BLOCK)
+
+
+@lean
+def read_loop(words: Array, start: int, stop: int) -> None:
+    """Read words[start : stop], int64, a multiple of 32 of them; the first 8 are overwritten."""
+    a = b = c = d = splat(np.int32(0))
+    for i in range(start, stop, 32):
+        a = xor(a, load_bytes(words, i))
+        b = xor(b, load_bytes(words, i + 8))
+        c = xor(c, load_bytes(words, i + 16))
+        d = xor(d, load_bytes(words, i + 24))
+    store_bytes(words, start, xor(xor(a, b), xor(c, d)))  # or the loop would be optimised away

@@ -194,6 +194,20 @@ def load_bytes(typing_context, array, offset):  # type: ignore[no-untyped-def]
 
 
 @operation
+def store_bytes(typing_context, array, offset, value):  # type: ignore[no-untyped-def]
+    """The reverse of `load_bytes`."""
+    del typing_context
+    return _op(types.void, [array, offset, value], lambda b, data, at, v: _store(b, v, data, at))
+
+
+@operation
+def xor(typing_context, a, b):  # type: ignore[no-untyped-def]
+    """The bits in which two vectors of ints differ."""
+    del typing_context
+    return _op(i32x16, [a, b], lambda builder, x, y: builder.xor(x, y))
+
+
+@operation
 def low_nibbles(typing_context, packed):  # type: ignore[no-untyped-def]
     """The low four bits of each of the 64 bytes, as bytes 0 … 15."""
     del typing_context
