@@ -235,7 +235,11 @@ def huge_memory(nbytes: int) -> NDArray[np.uint8]:
     Decoding reads all weights once a token: with 4 kB pages it would wait for page-table walks, and
     vectors that cross a cache line would cost double.
     """
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    if hasattr(mmap, "MAP_PRIVATE"):
+        # Private, since Linux gives shared memory no huge pages.
+        memory = mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, max(nbytes, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
