@@ -46,6 +46,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Leave out what differs from run to run."""
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number:02}", {}
+        if cell.cell_type == "code":  # progress notes name places of this machine
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
