@@ -28,7 +28,7 @@ from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
 from tinyllm.kernels import machine
-from tinyllm.kernels.bench_ops import time_operations
+from tinyllm.bench_ops import time_operations
 from tinyllm.kernels.build import USE_SIMD
 from tinyllm.model import Segment
 
