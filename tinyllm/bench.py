@@ -24,11 +24,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tinyllm.bench_ops import time_operations
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
 from tinyllm.kernels import machine
-from tinyllm.bench_ops import time_operations
 from tinyllm.kernels.build import USE_SIMD
 from tinyllm.model import Segment
 
