@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -113,13 +112,12 @@ def test_every_import_is_of_a_declared_package() -> None:
     declared = set(re.findall(r'^    "([A-Za-z0-9-]+)[\[>=]', text, re.MULTILINE))
     declared |= set(re.findall(r'^(?:hub|ray) = \["([a-z-]+)', text, re.MULTILINE))
     assert {"numpy", "starlette", "huggingface-hub"} <= declared
-    # These belong to a package of another name, which pins them (or to an extra of the same name).
-    carried = {"llvmlite": "numba", "pydantic_core": "pydantic", "h11": "uvicorn",
-               "anyio": "starlette", "typing_extensions": "pydantic", "ray": "ray"}  # fmt: skip
-    owners = packages_distributions()
+    # Imported under another name, or brought and pinned by another package.
+    owners = {"PIL": "pillow", "llvmlite": "numba", "pydantic_core": "pydantic", "h11": "uvicorn",
+              "anyio": "starlette", "typing_extensions": "pydantic"}  # fmt: skip
     for path in sources():
         for name in third_party(path):
-            owner = carried.get(name) or owners[name][0].lower().replace("_", "-")
+            owner = owners.get(name, name.replace("_", "-"))
             assert owner in declared, f"{path.relative_to(ROOT)} imports {name}, of {owner}"
 
 
