@@ -14,7 +14,6 @@ from tinyllm.errors import ConfigError
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 # Models of images and text, whose language model is a Llama under text_config.
 VISION_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
-MAX_LAYERS = 10_000
 
 # Beyond these a config is no model's: better an error than a loop over a billion layers.
 MAX_LENGTH, MAX_LAYERS = 2**31 - 1, 10_000
@@ -77,8 +76,6 @@ class ModelConfig:
             limit = MAX_LAYERS if name == "n_layers" else MAX_LENGTH
             if not 1 <= getattr(self, name) <= limit:
                 raise ConfigError(f"{name} must be from 1 to {limit}, not {getattr(self, name)}")
-        if self.n_layers > MAX_LAYERS:  # a list of their tensors would fill the memory
-            raise ConfigError(f"n_layers is {self.n_layers}; more than {MAX_LAYERS} can't be meant")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads}): "
