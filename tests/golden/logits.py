@@ -12,10 +12,11 @@ GOLDEN_FILE = Path(__file__).parent / "logits.npz"
 N_POSITIONS, N_TOP, N_OTHERS, N_GREEDY = 6, 32, 64, 64
 
 
-# One token over and over sends every position, not just the first, through massive activations:
-# the logits then move by more than any float32 run can hold. The reference's own is 5.6e-4 off
-# here, and ours would be 2e-4 off with all its products and sums in float64.
-ILL_CONDITIONED = {"repetition": 5.6e-4}
+# Prompts on which no float32 run can stay within the usual tolerance, and how far the reference's
+# own is off. One token over and over sends every position, not just the first, through massive
+# activations (ours would be 2e-4 off with all its products and sums in float64); and of 1,250
+# random tokens some do so by chance.
+ILL_CONDITIONED = {"repetition": 5.6e-4, "noise, 1250 tokens": 1.2e-3}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.golden.logits import ILL_CONDITIONED, Golden, first_difference, load_goldens
+from tests.golden.logits import ILL_CONDITIONED, first_difference, load_goldens
 from tests.golden.prompts import token_ids
 from tests.llama_folders import LLAMA3_ROPE, small_config, write_folder
 from tinyllm.config import ModelConfig
@@ -47,14 +47,17 @@ def test_the_goldens_are_of_these_prompts(weights_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_all_logits(name: str, ours: Model, theirs: Any, record_property: Any) -> None:
-    """One forward of the reference over prompt and greedy tokens serves three comparisons."""
+def test_logits_and_greedy_tokens(
+    name: str, ours: Model, theirs: Any, record_property: Any
+) -> None:
+    """One forward of the reference over prompt and greedy tokens serves all comparisons."""
     golden = GOLDENS[name]
-    n_prompt = len(golden.ids)
+    n_prompt, n_greedy = len(golden.ids), len(golden.greedy)
     expected = theirs.logits([*golden.ids, *golden.greedy[:-1]])
 
     # Ours, at every position of the prompt and every token of the vocabulary.
-    logits = ours.prefill(golden.ids, ours.new_cache(n_prompt), logits="all")
+    cache = ours.new_cache(n_prompt + n_greedy)
+    logits = ours.prefill(golden.ids, cache, logits="all")
     gap = np.abs(logits - expected[:n_prompt]).max()
     if name not in ILL_CONDITIONED:
         record_property("n_tokens", n_prompt)
@@ -68,14 +71,9 @@ def test_all_logits(name: str, ours: Model, theirs: Any, record_property: Any) -
     certain = golden.gaps > 1e-4
     assert (rows.argmax(1) == golden.greedy)[certain].all()
 
-
-@pytest.mark.parametrize("name", GOLDENS)
-def test_greedy_decoding(name: str, ours: Model) -> None:
-    """64 tokens, each a forward of its own over the cache, against the reference's."""
-    golden: Golden = GOLDENS[name]
-    cache = ours.new_cache(len(golden.ids) + len(golden.greedy))
-    tokens = [int(ours.prefill(golden.ids, cache)[0].argmax())]
-    while len(tokens) < len(golden.greedy):
+    # And decoding, each token a forward of its own over the cache, says what the reference says.
+    tokens = [int(logits[-1].argmax())]
+    while len(tokens) < n_greedy:
         tokens.append(int(ours.forward(tokens[-1:], cache)[0].argmax()))
     assert first_difference(tokens, golden) is None
 
