@@ -378,7 +378,9 @@ def test_a_disk_that_fills_up(index: Index, monkeypatch: pytest.MonkeyPatch, whe
 # -- interrupted, killed, twice at once ------------------------------------------------------------
 
 SCRIPT = """
-import ast, sys, time
+import ast, signal, sys, time
+# A shell's background job inherits a SIGINT that is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tinyllm import fetch
 from tinyllm.fetch import catalog, convert
 package = catalog.Package(**ast.literal_eval(sys.argv[1]))
