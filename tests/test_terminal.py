@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ class Terminal:
         self.process = pexpect.spawn(
             sys.executable, ["-m", "tinyllm", *args], env=env, dimensions=(30, 100), timeout=60,
             cwd=str(ROOT),
+            # A shell's background job inherits a SIGINT that is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def text(self) -> str:
