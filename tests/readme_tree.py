@@ -12,8 +12,8 @@ BEGIN, END = "<!-- tree: python -m tests.readme_tree -->\n```text\n", "```\n<!--
 READING_ORDER = [
     "lm", "config", "weights", "tokenizer", "model", "kernels/reference", "kv_cache", "sampler",
     "decode", "compiled", "kernels", "engine", "api", "image", "preprocess", "vision",
-    "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm", "hooks", "trace",
-    "trace_file", "explain", "lab", "causal", "fetch",
+    "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm", "connector", "hooks",
+    "trace", "trace_file", "explain", "lab", "causal", "fetch",
 ]  # fmt: skip
 TITLES = {
     "engine": "many requests, one model",

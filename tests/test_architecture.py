@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "vision_config"},
     {"kernels", "kv_cache", "weights"},
     {"tokenizer", "sampler", "image", "preprocess", "prompt"},
-    {"model", "vision", "vision_compiled", "compiled", "smolvlm", "image_prompt"},
+    {"model", "vision", "vision_compiled", "compiled", "smolvlm", "image_prompt", "connector"},
     {"decode", "trace", "trace_file", "hooks", "causal", "explain", "display"},
     {"engine"},
     {"fetch"},

@@ -1,0 +1,242 @@
+"""From what the image encoder sees to rows that the language model reads: through words.
+
+    class and patch rows → slots → probabilities of names, colours, number, background
+                         → one short sentence → its word embeddings, between trained rows
+
+The connector of smollm2-135m-vision has a bottleneck that can be read: it decides what is in the
+picture, says so in a sentence of a fixed form, and hands over the language model's own embeddings
+of that sentence. A few trained rows around it (prompt tuning, Lester et al. 2021,
+https://arxiv.org/abs/2104.08691) make the frozen language model answer from the sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from tinyllm.errors import WeightsError
+from tinyllm.kernels import reference as ops
+
+Array = NDArray[np.float32]
+
+KINDS = ("nothing", "one", "two", "several")  # several: of the same thing
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+SLOTS = ("whole", "left", "right", "ground")  # what each attention over the patches is for
+WHOLE, LEFT, RIGHT, GROUND = range(4)
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the connector reads in a picture; every row of probabilities sums to 1."""
+
+    names: tuple[str, ...]  # of things; the last `n_shapes` of them are shapes, which have colours
+    colours: tuple[str, ...]
+    n_shapes: int
+    kind: Array  # (4,) over KINDS
+    number: Array  # (7,) over NUMBERS
+    name: Array  # (3, len(names)): of the whole picture, its left and its right half
+    colour: Array  # (3, len(colours))
+    background: Array  # (len(colours) + 1,); the last: no plain colour
+    attention: Array  # (4, P): where each of SLOTS looks
+    floor: float  # probability below which a name is not given
+
+    def top(self, slot: int = WHOLE, k: int = 5) -> list[tuple[str, float]]:
+        """The k likeliest names of a slot, likeliest first."""
+        best = np.argsort(-self.name[slot], kind="stable")[:k]
+        return [(self.names[i], float(self.name[slot, i])) for i in best]
+
+    @property
+    def caption(self) -> str:
+        """What is in the picture, in one sentence."""
+        kind = KINDS[int(self.kind.argmax())]
+        if kind == "nothing":
+            return "nothing that I can recognise."
+        if kind == "two":
+            left, right = self._thing(LEFT), self._thing(RIGHT)
+            return f"{_article(left)} on the left and {_article(right)} on the right."
+        if float(self.name[WHOLE].max()) < self.floor:
+            return "nothing that I can recognise."
+        ground = int(self.background.argmax())
+        where = f" on a {self.colours[ground]} background" if ground < len(self.colours) else ""
+        thing = self._thing(WHOLE)
+        if kind == "one":
+            return f"{_article(thing)}{where}."
+        n = 2 + int(self.number[2:].argmax())  # several are at least two
+        return f"{NUMBERS[n]} pictures of {_article(thing)}{where}."
+
+    def _thing(self, slot: int) -> str:
+        """ "dog", "red circle"; what isn't sure enough is "something"."""
+        which = int(self.name[slot].argmax())
+        if float(self.name[slot, which]) < self.floor:
+            return "something"
+        if which < len(self.names) - self.n_shapes:
+            return self.names[which]
+        return f"{self.colours[int(self.colour[slot].argmax())]} {self.names[which]}"
+
+
+class Connector:
+    """Encoder states → `Reading` → rows for the language model.
+
+    Attributes:
+        layers: the encoder layers whose outputs it reads (`Encoder.encode(…, layers=…)`): patches
+            of some, class tokens of others.
+        n_rows: embedding rows that an image takes in a prompt, whatever is in it.
+        names: of everything that it can name.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Array],
+        facts: Mapping[str, Any],
+        lm_embeddings: NDArray[np.floating[Any]],
+        token_ids: Callable[[str], list[int]],
+    ) -> None:
+        self.w = tensors
+        self.names: tuple[str, ...] = tuple(facts["names"])
+        self.colours: tuple[str, ...] = tuple(facts["colours"])
+        self.n_shapes = int(facts["n_shapes"])
+        self.class_layers: tuple[int, ...] = tuple(facts["class_layers"])
+        self.patch_layers: tuple[int, ...] = tuple(facts["patch_layers"])
+        self.layers = tuple(sorted({*self.class_layers, *self.patch_layers}))
+        self.caption_rows = int(facts["caption_rows"])
+        self.floor = float(facts["floor"])
+        self.n_rows = len(tensors["rows.before"]) + self.caption_rows + len(tensors["rows.after"])
+        self._embeddings = lm_embeddings
+        self._token_ids = token_ids
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        lm_embeddings: NDArray[np.floating[Any]],
+        token_ids: Callable[[str], list[int]],
+    ) -> Connector:
+        """Read connector.safetensors.
+
+        Args:
+            path: the file; its metadata say what can be named and which layers are read.
+            lm_embeddings: the language model's table, (vocab_size, dim).
+            token_ids: text → token ids of that model.
+
+        Raises:
+            WeightsError: naming the file and the tensor or field.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["connector"])
+                tensors = {n: file.get_tensor(n).astype(np.float32) for n in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(
+                f"{path}: not a connector's file ({error}); take it from the repository again"
+            ) from None
+        for name, shape in expected_shapes(facts, lm_embeddings.shape[1]).items():
+            if name not in tensors:
+                raise WeightsError(f"{path}: tensor {name} {shape} is missing")
+            if not _fits(tensors[name].shape, shape):
+                raise WeightsError(
+                    f"{path}: tensor {name} has shape {tensors[name].shape}, not {shape}"
+                )
+        return cls(tensors, facts, lm_embeddings, token_ids)
+
+    def read(self, states: Mapping[int, NDArray[np.floating[Any]]]) -> Reading:
+        """What is in the picture.
+
+        Args:
+            states: for each of `layers` the residual stream behind it, (1 + P, width), class
+                token first; P is the patches of the 224-pixel square, row by row.
+        """
+        w = self.w
+        patches = np.concatenate(
+            [_norm(states[layer][1:]) for layer in self.patch_layers], axis=1
+        )  # (P, patch layers · width)
+        whole = np.concatenate([_norm(states[layer][0]) for layer in self.class_layers])
+
+        keys = patches @ w["slots.key"].T  # (P, d)
+        scale = np.float32(keys.shape[1] ** -0.5)
+        scores = w["slots.query"] @ keys.T * scale + w["slots.position"]
+        attention = ops.softmax(scores)  # (4, P)
+        seen = attention @ patches  # (4, patch layers · width)
+
+        name = seen[:GROUND] @ w["name.patch"].T + w["name.bias"]  # (3, names)
+        name[WHOLE] += w["name.class"] @ whole
+        # Each patch votes; the mean of the votes knows how many things there are.
+        votes = np.maximum(patches @ w["votes.weight"].T + w["votes.bias"], 0).mean(axis=0)
+        summary = np.concatenate([votes, whole])
+        return Reading(
+            names=self.names,
+            colours=self.colours,
+            n_shapes=self.n_shapes,
+            kind=ops.softmax(w["kind.weight"] @ summary + w["kind.bias"]),
+            number=ops.softmax(w["number.weight"] @ summary + w["number.bias"]),
+            name=ops.softmax(name),
+            colour=ops.softmax(seen[:GROUND] @ w["colour.weight"].T + w["colour.bias"]),
+            background=ops.softmax(w["ground.weight"] @ seen[GROUND] + w["ground.bias"]),
+            attention=attention,
+            floor=self.floor,
+        )
+
+    def rows(self, what: Reading | Mapping[int, NDArray[np.floating[Any]]] | str) -> Array:
+        """The rows that stand for a picture in a prompt, (n_rows, dim) float32.
+
+        Args:
+            what: a reading, the encoder's states, or a caption of one's own.
+        """
+        if isinstance(what, str):
+            caption = what
+        else:
+            caption = (what if isinstance(what, Reading) else self.read(what)).caption
+        ids = self._token_ids(f" {caption}")[: self.caption_rows]
+        words = self._embeddings[np.array(ids, np.int64)].astype(np.float32)
+        pad = np.repeat(self.w["rows.pad"], self.caption_rows - len(ids), axis=0)
+        return np.concatenate([self.w["rows.before"], pad, words, self.w["rows.after"]])
+
+
+def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int | str, ...]]:
+    """Name → shape of every tensor of a connector; a letter stands for a length it may choose."""
+    width, n_patches = int(facts["width"]), int(facts["n_patches"])
+    patch, whole = len(facts["patch_layers"]) * width, len(facts["class_layers"]) * width
+    names, colours, summary = (
+        len(facts["names"]),
+        len(facts["colours"]),
+        int(facts["votes"]) + whole,
+    )
+    return {
+        "slots.key": ("d", patch), "slots.query": (len(SLOTS), "d"),
+        "slots.position": (len(SLOTS), n_patches),
+        "name.patch": (names, patch), "name.class": (names, whole), "name.bias": (names,),
+        "colour.weight": (colours, patch), "colour.bias": (colours,),
+        "ground.weight": (colours + 1, patch), "ground.bias": (colours + 1,),
+        "votes.weight": (int(facts["votes"]), patch), "votes.bias": (int(facts["votes"]),),
+        "kind.weight": (len(KINDS), summary), "kind.bias": (len(KINDS),),
+        "number.weight": (len(NUMBERS), summary), "number.bias": (len(NUMBERS),),
+        "rows.before": ("a", dim), "rows.pad": (1, dim), "rows.after": ("b", dim),
+    }  # fmt: skip
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | str]) -> bool:
+    return len(shape) == len(wanted) and all(
+        isinstance(want, str) or have == want for have, want in zip(shape, wanted, strict=True)
+    )
+
+
+def _norm(x: NDArray[np.floating[Any]]) -> Array:
+    """Each row to mean 0 and variance 1."""
+    x = x.astype(np.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + np.float32(NORM_EPS)))
+
+
+def _article(name: str) -> str:
+    """ "a dog", "an apple"; what is many or one of its kind goes without."""
+    if name == "something" or name[0].isupper() or name.split()[-1].endswith("s"):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
