@@ -22,7 +22,7 @@ def ids_of(text: str) -> list[int]:
 
 def states(seed: int = 0) -> dict[int, NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
-    return {layer: rng.standard_normal((17, 8)).astype(np.float32) for layer in (1, 2)}
+    return {layer: rng.standard_normal((1 + 16 * 16, 8)).astype(np.float32) for layer in (1, 2)}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def reading(kind: str, names: dict[int, str], **more: object) -> Reading:
 def test_probabilities_sum_to_one(connector: Connector) -> None:
     found = connector.read(states())
     assert found.name.shape == (3, 5) and found.colour.shape == (3, 3)
-    assert found.background.shape == (4,) and found.attention.shape == (4, 16)
+    assert found.background.shape == (4,) and found.attention.shape == (4, 64)
     for array in (found.kind, found.number, found.name, found.colour, found.background):
         np.testing.assert_allclose(array.sum(-1), 1, atol=1e-6)
         assert array.dtype == np.float32
@@ -90,7 +90,7 @@ def test_what_is_less_likely_than_the_floor_is_not_named() -> None:
     assert unsure.caption == "nothing that I can recognise."
     unsure = reading("two", {RIGHT: "apple"}, floor=0.5)
     unsure.name[LEFT] = 0.2
-    assert unsure.caption == "something on the left and an apple on the right."
+    assert unsure.caption == "something that I can't name on the left and an apple on the right."
 
 
 def test_the_likeliest_names_come_first(connector: Connector) -> None:
@@ -106,9 +106,9 @@ def test_rows_are_the_captions_words_between_the_trained_rows(connector: Connect
     assert rows.shape == (connector.n_rows, DIM) == (3 + 40 + 2, DIM)
     ids = ids_of(f" {caption}")
     np.testing.assert_array_equal(rows[-2 - len(ids) : -2], TABLE[ids])
-    np.testing.assert_array_equal(rows[:3], connector.w["rows.before"])
+    np.testing.assert_array_equal(rows[-5 - len(ids) : -2 - len(ids)], connector.w["rows.before"])
     np.testing.assert_array_equal(rows[-2:], connector.w["rows.after"])
-    assert (rows[3 : -2 - len(ids)] == connector.w["rows.pad"]).all()
+    assert (rows[: -5 - len(ids)] == connector.w["rows.pad"]).all()
 
 
 def test_rows_of_states_are_those_of_their_reading(connector: Connector) -> None:

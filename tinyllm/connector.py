@@ -12,6 +12,7 @@ https://arxiv.org/abs/2104.08691) make the frozen language model answer from the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ KINDS = ("nothing", "one", "two", "several")  # several: of the same thing
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 SLOTS = ("whole", "left", "right", "ground")  # what each attention over the patches is for
 WHOLE, LEFT, RIGHT, GROUND = range(4)
+NOTHING = "nothing that I can recognise."
+SOMETHING = "something that I can't name"
+GRID = 8  # the patches are pooled to this many rows and columns
 NORM_EPS = 1e-6
 
 
@@ -45,7 +49,7 @@ class Reading:
     name: Array  # (3, len(names)): of the whole picture, its left and its right half
     colour: Array  # (3, len(colours))
     background: Array  # (len(colours) + 1,); the last: no plain colour
-    attention: Array  # (4, P): where each of SLOTS looks
+    attention: Array  # (4, GRID²): where each of SLOTS looks
     floor: float  # probability below which a name is not given
 
     def top(self, slot: int = WHOLE, k: int = 5) -> list[tuple[str, float]]:
@@ -57,29 +61,60 @@ class Reading:
     def caption(self) -> str:
         """What is in the picture, in one sentence."""
         kind = KINDS[int(self.kind.argmax())]
-        if kind == "nothing":
-            return "nothing that I can recognise."
+        things = {slot: self._thing(slot) for slot in (WHOLE, LEFT, RIGHT)}
         if kind == "two":
-            left, right = self._thing(LEFT), self._thing(RIGHT)
-            return f"{_article(left)} on the left and {_article(right)} on the right."
-        if float(self.name[WHOLE].max()) < self.floor:
-            return "nothing that I can recognise."
+            return sentence(kind, (things[LEFT], things[RIGHT]))
         ground = int(self.background.argmax())
-        where = f" on a {self.colours[ground]} background" if ground < len(self.colours) else ""
-        thing = self._thing(WHOLE)
-        if kind == "one":
-            return f"{_article(thing)}{where}."
-        n = 2 + int(self.number[2:].argmax())  # several are at least two
-        return f"{NUMBERS[n]} pictures of {_article(thing)}{where}."
+        return sentence(
+            kind,
+            (things[WHOLE],),
+            number=2 + int(self.number[2:].argmax()),  # several are at least two
+            background=self.colours[ground] if ground < len(self.colours) else None,
+        )
 
-    def _thing(self, slot: int) -> str:
-        """ "dog", "red circle"; what isn't sure enough is "something"."""
+    def _thing(self, slot: int) -> str | None:
+        """ "dog", "red circle", or None for what isn't sure enough."""
         which = int(self.name[slot].argmax())
         if float(self.name[slot, which]) < self.floor:
-            return "something"
+            return None
         if which < len(self.names) - self.n_shapes:
             return self.names[which]
         return f"{self.colours[int(self.colour[slot].argmax())]} {self.names[which]}"
+
+
+def sentence(
+    kind: str,
+    things: Sequence[str | None],
+    *,
+    number: int = 2,
+    background: str | None = None,
+) -> str:
+    """The connector's words for what is in a picture.
+
+    Args:
+        kind: one of KINDS.
+        things: their names from left to right, None for what can't be named; one where they are
+            all the same.
+        number: how many they are, for "several".
+        background: its colour, if it has one.
+    """
+    if kind == "nothing" or not any(things):
+        return NOTHING
+    named = [with_article(thing) if thing else SOMETHING for thing in things]
+    if kind == "two":
+        return f"{named[0]} on the left and {named[1]} on the right."
+    where = f" on {with_article(background)} background" if background else ""
+    if kind == "one":
+        return f"{named[0]}{where}."
+    return f"{NUMBERS[number]} pictures of {named[0]}{where}."
+
+
+def with_article(name: str) -> str:
+    """ "a dog", "an apple"; names of many and names of one alone go without."""
+    head = re.split(" (?:with|of|in|on|and|from|behind) ", name)[0]
+    if name[0].isupper() or re.search("[^suix]s$", head):
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 class Connector:
@@ -150,13 +185,13 @@ class Connector:
         """What is in the picture.
 
         Args:
-            states: for each of `layers` the residual stream behind it, (1 + P, width), class
-                token first; P is the patches of the 224-pixel square, row by row.
+            states: for each of `layers` the residual stream behind it, (1 + side², width): the
+                class token, then the patches of a square picture, row by row.
         """
         w = self.w
         patches = np.concatenate(
-            [_norm(states[layer][1:]) for layer in self.patch_layers], axis=1
-        )  # (P, patch layers · width)
+            [_pool(_norm(states[layer][1:])) for layer in self.patch_layers], axis=1
+        )  # (P, patch layers · width); P = GRID²
         whole = np.concatenate([_norm(states[layer][0]) for layer in self.class_layers])
 
         keys = patches @ w["slots.key"].T  # (P, d)
@@ -196,12 +231,12 @@ class Connector:
         ids = self._token_ids(f" {caption}")[: self.caption_rows]
         words = self._embeddings[np.array(ids, np.int64)].astype(np.float32)
         pad = np.repeat(self.w["rows.pad"], self.caption_rows - len(ids), axis=0)
-        return np.concatenate([self.w["rows.before"], pad, words, self.w["rows.after"]])
+        return np.concatenate([pad, self.w["rows.before"], words, self.w["rows.after"]])
 
 
 def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int | str, ...]]:
     """Name → shape of every tensor of a connector; a letter stands for a length it may choose."""
-    width, n_patches = int(facts["width"]), int(facts["n_patches"])
+    width = int(facts["width"])
     patch, whole = len(facts["patch_layers"]) * width, len(facts["class_layers"]) * width
     names, colours, summary = (
         len(facts["names"]),
@@ -210,7 +245,7 @@ def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int |
     )
     return {
         "slots.key": ("d", patch), "slots.query": (len(SLOTS), "d"),
-        "slots.position": (len(SLOTS), n_patches),
+        "slots.position": (len(SLOTS), GRID * GRID),
         "name.patch": (names, patch), "name.class": (names, whole), "name.bias": (names,),
         "colour.weight": (colours, patch), "colour.bias": (colours,),
         "ground.weight": (colours + 1, patch), "ground.bias": (colours + 1,),
@@ -235,8 +270,8 @@ def _norm(x: NDArray[np.floating[Any]]) -> Array:
     return np.asarray(centred / np.sqrt(variance + np.float32(NORM_EPS)))
 
 
-def _article(name: str) -> str:
-    """ "a dog", "an apple"; what is many or one of its kind goes without."""
-    if name == "something" or name[0].isupper() or name.split()[-1].endswith("s"):
-        return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+def _pool(patches: Array) -> Array:
+    """The mean of each cell of a GRID × GRID grid: (side², width) → (GRID², width)."""
+    side, width = int(len(patches) ** 0.5), patches.shape[1]
+    cells = patches.reshape(GRID, side // GRID, GRID, side // GRID, width).mean(axis=(1, 3))
+    return np.asarray(cells.reshape(GRID * GRID, width))

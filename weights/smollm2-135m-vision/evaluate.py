@@ -1,28 +1,38 @@
-"""How good the connector is, on scenes that no training step saw, each figure with its interval.
+"""How good the model is, on pictures that no training step saw, each figure with its interval.
 
-    python evaluate.py [--split validation|development] [--scenes 500] [--probe] [--answers]
+    python evaluate.py [--split development|validation|final] [--scenes 960] [--dtype q8]
 
-Heads are judged beside plain chance and, with --probe, a linear probe on the class row (naming
-single things). --answers lets the language model answer, greedily, and looks for the right words.
+Every picture goes the whole way: tinyllm's encoder, the connector, and a greedy answer of the
+language model, which is searched for the right words. What is judged beside it is the connector's
+own reading, a linear probe on the class token, and plain chance. Answers are kept in
+.packed/answers-<split>.jsonl, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import re
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-import torch
-from connector import Heads, SoftWords, add_lora, targets
+from answers import CANT_TELL
 from data import CACHE, concepts
-from features import Features, features
-from scenes import COLOURS, NUMBERS, SHAPES, Scene, held_out, scene
-from torch import Tensor
-from train import LORA_NAMES, batch_of, prompt_ids
+from features import CLASS_LAYERS, parts
+from heads import normalised
+from scenes import COLOURS, SHAPES, Scene, Split, held_out, scene
 
-from tinyllm import fetch
-from tinyllm.tokenizer import Tokenizer
+import tinyllm
+from tinyllm.connector import NOTHING, NUMBERS
+
+QUESTIONS = (
+    "What's in this image?", "Describe what you see in this image.", "What is in this picture?",
+    "What do you see?",
+)  # fmt: skip
+Marks = dict[str, list[bool]]
 
 
 def interval(right: int, n: int) -> str:
@@ -32,131 +42,134 @@ def interval(right: int, n: int) -> str:
     p, z = right / n, 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = 100 * max(0.0, middle - reach), 100 * (middle + reach)
-    return f"{100 * p:5.1f} %  ({low:.1f} … {high:.1f}, n = {n})"
+    low, high = 100 * max(0.0, middle - reach), 100 * min(1.0, middle + reach)
+    return f"{100 * p:.0f} % ({low:.0f} … {high:.0f}; n = {n})"
 
 
-def judge_heads(heads: Heads, have: Features, scenes: list[Scene]) -> dict[str, str]:
-    """Shares of scenes that the heads read rightly, by kind."""
-    with torch.inference_mode():
-        logits = heads.eval()(*batch_of(have, np.arange(len(scenes))))
-    said = {name: given.argmax(-1) for name, given in logits.items()}
-    wanted = targets(scenes)
-    tally: dict[str, list[bool]] = defaultdict(list)
-    for i, what in enumerate(scenes):
-        n = len(what.things)
-        named = [bool(said["concept"][i, s] == wanted["concept"][i, s]) for s in range(n)]
-        if what.kind == "one":
-            tally["name, one thing"].append(named[0])
-            tally["head noun, one thing"].append(
-                _head_noun(int(said["concept"][i, 0])) == what.things[0].name.split()[-1]
-            )
-        elif what.kind == "two":
-            tally["both names and sides"].append(all(named))
-        elif what.kind == "count":
-            tally["number"].append(bool(said["number"][i] == n))
-        elif what.kind == "shape":
-            both = all(said[k][i, 0] == wanted[k][i, 0] for k in ("colour", "shape"))
-            thing = what.things[0]
-            new = held_out(str(thing.colour), str(thing.shape))
-            tally[f"colour + shape, {'unseen' if new else 'seen'} pair"].append(bool(both))
-        else:
-            tally["nothing named where there is nothing"].append(bool(said["number"][i] == 0))
-        tally["background"].append(bool(said["background"][i] == wanted["background"][i]))
-    return {name: interval(sum(marks), len(marks)) for name, marks in sorted(tally.items())}
+def says(text: str, words: str) -> bool:
+    """Whether a text holds these words whole, whatever their case; a plural s is no harm."""
+    return re.search(rf"(?<!\w){re.escape(words.lower())}(s|es)?(?!\w)", text.lower()) is not None
 
 
-def _head_noun(concept: int) -> str:
-    return concepts()[concept].name.split()[-1] if concept < len(concepts()) else ""
+def head_noun(name: str) -> str:
+    """ "face" of "smiling face with sunglasses"."""
+    return re.split(" (?:with|of|in|on|and|from|behind|without|at) ", name)[0].split()[-1]
 
 
-def linear_probe(train: tuple[Features, list[Scene]], test: tuple[Features, list[Scene]]) -> str:
-    """Naming single things by ridge regression on the class row: what needs no connector."""
-
-    def single(have: Features, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-        index = [i for i, s in enumerate(scenes) if s.kind == "one"]
-        labels = torch.tensor([s.things[0].concept for s in scenes if s.kind == "one"])
-        x = torch.from_numpy(have.classes[index].astype(np.float32))
-        return torch.nn.functional.normalize(x), labels
-
-    x, y = single(*train)
-    one_hot = torch.nn.functional.one_hot(y, len(concepts())).float()
-    gram = x.T @ x + 0.01 * len(x) * torch.eye(x.shape[1]) / x.shape[1]
-    weight = torch.linalg.solve(gram, x.T @ one_hot)
-    x, y = single(*test)
-    return interval(int(((x @ weight).argmax(-1) == y).sum()), len(y))
+def names_something(text: str) -> bool:
+    """Whether a text claims to see anything that has a name."""
+    return any(says(text, name) for name in (*(c.name for c in concepts()), *SHAPES))
 
 
-@torch.inference_mode()
-def judge_answers(heads: Heads, have: Features, scenes: list[Scene]) -> dict[str, str]:
-    """Greedy answers of the whole model to the first question, by kind: are the words there?"""
-    from transformers import LlamaForCausalLM
+def judge(what: Scene, text: str, tally: Marks) -> None:
+    """Mark one answer, by what was in the picture."""
+    things = [thing.words for thing in what.things]
+    shapes = what.things[0].colour is not None if what.things else False
+    if what.kind == "nothing":
+        blank = "blank" if what.background else "noise and patterns"
+        tally[f"names something where there is nothing: {blank}"].append(names_something(text))
+        return
+    if what.background and what.kind != "two":
+        tally["background"].append(f"{what.background} background" in text.lower())
+    if what.kind == "one" and shapes:
+        thing = what.things[0]
+        new = held_out(str(thing.colour), thing.name)
+        tally[f"colour and shape, {'unseen' if new else 'seen'} pair"].append(says(text, things[0]))
+    elif what.kind == "one":
+        tally["exact name"].append(says(text, things[0]))
+        tally["head noun"].append(says(text, head_noun(things[0])))
+    elif what.kind == "count":
+        number = NUMBERS[len(things)]
+        tally[f"number, of {'shapes' if shapes else 'emoji'}"].append(says(text, number))
+        tally["number"].append(says(text, number))
+    else:
+        of = "shapes" if shapes else "emoji"
+        both = all(says(text, thing) for thing in things)
+        tally[f"both of two, {of}"].append(both)
+        tally[f"at least one of two, {of}"].append(any(says(text, thing) for thing in things))
+        if both:
+            left, _, right = text.lower().partition("on the left")
+            right_sides = says(left, things[0]) and says(right, things[1])
+            tally["sides, where both are named"].append(right_sides)
 
-    folder = fetch.ensure("smollm2-135m-instruct")
-    tokenizer = Tokenizer.from_folder(folder)
-    lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    words = SoftWords(lm.get_input_embeddings().weight.detach(), tokenizer.encode)
-    add_lora(lm, LORA_NAMES)
-    saved = torch.load(CACHE / "words.pt", weights_only=True)
-    lm.load_state_dict(saved["lm"], strict=False)
-    words.load_state_dict(saved["words"], strict=False)
-    table, end = lm.eval().get_input_embeddings(), tokenizer.special_tokens["<|im_end|>"]
-    tally: dict[str, list[bool]] = defaultdict(list)
-    for i, what in enumerate(scenes):
-        question = what.questions[0][0]
-        before, behind = (torch.tensor([x]) for x in prompt_ids(tokenizer, question))
-        rows = words(heads.eval()(*batch_of(have, np.array([i]))))
-        embedded = torch.cat([table(before), rows, table(behind)], dim=1)
-        ids = lm.generate(
-            inputs_embeds=embedded,
-            attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long),
-            max_new_tokens=40, do_sample=False, eos_token_id=end, pad_token_id=end,
-        )[0].tolist()  # fmt: skip
-        answer = tokenizer.decode([t for t in ids if t != end]).lower()
-        if what.kind == "one":
-            tally["name, one thing"].append(what.things[0].name.lower() in answer)
-        elif what.kind == "two":
-            places = [answer.find(thing.name.lower()) for thing in what.things]
-            tally["both names"].append(min(places) >= 0)
-            if min(places) >= 0:
-                tally["sides, where both are named"].append(
-                    what.things[0].name.lower() in answer.partition("left")[0]
-                )
-        elif what.kind == "count":
-            tally["number"].append(NUMBERS[len(what.things)] in answer)
-        elif what.kind == "shape":
-            tally["colour + shape"].append(what.things[0].name.lower() in answer)
-        else:
-            tally["says that it can't tell"].append("can't tell" in answer)
-    return {name: interval(sum(marks), len(marks)) for name, marks in sorted(tally.items())}
+
+def answers(options: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """For each scene the caption and the answer, from what is kept or from the model."""
+    path = CACHE / f"answers-{options.split}.jsonl"
+    if options.afresh:
+        path.unlink(missing_ok=True)
+    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    yield from kept[: options.scenes]
+    if len(kept) >= options.scenes:
+        return
+    lm = tinyllm.load("smollm2-135m-vision", dtype=options.dtype)
+    assert lm.vision is not None
+    with path.open("a") as file:
+        for i in range(len(kept), options.scenes):
+            pixels = np.asarray(scene(i, options.split)[1])
+            reading = lm.vision.embedder.read(pixels)
+            question = QUESTIONS[i // 16 % len(QUESTIONS)]
+            answer = lm.chat(question, images=[pixels], max_tokens=60)
+            line = {"scene": i, "caption": reading.caption, "question": question, "answer": answer}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            yield line
+
+
+def linear_probe(split: Split, n_train: int, n: int) -> str:
+    """Naming single things by ridge regression on the class token of layer 11."""
+
+    def single(which: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
+        scenes = [scene(i, which)[0] for i in range(count)]
+        place = {concept.name: i for i, concept in enumerate(concepts())}
+        index = [i for i, s in enumerate(scenes) if s.kind == "one" and not s.things[0].colour]
+        rows = np.concatenate([classes for classes, _ in parts(which, count)])
+        return normalised(rows[index, CLASS_LAYERS.index(11)]), np.array(
+            [place[scenes[i].things[0].name] for i in index]
+        )
+
+    x, y = single("train", n_train)
+    mean = x.mean(0)
+    x = x - mean
+    gram = x.T @ x
+    gram += 0.03 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weight = np.linalg.solve(gram, x.T @ np.eye(len(concepts()))[y])
+    x, y = single(split, n)
+    found = ((x - mean) @ weight).argmax(1) == y
+    return interval(int(found.sum()), len(y))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--split", choices=["validation", "development"], default="validation")
-    parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--train-scenes", type=int, default=30_000, help="for --probe")
-    parser.add_argument("--probe", action="store_true")
-    parser.add_argument("--answers", action="store_true")
+    parser.add_argument(
+        "--split", choices=["development", "validation", "final"], default="development"
+    )
+    parser.add_argument("--scenes", type=int, default=960)
+    parser.add_argument("--dtype", choices=["f32", "bf16", "q8", "q4"], default="q8")
+    parser.add_argument("--afresh", action="store_true", help="forget kept answers")
+    parser.add_argument("--probe", type=int, default=0, help="training scenes of a linear probe")
     options = parser.parse_args()
 
-    have = features(options.split, options.scenes)
-    scenes = [scene(i, options.split)[0] for i in range(options.scenes)]
-    heads = Heads()
-    heads.load_state_dict(torch.load(CACHE / "heads.pt", weights_only=True)["heads"])
-    print(f"heads, {options.split}")
-    for name, share in judge_heads(heads, have, scenes).items():
-        print(f"  {name:42} {share}")
+    spoken, read = defaultdict(list), defaultdict(list)
+    faithful = []
+    for i, line in enumerate(answers(options)):
+        what = scene(i, options.split)[0]
+        judge(what, line["answer"], spoken)
+        judge(what, line["caption"], read)
+        unsure = line["caption"] == NOTHING
+        said = CANT_TELL if unsure else line["caption"]
+        faithful.append(said.rstrip(".") in line["answer"])
+    print(f"| {options.split}, {options.scenes} pictures | answer | the connector's reading |")
+    print("|---|---|---|")
+    for name in sorted(spoken):
+        shares = [interval(sum(t[name]), len(t[name])) for t in (spoken, read)]
+        print(f"| {name} | {shares[0]} | {shares[1]} |")
+    print(f"| the answer says what the caption says | {interval(sum(faithful), len(faithful))} | |")
     chance = 100 / len(concepts()), 100 / (len(COLOURS) * len(SHAPES)), 100 / 5
-    print("  plain chance: name {:.2f} %, colour + shape {:.1f} %, number {:.0f} %".format(*chance))
+    print("plain chance: name {:.1f} %, colour and shape {:.1f} %, number {:.0f} %".format(*chance))
     if options.probe:
-        n = options.train_scenes
-        known = features("train", n), [scene(i)[0] for i in range(n)]
-        print(f"linear probe, name, one thing               {linear_probe(known, (have, scenes))}")
-    if options.answers:
-        print(f"answers, {options.split}")
-        for name, share in judge_answers(heads, have, scenes).items():
-            print(f"  {name:42} {share}")
+        found = linear_probe(options.split, options.probe, options.scenes)
+        print(f"linear probe on the class token, exact name: {found}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """What the frozen encoder sees, kept on disk: encoding costs a hundred times what training does.
 
-The class token is taken behind layer 11 and the patches behind layer 9, where this encoder tells
-objects apart best (its last blocks were tuned for saliency). A picture becomes a class row (384,)
-and a grid of 8 × 8 patch rows (each the mean of 2 × 2), in float16.
+Training features come out of torch in bfloat16, in batches: processors that multiply in it take
+half the time, and what it rounds away is less than a JPEG does. Everything that is judged goes
+through tinyllm's own encoder in float32 instead (`evaluate.py`).
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from scenes import SIDE, Split, scene
 
 from tinyllm import fetch
 from tinyllm.preprocess import ImageProcessor
-from tinyllm.vision import Encoder, load_encoder
 
-CLASS_LAYER, PATCH_LAYER = 11, 9
-GRID, DIM = 8, 384
+CLASS_LAYERS = (9, 10, 11)
+PATCH_LAYERS = (4, 9, 11)
+GRID, DIM = 16, 384
+PART = 96  # scenes a file: what an interruption loses at most
 
 # The whole picture, squeezed into a square: what lies at its edges counts too.
 PROCESSOR = ImageProcessor(
@@ -33,41 +34,54 @@ PROCESSOR = ImageProcessor(
 )
 
 
-@dataclass(frozen=True)
-class Features:
-    """Of scenes 0 … N - 1 of a split."""
-
-    classes: NDArray[np.float16]  # (N, 384)
-    patches: NDArray[np.float16]  # (N, 64, 384), row by row
+Encode = Callable[[Sequence[Image.Image]], tuple[NDArray[np.float16], NDArray[np.float16]]]
 
 
-def encode(encoder: Encoder, image: Image.Image) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """One picture → (384,) and (64, 384)."""
-    streams = encoder.encode(PROCESSOR(np.asarray(image)), layers=(PATCH_LAYER, CLASS_LAYER))
-    patches = streams[PATCH_LAYER][1:].reshape(GRID, 2, GRID, 2, DIM).mean(axis=(1, 3))
-    return streams[CLASS_LAYER][0].astype(np.float16), patches.reshape(-1, DIM).astype(np.float16)
+def torch_encoder() -> Encode:
+    """Pictures → class rows (B, 3, 384) and patch rows (B, 3, 256, 384), in bfloat16."""
+    import torch
+    from transformers import Dinov2Model
+
+    model = Dinov2Model.from_pretrained(fetch.ensure("dinov2-small"), dtype=torch.bfloat16).eval()
+    model.encoder.layer = model.encoder.layer[: max(*CLASS_LAYERS, *PATCH_LAYERS)]
+
+    @torch.inference_mode()
+    def encode(
+        images: Sequence[Image.Image],
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+        pixels = np.stack([PROCESSOR(np.asarray(image)) for image in images])
+        states = model(
+            torch.from_numpy(pixels).to(torch.bfloat16), output_hidden_states=True
+        ).hidden_states
+        classes = torch.stack([states[layer][:, 0] for layer in CLASS_LAYERS], dim=1)
+        patches = torch.stack([states[layer][:, 1:] for layer in PATCH_LAYERS], dim=1)
+        return classes.to(torch.float16).numpy(), patches.to(torch.float16).numpy()
+
+    return encode
 
 
-def features(split: Split, n: int) -> Features:
-    """Of the first n scenes; those that are on disk already aren't encoded again."""
+def parts(split: Split, n: int) -> Iterator[tuple[NDArray[np.float16], NDArray[np.float16]]]:
+    """Of scenes 0 … n - 1, some at a time: class rows (k, 3, 384), patch rows (k, 3, 256, 384).
+
+    What is on disk already isn't encoded again.
+    """
     folder = CACHE / "features" / split
     folder.mkdir(parents=True, exist_ok=True)
-    encoder: Encoder | None = None
-    begin = time.monotonic()
-    parts: list[tuple[NDArray[np.float16], NDArray[np.float16]]] = []
-    size = 100  # scenes a file: what an interruption loses at most
-    for start in range(0, n, size):
+    encode: Encode | None = None
+    begin, done = time.monotonic(), 0
+    for start in range(0, n, PART):
         path = folder / f"{start:06d}.npz"
         if not path.is_file():
-            encoder = encoder or load_encoder(fetch.ensure("dinov2-small"))
-            rows = [encode(encoder, scene(i, split)[1]) for i in range(start, start + size)]
-            _save(path, np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows]))
-            rate = (start + size) / (time.monotonic() - begin)
-            print(f"{split}: {start + size} scenes encoded, {rate:.0f} a second", flush=True)
+            encode = encode or torch_encoder()
+            pictures = [scene(i, split)[1] for i in range(start, start + PART)]
+            batches = [encode(pictures[i : i + 8]) for i in range(0, PART, 8)]
+            _save(path, *(np.concatenate([batch[k] for batch in batches]) for k in (0, 1)))
+            done += PART
+            rate = done / (time.monotonic() - begin)
+            print(f"{split}: {start + PART} scenes encoded, {rate:.1f} a second", flush=True)
+        size = min(PART, n - start)
         with np.load(path) as file:
-            parts.append((file["classes"], file["patches"]))
-    classes, patches = (np.concatenate([part[k] for part in parts])[:n] for k in (0, 1))
-    return Features(classes, patches)
+            yield file["classes"][:size], file["patches"][:size]
 
 
 def _save(path: Path, classes: NDArray[np.float16], patches: NDArray[np.float16]) -> None:

@@ -1,0 +1,155 @@
+"""The heads that read a picture: what `tinyllm.connector` computes, in torch, for training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from data import concepts
+from features import CLASS_LAYERS, DIM, PATCH_LAYERS, parts
+from scenes import COLOURS, SHAPES, Scene, Split
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyllm.connector import GRID, GROUND, KINDS, LEFT, NORM_EPS, NUMBERS, RIGHT, SLOTS, WHOLE
+
+VOTES = 128
+PATCH, CLASS = len(PATCH_LAYERS) * DIM, len(CLASS_LAYERS) * DIM
+IGNORE = -100
+
+
+def names() -> tuple[str, ...]:
+    """Everything that has a name: the concepts, then the shapes."""
+    return (*(concept.name for concept in concepts()), *SHAPES)
+
+
+class Heads(nn.Module):
+    """Class rows (B, 1152) and patch rows (B, 64, 1152), normalised → logits by name."""
+
+    def __init__(self, key_dim: int = 64, dropout: float = 0.3, noise: float = 0.3) -> None:
+        super().__init__()
+        n_names, n_colours = len(names()), len(COLOURS)
+        self.key = nn.Linear(PATCH, key_dim, bias=False)
+        self.query = nn.Parameter(torch.randn(len(SLOTS), key_dim) * 0.1)
+        self.position = nn.Parameter(torch.zeros(len(SLOTS), GRID * GRID))
+        self.name_patch = nn.Linear(PATCH, n_names)
+        self.name_class = nn.Linear(CLASS, n_names, bias=False)
+        self.colour = nn.Linear(PATCH, n_colours)
+        self.ground = nn.Linear(PATCH, n_colours + 1)
+        self.votes = nn.Linear(PATCH, VOTES)
+        self.kind = nn.Linear(VOTES + CLASS, len(KINDS))
+        self.number = nn.Linear(VOTES + CLASS, len(NUMBERS))
+        self.dropout, self.noise = nn.Dropout(dropout), noise
+
+    def forward(self, classes: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        keys = self.key(patches)
+        scores = keys @ self.query.T * keys.shape[-1] ** -0.5  # (B, P, 4)
+        attention = (scores.mT + self.position).softmax(-1)  # (B, 4, P)
+        seen = attention @ patches  # (B, 4, PATCH)
+        if self.training and self.noise:
+            seen = seen + self.noise * torch.randn_like(seen)
+            classes = classes + self.noise * torch.randn_like(classes)
+        named = self.name_patch(self.dropout(seen[:, :GROUND]))  # (B, 3, names)
+        whole = self.name_class(self.dropout(classes))
+        votes = functional.relu(self.votes(patches)).mean(1)
+        summary = torch.cat([self.dropout(votes), self.dropout(classes)], dim=-1)
+        return {
+            "attention": attention,
+            "whole": named[:, WHOLE] + whole,
+            "whole_patch": named[:, WHOLE],
+            "whole_class": whole + self.name_patch.bias,
+            "sides": named[:, LEFT : RIGHT + 1],
+            "colour": self.colour(self.dropout(seen[:, :GROUND])),
+            "ground": self.ground(self.dropout(seen[:, GROUND])),
+            "kind": self.kind(summary),
+            "number": self.number(summary),
+        }
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Each row of DIM to mean 0 and variance 1, as the connector does it."""
+    x = x.astype(np.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPS))
+
+
+def inputs(classes: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder states (N, 3, 384) and (N, 3, 256, 384) → what the heads read, float16."""
+    whole = normalised(classes).reshape(len(classes), CLASS)
+    rows = normalised(patches)
+    n, side = len(rows), int(rows.shape[2] ** 0.5)
+    step = side // GRID
+    rows = rows.reshape(n, len(PATCH_LAYERS), GRID, step, GRID, step, DIM).mean(axis=(3, 5))
+    rows = rows.reshape(n, len(PATCH_LAYERS), GRID * GRID, DIM).transpose(0, 2, 1, 3)
+    return whole.astype(np.float16), rows.reshape(n, GRID * GRID, PATCH).astype(np.float16)
+
+
+def read_inputs(split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the heads read of the first n scenes: (n, 1152) and (n, 64, 1152), float16."""
+    whole = np.empty((n, CLASS), np.float16)
+    rows = np.empty((n, GRID * GRID, PATCH), np.float16)
+    start = 0
+    for classes, patches in parts(split, n):
+        stop = start + len(classes)
+        whole[start:stop], rows[start:stop] = inputs(classes, patches)
+        start = stop
+    return whole, rows
+
+
+def targets(scenes: list[Scene]) -> dict[str, Tensor]:
+    """What the heads should say; IGNORE where there is nothing to say."""
+    place = {name: i for i, name in enumerate(names())}
+    colours = list(COLOURS)
+    name = torch.full((len(scenes), 3), IGNORE)
+    colour = torch.full((len(scenes), 3), IGNORE)
+    inside = torch.zeros(len(scenes), len(SLOTS), GRID * GRID)
+    kinds, numbers, grounds = [], [], []
+    for i, scene in enumerate(scenes):
+        slots = {"one": [WHOLE], "two": [LEFT, RIGHT], "count": [WHOLE], "nothing": []}[scene.kind]
+        for slot, thing in zip(slots, scene.things, strict=False):
+            name[i, slot] = place[thing.name]
+            if thing.colour:
+                colour[i, slot] = colours.index(thing.colour)
+            boxes = scene.things if slot == WHOLE else (thing,)
+            inside[i, slot] = torch.stack([_cells(t.box) for t in boxes]).amax(0)
+        if scene.things and scene.background:
+            every = torch.stack([_cells(t.box) for t in scene.things]).amax(0)
+            inside[i, GROUND] = 1 - every
+        kinds.append(KINDS.index({"count": "several"}.get(scene.kind, scene.kind)))
+        numbers.append(len(scene.things))
+        grounds.append(colours.index(scene.background) if scene.background else len(colours))
+    return {
+        "name": name, "colour": colour, "inside": inside, "kind": torch.tensor(kinds),
+        "number": torch.tensor(numbers), "ground": torch.tensor(grounds),
+    }  # fmt: skip
+
+
+def _cells(box: tuple[float, float, float, float]) -> Tensor:
+    """1 for the cells of the grid whose middle is in the box, (GRID²,)."""
+    middle = (torch.arange(GRID) + 0.5) / GRID
+    half = 0.5 / GRID  # a thing that is smaller than a cell is in one all the same
+    across = (middle > box[0] - half) & (middle < box[2] + half)
+    down = (middle > box[1] - half) & (middle < box[3] + half)
+    return (down[:, None] & across[None, :]).float().reshape(-1)
+
+
+def loss_of(said: dict[str, Tensor], wanted: dict[str, Tensor], smoothing: float = 0.1) -> Tensor:
+    """The heads' cross entropies, and that the slots look where their things are."""
+
+    def entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
+        if (labels == IGNORE).all():
+            return torch.zeros(())
+        return functional.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=smooth)
+
+    whole, sides = wanted["name"][:, WHOLE], wanted["name"][:, LEFT : RIGHT + 1]
+    # The patches alone and the class rows alone must know it too, so that neither leans on the
+    # other, and so that the halves learn from whole pictures.
+    loss = entropy(said["whole"], whole, smoothing)
+    loss = loss + 0.5 * entropy(said["whole_patch"], whole, smoothing)
+    loss = loss + 0.5 * entropy(said["whole_class"], whole, smoothing)
+    loss = loss + entropy(said["sides"].flatten(0, 1), sides.flatten(), smoothing)
+    loss = loss + entropy(said["colour"].flatten(0, 1), wanted["colour"].flatten())
+    loss = loss + 0.5 * entropy(said["ground"], wanted["ground"])
+    loss = loss + entropy(said["kind"], wanted["kind"]) + entropy(said["number"], wanted["number"])
+    mass = (said["attention"] * wanted["inside"]).sum(-1)  # (B, 4)
+    there = wanted["inside"].amax(-1) > 0
+    return loss - 0.3 * torch.log(mass[there] + 1e-4).mean()
