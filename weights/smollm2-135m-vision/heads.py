@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from data import concepts
@@ -25,9 +27,15 @@ def names() -> tuple[str, ...]:
 class Heads(nn.Module):
     """Class rows (B, 1152) and patch rows (B, 64, 1152), normalised → logits by name."""
 
-    def __init__(self, key_dim: int = 64, dropout: float = 0.3, noise: float = 0.3) -> None:
+    def __init__(
+        self,
+        n_names: int | None = None,
+        key_dim: int = 64,
+        dropout: float = 0.3,
+        noise: float = 0.3,
+    ) -> None:
         super().__init__()
-        n_names, n_colours = len(names()), len(COLOURS)
+        n_names, n_colours = n_names or len(names()), len(COLOURS)
         self.key = nn.Linear(PATCH, key_dim, bias=False)
         self.query = nn.Parameter(torch.randn(len(SLOTS), key_dim) * 0.1)
         self.position = nn.Parameter(torch.zeros(len(SLOTS), GRID * GRID))
@@ -73,14 +81,14 @@ def normalised(x: np.ndarray) -> np.ndarray:
 
 
 def inputs(classes: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encoder states (N, 3, 384) and (N, 3, 256, 384) → what the heads read, float16."""
+    """Encoder states (N, 3, 384) and (N, 3, 256, 384) → what the heads read."""
     whole = normalised(classes).reshape(len(classes), CLASS)
     rows = normalised(patches)
     n, side = len(rows), int(rows.shape[2] ** 0.5)
     step = side // GRID
     rows = rows.reshape(n, len(PATCH_LAYERS), GRID, step, GRID, step, DIM).mean(axis=(3, 5))
     rows = rows.reshape(n, len(PATCH_LAYERS), GRID * GRID, DIM).transpose(0, 2, 1, 3)
-    return whole.astype(np.float16), rows.reshape(n, GRID * GRID, PATCH).astype(np.float16)
+    return whole, rows.reshape(n, GRID * GRID, PATCH)
 
 
 def read_inputs(split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,3 +161,17 @@ def loss_of(said: dict[str, Tensor], wanted: dict[str, Tensor], smoothing: float
     mass = (said["attention"] * wanted["inside"]).sum(-1)  # (B, 4)
     there = wanted["inside"].amax(-1) > 0
     return loss - 0.3 * torch.log(mass[there] + 1e-4).mean()
+
+
+def tensors_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The heads' weights under the names that `tinyllm.connector` gives them."""
+    tensors = {
+        "slots.key": state["key.weight"], "slots.query": state["query"],
+        "slots.position": state["position"],
+        "name.patch": state["name_patch.weight"], "name.class": state["name_class.weight"],
+        "name.bias": state["name_patch.bias"],
+    }  # fmt: skip
+    for name in ("colour", "ground", "votes", "kind", "number"):
+        for kind in ("weight", "bias"):
+            tensors[f"{name}.{kind}"] = state[f"{name}.{kind}"]
+    return tensors

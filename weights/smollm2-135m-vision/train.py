@@ -22,7 +22,7 @@ import torch
 from answers import example
 from data import CACHE
 from features import CLASS_LAYERS, DIM, PATCH_LAYERS
-from heads import VOTES, Heads, names, read_inputs, targets
+from heads import VOTES, Heads, names, read_inputs, targets, tensors_of
 from heads import loss_of as heads_loss
 from rows import CAPTION_ROWS, Rows, embedded
 from rows import loss_of as rows_loss
@@ -84,16 +84,9 @@ def pack(options: argparse.Namespace) -> None:
         "class_layers": CLASS_LAYERS, "patch_layers": PATCH_LAYERS, "width": DIM,
         "votes": VOTES, "caption_rows": CAPTION_ROWS, "floor": options.floor,
     }  # fmt: skip
-    tensors = {
-        "slots.key": heads["key.weight"], "slots.query": heads["query"],
-        "slots.position": heads["position"],
-        "name.patch": heads["name_patch.weight"], "name.class": heads["name_class.weight"],
-        "name.bias": heads["name_patch.bias"],
-        **{f"{name}.{kind}": heads[f"{name}.{kind}"]
-           for name in ("colour", "ground", "votes", "kind", "number")
-           for kind in ("weight", "bias")},
-        "rows.before": rows["before"], "rows.pad": rows["pad"], "rows.after": rows["after"],
-    }  # fmt: skip
+    tensors = tensors_of(heads) | {
+        f"rows.{name}": rows[name] for name in ("before", "pad", "after")
+    }
     assert set(tensors) == set(expected_shapes(facts, rows["pad"].shape[1]))
     path = HERE / "connector.safetensors"
     small = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
