@@ -11,8 +11,9 @@ BEGIN, END = "<!-- tree: python -m tests.readme_tree -->\n```text\n", "```\n<!--
 # The order in which a token meets them; what is not named follows alphabetically.
 READING_ORDER = [
     "lm", "config", "weights", "tokenizer", "model", "kernels/reference", "kv_cache", "sampler",
-    "decode", "compiled", "kernels", "engine", "api", "image", "preprocess", "vision",
-    "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm", "connector", "hooks",
+    "distribution", "decode", "compiled", "kernels", "engine", "api", "image", "preprocess",
+    "vision", "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm",
+    "connector", "hooks",
     "trace", "trace_file", "explain", "lab", "causal", "fetch",
 ]  # fmt: skip
 TITLES = {

@@ -22,7 +22,7 @@ LAYERS = [
     {"kernels", "kv_cache", "weights"},
     {"tokenizer", "sampler", "image", "preprocess", "prompt"},
     {"model", "vision", "vision_compiled", "compiled", "smolvlm", "image_prompt", "connector"},
-    {"decode", "trace", "trace_file", "hooks", "causal", "explain", "display"},
+    {"decode", "distribution", "trace", "trace_file", "hooks", "causal", "explain", "display"},
     {"engine"},
     {"fetch"},
     {"lm"},

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from tinyllm import sampler as plain
-from tinyllm.engine.sampling import CompiledSampler, RowScratch, top_logprobs
+from tinyllm.distribution import Distribution
+from tinyllm.engine.sampling import CompiledSampler, RowScratch, look, top_logprobs
+from tinyllm.engine.types import TraceParams
 from tinyllm.kernels import draw as kernels
 from tinyllm.sampler import Sampler, SamplingParams
 
@@ -115,3 +117,34 @@ def test_nan_is_an_error_as_in_the_plain_sampler() -> None:
     row[3] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         CompiledSampler(SamplingParams(seed=1), 0, RowScratch(10)).pick(row)
+
+
+def test_a_look_is_of_the_time_before_the_pick() -> None:
+    """Penalties count what was drawn until then; the mask and the place of the draw are in it."""
+    rng = np.random.default_rng(5)
+    params = SamplingParams(0.8, 20, 0.9, seed=11, frequency_penalty=1.5)
+    sampler = CompiledSampler(params, 2, RowScratch(500))
+    wanted = TraceParams(candidates=4, stages=True, logits=3)
+    row = rng.normal(0, 2, 500).astype(np.float32)  # the same each time: penalties move the draw
+    for index in range(6):
+        allowed = rng.random(500) < 0.5 if index % 2 else None
+        before = Distribution(row, sampler.fork(), allowed=allowed)
+        pick = sampler.pick(row, allowed)
+        seen = look(wanted, row, sampler, allowed, pick)
+        assert seen.stages == tuple((s.name, s.n_kept, s.mass) for s in before.stages)
+        assert list(seen.candidates) == before.best_and(pick.token, 4)
+        assert len(seen.candidates) == 4 + (seen.candidates[-1].rank >= 4)
+        assert next(c for c in seen.candidates if c.token == pick.token).cut_by is None
+        assert (seen.entropy, seen.chosen_by) == (before.entropy, "sample")
+        assert seen.uniform == plain.uniform(11, 2, index)
+        assert (seen.logits is not None) == (index < 3)
+    assert look(TraceParams(), row, sampler, None, pick).stages is None
+
+
+def test_a_look_keeps_the_logits_whatever_becomes_of_the_row() -> None:
+    row = np.arange(10, dtype=np.float32)
+    sampler = CompiledSampler(SamplingParams(temperature=0), 0, RowScratch(10))
+    seen = look(TraceParams(logits=1), row, sampler, None, sampler.pick(row))
+    row[:] = 0
+    assert seen.logits is not None
+    assert seen.logits.tolist() == list(range(10))

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.distribution import Distribution, Stages, Standing
 from tinyllm.errors import HookError, TraceError
 from tinyllm.hooks import READABLE_ONLY, Hook, HookSet, NamesFilter, make_tap, match_names
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Array, Model, Runner, Segment
-from tinyllm.sampler import (
-    ChosenBy,
-    Sampler,
-    SamplingParams,
-    best_ids,
-    probabilities,
-    uniform,
-)
+from tinyllm.sampler import ChosenBy, Logits, Sampler, SamplingParams, uniform
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 from tinyllm.trace import (
     ActivationCache,
@@ -42,18 +35,12 @@ if TYPE_CHECKING:
     from tinyllm.causal import CausalMap
     from tinyllm.trace_file import TraceRecord
 
-Logits = NDArray[np.float32]
-
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could have come next.
-
-    `p_raw` is its probability under the raw logits; `p` the one it was drawn with, zero once a
-    filter has cut it; `cut_by` names that filter. `rank` counts from 0, by raw logit.
-    """
+    """A token that could have come next: its text, and the fields of `distribution.Standing`."""
 
     token: int
     text: str
@@ -86,87 +73,24 @@ class Candidates(list[Candidate]):
         return candidates_html(self)
 
 
-class Stage(NamedTuple):
-    """The logits after one filter of the sampler."""
-
-    name: str  # raw, mask, penalties, temperature, top_k or top_p
-    logits: Logits  # (vocab_size,); -inf where this filter, or one before it, has cut
-    n_kept: int  # tokens that are left
-    mass: float  # raw probability of those
-
-
-class Stages(list[Stage]):
-    """raw → mask → penalties → temperature → top_k → top_p, each with what it kept."""
-
-    def __repr__(self) -> str:
-        return "Stages(" + " → ".join(f"{s.name} {s.n_kept:,}" for s in self) + ")"
-
-    def _repr_html_(self) -> str:
-        from tinyllm.display import stages_html
-
-        return stages_html(self)
-
-
 @dataclass(frozen=True, eq=False)
-class Choice:
-    """The distribution that a token is chosen from: logits, and what each filter leaves of them."""
+class Choice(Distribution):
+    """The distribution that a token is chosen from, with the tokens' texts."""
 
-    logits: Logits  # (vocab_size,) raw
-    sampler: Sampler = field(repr=False)  # as it is before the pick
     tokenizer: Tokenizer = field(repr=False)
     chosen: int | None = None  # the token that was taken, once one is
 
-    @cached_property
-    def stages(self) -> Stages:
-        """The logits after each filter, in order; the last ones are drawn from."""
-        stages = Stages()
-        for name, x in self.sampler.stages(self.logits):
-            kept = ~np.isneginf(x)
-            stages.append(
-                Stage(name, x, int(np.count_nonzero(kept)), float(self.p_raw[kept].sum()))
-            )
-        return stages
-
-    @cached_property
-    def p_raw(self) -> NDArray[np.float64]:
-        """Softmax of the raw logits, (vocab_size,)."""
-        return probabilities(self.logits)
-
-    @cached_property
-    def p(self) -> NDArray[np.float64]:
-        """What is drawn from, (vocab_size,): zero where a filter has cut."""
-        return probabilities(self.stages[-1].logits)
-
-    @cached_property
-    def entropy(self) -> float:
-        """Of the raw distribution, in nats."""
-        p = self.p_raw[self.p_raw > 0]
-        return float(-(p * np.log(p)).sum())
-
     def candidates(self, k: int = 10) -> Candidates:
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
-        if k < 0:
-            raise ValueError(f"k must not be negative, not {k}")
-        best = best_ids(self.logits, k)
-        found = [self.candidate(int(token), rank) for rank, token in enumerate(best)]
-        return Candidates(found, self.chosen)
+        return Candidates([self._candidate(s) for s in self.best(k)], self.chosen)
 
-    def candidate(self, token: int, rank: int | None = None) -> Candidate:
+    def candidate(self, token: int) -> Candidate:
         """One token's candidate, wherever it ranks."""
         check_index("token", token, len(self.logits))
-        if rank is None:
-            logit = self.logits[token]
-            before = np.count_nonzero(self.logits > logit)
-            rank = int(before + np.count_nonzero(self.logits[:token] == logit))
-        return Candidate(
-            token=token,
-            text=self.tokenizer.token_text(token),
-            logit=float(self.logits[token]),
-            p_raw=float(self.p_raw[token]),
-            p=float(self.p[token]),
-            rank=rank,
-            cut_by=next((s.name for s in self.stages if np.isneginf(s.logits[token])), None),
-        )
+        return self._candidate(self.standing(token))
+
+    def _candidate(self, standing: Standing) -> Candidate:
+        return Candidate(text=self.tokenizer.token_text(standing.token), **standing._asdict())
 
     def __repr__(self) -> str:
         best = self.candidates(3)

@@ -15,7 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tinyllm.causal import CausalMap
     from tinyllm.config import ModelConfig
-    from tinyllm.decode import CacheView, Candidates, Stages, Step
+    from tinyllm.decode import CacheView, Candidates, Step
+    from tinyllm.distribution import Stages
     from tinyllm.explain import Explanation
     from tinyllm.hooks import HookPoints
     from tinyllm.trace import ActivationCache, LogitLens, Timing

@@ -23,3 +23,15 @@ class Prompt:
         if self.image_positions is not None and self.image_keys is not None:
             ids[self.image_positions] = self.image_keys
         return ids
+
+    def images_between(
+        self, start: int, stop: int
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
+        """The image positions from `start` to before `stop`, counted from `start`, and their rows;
+        None twice where there is no image."""
+        if self.image_positions is None or self.image_rows is None:
+            return None, None
+        first, last = np.searchsorted(self.image_positions, [start, stop])
+        if first == last:
+            return None, None
+        return self.image_positions[first:last] - start, self.image_rows[first:last]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -286,21 +286,17 @@ class Replay:
         config = self.model.config
         check_index("layer", layer, config.n_layers)
         check_index("head", head, config.n_heads)
-        row: NDArray[np.float32] = self.activations["pattern", layer][head, 0]
+        row: NDArray[np.float32] = self.activations[attention_name(layer % config.n_layers)][
+            head, 0
+        ]
         return row
 
     @cached_property
     def hidden_states(self) -> Array:
         """The residual stream at every depth, (n_layers + 1, dim): the embedding, then what leaves
         each layer (the last one before the final norm)."""
-        names = self.depth_names
+        names = depth_names(self.model.config)
         return np.stack([self.activations[name][-1] for name in names])
-
-    @property
-    def depth_names(self) -> list[str]:
-        """The hook points of `hidden_states`' rows."""
-        layers = range(self.model.config.n_layers)
-        return ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
 
     @cached_property
     def lens_logits(self) -> Array:
@@ -313,7 +309,23 @@ class Replay:
 
     def logit_lens(self, k: int, target: int, tokenizer: Tokenizer) -> LogitLens:
         """The lens as a table of the k likeliest tokens at each depth."""
-        return LogitLens(self.lens_logits, self.depth_names, target, k, tokenizer)
+        return LogitLens(self.lens_logits, depth_names(self.model.config), target, k, tokenizer)
+
+
+def depth_names(config: ModelConfig) -> list[str]:
+    """The residual stream's hook points: the embedding, then what leaves each layer."""
+    layers = range(config.n_layers)
+    return ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
+
+
+def lens_names(config: ModelConfig) -> list[str]:
+    """What a replay must have recorded for its lens."""
+    return [*depth_names(config), FINAL.suffix]
+
+
+def attention_name(layer: int) -> str:
+    """What a replay must have recorded for a layer's attention."""
+    return f"blocks.{layer}.attn.hook_pattern"
 
 
 def replay_token(
@@ -321,14 +333,16 @@ def replay_token(
     token: int,
     cache: KVCache,
     *,
+    names: Collection[str] | None = None,
     hooks: Sequence[Hook] = (),
     n_prompt: int = 0,
     image_row: NDArray[np.float32] | None = None,
 ) -> Replay:
-    """Run one token over a cache of what came before it, recording everything.
+    """Run one token over a cache of what came before it, recording what happens.
 
     Args:
         cache: holds the positions before the token's, with room for one more; it grows by one.
+        names: hook points to record; None records all.
         hooks: those that were set when the step was decoded.
         n_prompt: tokens of the prompt, for the hooks' positions.
         image_row: (dim,), if an image stands at the token's position.
@@ -337,7 +351,8 @@ def replay_token(
     stamps: list[tuple[str, float]] = []
 
     def record(name: str, array: Array) -> None:
-        arrays[name] = array
+        if names is None or name in names:
+            arrays[name] = array
         stamps.append((name, time.perf_counter()))
 
     position = cache.length

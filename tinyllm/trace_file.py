@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyllm.distribution import Standing
 from tinyllm.errors import TraceError
-from tinyllm.trace import check_index
+from tinyllm.tokenizer import Tokenizer
+from tinyllm.trace import LogitLens, Replay, check_index
 
 if TYPE_CHECKING:
     from tinyllm.decode import Session, Step
@@ -25,7 +27,7 @@ FORMAT, VERSION = "tinyllm-trace", 1
 
 @dataclass(frozen=True)
 class CandidateRecord:
-    """See `decode.Candidate`."""
+    """See `distribution.Standing`."""
 
     token: int
     text: str
@@ -132,46 +134,48 @@ def record_step(
         lens: the k of the logit lens; 0 leaves it out.
         attention: a layer, and which of its heads (None: all).
     """
-    choice = step.choice
-    found = list(choice.candidates(candidates))
-    if all(c.token != step.token for c in found):
-        found.append(choice.candidate(step.token))
+    choice, tokenizer = step.choice, step.session.tokenizer
     return StepRecord(
         index=step.index,
         position=step.position,
         token=step.token,
-        text=step.session.tokenizer.token_text(step.token),
+        text=tokenizer.token_text(step.token),
         text_delta=step.text_delta,
         logprob=step.logprob,
         entropy=step.entropy,
         chosen_by=step.chosen_by,
         uniform=step.uniform,
-        candidates=[CandidateRecord(**vars(c)) for c in found],
+        candidates=record_candidates(choice.best_and(step.token, candidates), tokenizer),
         stages=[StageRecord(s.name, s.n_kept, s.mass) for s in choice.stages] if stages else None,
-        lens=record_lens(step, lens) if lens else None,
-        attention=record_attention(step, *attention) if attention else None,
+        lens=record_lens(step.logit_lens(lens)) if lens else None,
+        attention=record_attention(step.replay, *attention) if attention else None,
         replay_error=step.replay_error if lens or attention else None,
     )
 
 
-def record_lens(step: Step, k: int) -> list[LensRecord]:
-    """The logit lens of a step, a row a depth."""
+def record_candidates(standings: Sequence[Standing], tokenizer: Tokenizer) -> list[CandidateRecord]:
+    """Candidates with their texts."""
+    return [CandidateRecord(text=tokenizer.token_text(s.token), **s._asdict()) for s in standings]
+
+
+def record_lens(lens: LogitLens) -> list[LensRecord]:
+    """A logit lens, a row a depth."""
     return [
         LensRecord(row.layer, [(text, p) for _, text, p in row.top], row.rank, row.p)
-        for row in step.logit_lens(k)
+        for row in lens
     ]
 
 
 def record_attention(
-    step: Step, layer: int, heads: Sequence[int] | None = None
+    replay: Replay, layer: int, heads: Sequence[int] | None = None
 ) -> list[AttentionRecord]:
-    """Where some heads of a layer looked."""
-    n_heads = step.session.runner.config.n_heads
+    """Where some heads of a layer looked (None: all of them)."""
+    n_heads = replay.model.config.n_heads
     chosen = range(n_heads) if heads is None else heads
     for head in chosen:
         check_index("head", head, n_heads)
     return [
-        AttentionRecord(layer, head, [_short(w) for w in step.attention(layer, head)])
+        AttentionRecord(layer, head, [_short(w) for w in replay.attention(layer, head)])
         for head in chosen
     ]
 

@@ -364,7 +364,7 @@ def test_openai_sees_a_fault_in_mid_stream(scripted: Live) -> None:
     scripted.runner.before = fail
     with openai.OpenAI(base_url=scripted.url + "/v1", api_key="x", max_retries=0) as client:
         stream = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "Hi"}], stream=True
+            model=MODEL, messages=[{"role": "user", "content": "Hi"}], temperature=0, stream=True
         )
         with pytest.raises(openai.APIError, match="model failed"):
             list(stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tinyllm.api.dialect import Dialect
 from tinyllm.api.generation import Generation, Part
@@ -20,6 +21,7 @@ from tinyllm.api.protocol import (
 )
 from tinyllm.api.reader import Piece
 from tinyllm.api.tool_calls import CallStart
+from tinyllm.trace_file import VERSION, StepRecord
 
 
 class ChunkWriter:
@@ -66,12 +68,12 @@ class ChunkWriter:
             first = Piece(calls=[part.piece.calls.pop(0)])
             yield from self._write(self._choice(part.index, first))
         if part.finish is None:
-            if part.piece or part.piece.logprobs:
+            if part.piece.told:
                 yield from self._write(self._choice(part.index, part.piece))
             return
         self._open -= 1
         if self._dialect.eager_role:
-            if part.piece or part.piece.logprobs:
+            if part.piece.told:
                 yield from self._write(self._choice(part.index, part.piece))
             last = self._choice(part.index, Piece())
         else:
@@ -80,7 +82,7 @@ class ChunkWriter:
             if held is not None and last["delta"]:
                 yield from self._emit(held)
             elif held is not None:
-                last = held
+                last = _joined(held, last)
         last["finish_reason"] = part.finish
         if self._scores and self._n > 1 and part.confidence is not None:
             last["confidence_score"] = part.confidence
@@ -111,7 +113,11 @@ class ChunkWriter:
             yield from self._emit(choice)
             return
         index = choice["index"]
-        held, self._held[index] = self._held[index], choice
+        held = self._held[index]
+        if held is not None and not choice["delta"]:  # no words, so no piece of its own
+            self._held[index] = _joined(held, choice)
+            return
+        self._held[index] = choice
         if held is not None:
             yield from self._emit(held)
 
@@ -153,6 +159,8 @@ class ChunkWriter:
             choice["logprobs"] = {"content": piece.logprobs, "refusal": None}
         elif self._dialect.eager_role:
             choice["logprobs"] = None
+        if piece.steps:
+            choice["trace"] = {"version": VERSION, "steps": piece.steps}
         return choice
 
     def _delta(self, index: int, piece: Piece) -> Delta:
@@ -172,6 +180,19 @@ class ChunkWriter:
         if piece.calls:
             delta["tool_calls"] = [_call_delta(call) for call in piece.calls]
         return delta
+
+
+def _joined(first: ChunkChoice, second: ChunkChoice) -> ChunkChoice:
+    """Two pieces as one, the second of which has no words."""
+    logprobs, trace = second.get("logprobs"), second.get("trace")
+    if logprobs:
+        before = first.get("logprobs")
+        content = [*(before["content"] if before else ()), *logprobs["content"]]
+        first["logprobs"] = {"content": content, "refusal": None}
+    if trace:
+        steps = first["trace"]["steps"] if "trace" in first else []
+        first["trace"] = {"version": VERSION, "steps": [*steps, *trace["steps"]]}
+    return first
 
 
 def _call_delta(call: object) -> ToolCallDelta:
@@ -207,7 +228,7 @@ def fold(chunks: Iterable[Chunk]) -> Completion:
                 "message": one.message(),
                 "finish_reason": one.finish,
                 "logprobs": {"content": one.logprobs, "refusal": None} if one.scored else None,
-                **({"confidence_score": one.confidence} if one.confidence is not None else {}),  # type: ignore[typeddict-item]
+                **one.extras(),  # type: ignore[typeddict-item]
             }
             for index, one in sorted(folds.items())
         ],
@@ -232,6 +253,7 @@ class _Fold:
         self.scored = False
         self.finish: Finish = "stop"
         self.confidence: float | None = None
+        self.steps: list[StepRecord] | None = None
 
     def add(self, choice: ChunkChoice) -> None:
         delta = choice["delta"]
@@ -251,6 +273,17 @@ class _Fold:
         if choice["finish_reason"] is not None:
             self.finish = choice["finish_reason"]
         self.confidence = choice.get("confidence_score")
+        if "trace" in choice:
+            self.steps = [*(self.steps or ()), *choice["trace"]["steps"]]
+
+    def extras(self) -> dict[str, Any]:
+        """What a choice has beside the standard's fields."""
+        extras: dict[str, Any] = {}
+        if self.confidence is not None:
+            extras["confidence_score"] = self.confidence
+        if self.steps is not None:
+            extras["trace"] = {"version": VERSION, "steps": self.steps}
+        return extras
 
     def message(self) -> MessageOut:
         content = "".join(self.content)

@@ -26,9 +26,10 @@ from tinyllm.api.errors import (
 from tinyllm.api.guides import ChoiceGuide
 from tinyllm.api.mailbox import Bell, ClientGone, Mailbox
 from tinyllm.api.plan import Plan
-from tinyllm.api.protocol import Finish, Usage
+from tinyllm.api.protocol import MAX_INSIDE, Finish, Usage
 from tinyllm.api.reader import ChoiceReader, Piece
 from tinyllm.api.service import EngineLike
+from tinyllm.api.tracing import Desk, Inside, StepWriter, engine_params
 from tinyllm.engine.types import (
     Done,
     Draining,
@@ -42,6 +43,7 @@ from tinyllm.engine.types import (
     Started,
     Token,
 )
+from tinyllm.trace_file import StepRecord
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Caller:
 
     def __init__(self, receive: Receive, deadline: float | None = None) -> None:
         self.deadline = deadline
-        self._open: list[tuple[Handle, Mailbox]] = []
+        self._open: list[tuple[Handle, Mailbox | None]] = []
         self._watch = asyncio.create_task(self._wait(receive))
         self.gone = False
 
@@ -63,21 +65,25 @@ class Caller:
             pass
         self.gone = True
         for handle, mailbox in self._open:
-            handle.cancel()
-            mailbox.hang_up()
+            _give_up(handle, mailbox)
 
-    def attach(self, handle: Handle, mailbox: Mailbox) -> None:
+    def attach(self, handle: Handle, mailbox: Mailbox | None = None) -> None:
         """Have a request given up with the client."""
         self._open.append((handle, mailbox))
         if self.gone:
-            handle.cancel()
-            mailbox.hang_up()
+            _give_up(handle, mailbox)
 
     def close(self) -> None:
         """The answer is out, or will never be: whatever still runs is given up."""
         self._watch.cancel()
         for handle, _ in self._open:
             handle.cancel()
+
+
+def _give_up(handle: Handle, mailbox: Mailbox | None) -> None:
+    handle.cancel()
+    if mailbox is not None:
+        mailbox.hang_up()
 
 
 def submit(engine: EngineLike, request: Request, bell: Bell, caller: Caller) -> Mailbox:
@@ -118,6 +124,7 @@ class Generation:
         session: the client's session, if any.
         deadline: time.monotonic() seconds, or None.
         keep: for replay.
+        desk: where a trace's looks inside are made.
     """
 
     def __init__(
@@ -129,10 +136,21 @@ class Generation:
         session: str | None = None,
         deadline: float | None = None,
         keep: bool = False,
+        desk: Desk | None = None,
     ) -> None:
         self.plan = plan
         self.id = request_id
         n = plan.request.n or 1
+        trace = plan.request.trace
+        self._desk = desk
+        self._deadline = deadline
+        self._inside: Inside | None = None
+        self._n_inside = MAX_INSIDE // n  # steps of a choice that are looked into
+        self._writers: list[StepWriter] = []
+        if trace is not None:
+            n_prompt = len(plan.prompt.tokens)
+            self._writers = [StepWriter(plan.model.tokenizer, n_prompt) for _ in range(n)]
+        self._hide_thought = bool(plan.request.reasoning and plan.request.reasoning.exclude)
         self._guides: dict[int, ChoiceGuide] = {}
         self._request = Request(
             id=request_id,
@@ -143,6 +161,7 @@ class Generation:
             # A think block may end with what ends a turn: the guide tells the two apart.
             stop_ids=frozenset() if plan.think is not None else plan.model.stop_ids,
             top_logprobs=plan.request.top_logprobs or 0,
+            trace=None if trace is None else engine_params(trace, n),
             guide=self._make_guide if plan.guided else None,
             key=key,
             session=session,
@@ -174,6 +193,13 @@ class Generation:
 
     def submit(self, bell: Bell, caller: Caller) -> None:
         """Queue it. Raises ApiError."""
+        plan, trace = self.plan, self.plan.request.trace
+        if trace is not None and trace.inside:
+            readable = plan.model.readable
+            assert self._desk is not None and readable is not None  # the plan has seen to it
+            n, tokenizer = self._request.n, plan.model.tokenizer
+            self._inside = self._desk.open(readable, tokenizer, plan.prompt, trace, n)
+            caller.attach(self._inside)
         self._mailbox = submit(self.plan.model.engine, self._request, bell, caller)
 
     async def begun(self, patience: float) -> None:
@@ -194,17 +220,47 @@ class Generation:
                 if isinstance(event, Done):
                     return
                 part = self._read(event)
-                if part is not None:
-                    yield part
+                if part is None:
+                    continue
+                for i, step in enumerate(part.piece.steps):
+                    if self._inside is None or step.index >= self._n_inside:
+                        continue
+                    assert isinstance(event, Token) and self._desk is not None
+                    drawn = self._writers[event.index].drawn[: step.index]
+                    look = self._desk.look(self._inside, event, step, drawn)
+                    async for _ in self._pings(look, ping):
+                        yield None
+                    part.piece.steps[i] = look.result()
+                yield part
             events = await self._mailbox.get(ping)
             if not events:
+                yield None
+
+    async def _pings(
+        self, look: asyncio.Future[StepRecord], ping: float | None
+    ) -> AsyncIterator[None]:
+        """Wait for a look inside; a ping every `ping` seconds. Raises ApiError, ClientGone."""
+        while not look.done():
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise _out_of_time(started=True)
+            await asyncio.wait([look], timeout=min((s for s in (ping, left) if s), default=None))
+            if self._mailbox.gone:
+                raise ClientGone
+            if not look.done():
                 yield None
 
     def _read(self, event: Event) -> Part | None:
         if isinstance(event, Token):
             if self.first_token is None:
                 self.first_token = time.monotonic()
-            piece = self._readers[event.index].push(event)
+            reader = self._readers[event.index]
+            n_thought = reader.n_thought
+            piece = reader.push(event)
+            if self._writers:
+                step = self._writers[event.index].write(event)
+                if not (self._hide_thought and reader.n_thought > n_thought):
+                    piece.steps.append(step)
             self._called[event.index] |= bool(piece.calls)
             return Part(event.index, piece)
         if isinstance(event, Started):
@@ -265,11 +321,15 @@ def _failed(event: Finished, started: bool) -> ApiError | None:
         log.error("the engine gave a request up: %s", event.message)
         return server_error("The model failed on this request; the fault is the server's.")
     if event.reason == "timeout":
-        message = "The request took longer than the server allows."
-        return unavailable(message, "request_timeout", 5, retry=not started)
+        return _out_of_time(started)
     if event.reason == "cancelled":
         return unavailable("The server stopped before the answer was done.", "draining", 5)
     return None
+
+
+def _out_of_time(started: bool) -> ApiError:
+    message = "The request took longer than the server allows."
+    return unavailable(message, "request_timeout", 5, retry=not started)
 
 
 def _confidence(sum_logprob: float, n_tokens: int) -> float | None:

@@ -49,12 +49,12 @@ class Mailbox:
         self._bell = bell
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
-        self._gone = False
+        self.gone = False
         self.overflowed = False
 
     def put(self, event: Event) -> None:
         """Take an event; those past the limit are dropped, and the reader learns of it."""
-        if self._gone:
+        if self.gone:
             return
         if len(self._events) >= MAX_WAITING:
             self.overflowed = True
@@ -64,7 +64,7 @@ class Mailbox:
 
     def hang_up(self) -> None:
         """The client is gone: the reader gets ClientGone."""
-        self._gone = True
+        self.gone = True
         self._events.clear()
         self._wake()
 
@@ -73,7 +73,7 @@ class Mailbox:
 
         Raises ClientGone once the client went away, or left too much unread.
         """
-        if not self._events and not self._gone and not self.overflowed:
+        if not self._events and not self.gone and not self.overflowed:
             loop = asyncio.get_running_loop()
             self._reader = loop.create_future()
             alarm = None if timeout is None else loop.call_later(timeout, self._wake)
@@ -83,7 +83,7 @@ class Mailbox:
                 self._reader = None
                 if alarm is not None:
                     alarm.cancel()
-        if self._gone or self.overflowed:
+        if self.gone or self.overflowed:
             raise ClientGone
         events = list(self._events)
         for _ in events:

@@ -33,6 +33,7 @@ from tinyllm.api.settings import Settings
 from tinyllm.api.thinking import ThinkSpec
 from tinyllm.api.tool_calls import calls_grammar
 from tinyllm.api.tool_words import MAX_LISTED
+from tinyllm.api.tracing import MAX_PROMPTS
 from tinyllm.engine.types import Guide, Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -153,6 +154,7 @@ class Planner:
         if self._settings.max_tokens_cap:
             limit = min(limit, self._settings.max_tokens_cap)
         max_tokens = max(0, min(limit, n_ctx - len(prompt.tokens)))
+        self._check_trace(request, model, len(prompt.tokens))
         return Plan(
             model=model,
             request=request,
@@ -165,6 +167,33 @@ class Planner:
             calls=bool(tools),
             truncation=rendered.truncation,
         )
+
+    def _check_trace(self, request: ChatRequest, model: ServedModel, n_prompt: int) -> None:
+        """ApiError where a trace asks for what this model or this server doesn't have."""
+        trace = request.trace
+        if trace is None or not trace.inside:
+            return
+        field = "lens" if trace.lens else "attention"
+        if not self._settings.trace_inside or model.readable is None:
+            raise invalid("This server doesn't look inside the model.", "trace", field)
+        if (wanted := trace.attention) is not None:
+            if wanted.layer >= model.n_layers:
+                raise invalid(f"layer must be at most {model.n_layers - 1} for this model.",
+                              "trace", "attention", "layer", kind="less_than_equal")  # fmt: skip
+            for i, head in enumerate(wanted.heads or ()):
+                if head >= model.n_heads:
+                    raise invalid(
+                        f"A head must be at most {model.n_heads - 1} for this model.",
+                        "trace", "attention", "heads", i, kind="less_than_equal",
+                    )  # fmt: skip
+        n = request.n or 1
+        if n * n_prompt > MAX_PROMPTS:
+            raise invalid(
+                f"{n} × {n_prompt} prompt tokens are too many to look inside; at most "
+                f"{MAX_PROMPTS}.",
+                "trace",
+                field,
+            )
 
     def _sampling(self, request: ChatRequest, model: ServedModel) -> SamplingParams:
         bias: dict[int, float] = {}

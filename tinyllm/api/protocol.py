@@ -27,8 +27,12 @@ from typing_extensions import NotRequired, TypedDict
 from tinyllm.api.dialect import Dialect
 from tinyllm.api.errors import ApiError, Loc, invalid
 from tinyllm.api.strict_json import MAX_INT
+from tinyllm.trace_file import StepRecord
 
 DEFAULT_MAX_TOKENS = 2000
+MAX_HEADS = 64  # of one layer, in a trace
+MAX_INSIDE = 128  # steps of a request, over all its choices, that can be looked into
+INSIDE = f"for the first {MAX_INSIDE} tokens (over n choices)"
 Read = TypeVar("Read", bound=BaseModel)
 
 
@@ -272,6 +276,36 @@ class StreamOptions(Open):
     include_usage: bool | None = None
 
 
+class TraceAttention(Open):
+    layer: Natural
+    heads: Annotated[list[Natural], Field(min_length=1, max_length=MAX_HEADS)] | None = Field(
+        None, description="All of the layer's if not given"
+    )
+
+
+class Trace(Open):
+    """How each token came to be drawn, on the choice. Extension; everything in it is off until
+    asked for."""
+
+    candidates: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
+        None, description="Likeliest tokens a step, and why each was cut; the chosen one on top"
+    )
+    stages: bool | None = Field(None, description="What each filter of the sampler kept")
+    attention: TraceAttention | None = Field(
+        None,
+        description="Where these heads looked from the newest token, "
+        f"{INSIDE}; computed again in float32, without the fused kernels",
+    )
+    lens: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
+        None, description=f"Likeliest tokens at each depth, {INSIDE}; computed as attention is"
+    )
+
+    @property
+    def inside(self) -> bool:
+        """Whether it asks for what goes on inside the model."""
+        return self.attention is not None or bool(self.lens)
+
+
 StopString = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -322,6 +356,7 @@ class ChatRequest(Open):
     reasoning_effort: Effort | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    trace: Trace | None = None
 
     @model_validator(mode="after")
     def _rules(self) -> ChatRequest:
@@ -539,12 +574,18 @@ class MessageOut(TypedDict):
     tool_calls: NotRequired[list[ToolCallOut]]
 
 
+class TraceOut(TypedDict):
+    version: int
+    steps: list[StepRecord]
+
+
 class ChoiceOut(TypedDict):
     index: int
     message: MessageOut
     finish_reason: Finish
     logprobs: Logprobs | None
     confidence_score: NotRequired[float]
+    trace: NotRequired[TraceOut]
 
 
 class PromptDetails(TypedDict):
@@ -607,6 +648,7 @@ class ChunkChoice(TypedDict):
     finish_reason: Finish | None
     logprobs: NotRequired[Logprobs | None]
     confidence_score: NotRequired[float]
+    trace: NotRequired[TraceOut]
 
 
 class Chunk(TypedDict):

@@ -15,6 +15,7 @@ from tinyllm.api.thinking import Thinking, ThinkSpec
 from tinyllm.api.tool_calls import CallArguments, CallReader, CallStart
 from tinyllm.engine.types import Token
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
+from tinyllm.trace_file import StepRecord
 
 
 @dataclass
@@ -25,9 +26,15 @@ class Piece:
     thought: str = ""
     calls: list[CallStart | CallArguments] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)  # of a trace
 
     def __bool__(self) -> bool:
         return bool(self.content or self.thought or self.calls)
+
+    @property
+    def told(self) -> bool:
+        """Whether there is anything in it to send."""
+        return bool(self) or bool(self.logprobs) or bool(self.steps)
 
 
 class ChoiceReader:

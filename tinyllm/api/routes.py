@@ -119,6 +119,7 @@ class Api:
                 session=session,
                 deadline=caller.deadline,
                 keep=settings.keep_requests > 0,
+                desk=service.desk,
             )
             generation.submit(service.bell, caller)
             answer = _Answer(service, generation, caller, arrived, entry)

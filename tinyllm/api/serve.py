@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 
 import h11
@@ -51,6 +52,9 @@ def load_models(settings: Settings) -> list[ServedModel]:
                 tokenizer=lm.tokenizer,
                 engine=engine,
                 vocab_size=lm.config.vocab_size,
+                n_layers=lm.config.n_layers,
+                n_heads=lm.config.n_heads,
+                readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
                 fingerprint="fp_" + lm.runner.fingerprint[:16],
                 card=lm.card,
                 vision=lm.vision,

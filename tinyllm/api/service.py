@@ -20,7 +20,9 @@ from tinyllm.api.mailbox import Bell
 from tinyllm.api.metrics import Metrics
 from tinyllm.api.sessions import Sessions
 from tinyllm.api.settings import Settings
+from tinyllm.api.tracing import Desk
 from tinyllm.engine.types import Event, Handle, Request
+from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -40,7 +42,7 @@ class ServedModel:
     """One model as clients see it.
 
     `card` is the model's card.json; `vision` makes prompts out of images, None where the model
-    reads text alone.
+    reads text alone; `readable` gives the numpy model that a trace looks into.
     """
 
     id: str
@@ -51,6 +53,9 @@ class ServedModel:
     card: Mapping[str, Any] = field(default_factory=dict)
     vision: VisionPrompts | None = None
     created: int = 0
+    readable: Callable[[], Model] | None = None
+    n_layers: int = 0  # of `readable`
+    n_heads: int = 0
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -97,6 +102,7 @@ class Service:
         self.sessions = Sessions(settings.max_sessions, settings.session_ttl)
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
+        self.desk = Desk(settings.trace_inside)
         self._load = load
         self._names: dict[str, ServedModel] = {}
         self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys()]
@@ -130,6 +136,7 @@ class Service:
         """Let go of everything."""
         for model in self.models:
             model.engine.stop()
+        self.desk.close()
         self.access_log.stop()
 
     @property

@@ -55,6 +55,9 @@ class Settings:
     prefill_chunk: int = _flag(256, "most prompt tokens taken in by one step")
     prefix_cache: bool = _flag(True, "reuse the caches of earlier prompts")
     keep_requests: int = _flag(256, "finished requests kept for replay; 0 keeps none")
+    trace_inside: int = _flag(
+        2, "requests at once whose `trace` may look inside the model; 0 refuses that"
+    )
     max_sessions: int = _flag(1024, "sessions remembered")
     session_ttl: float = _flag(24 * 3600.0, "seconds after which an unused session is forgotten")
 
@@ -92,6 +95,7 @@ class Settings:
         at_least = {
             "max_n": 1, "max_body": 1024, "max_batch": 1, "max_queue": 0, "kv_cache_mb": 1,
             "prefill_chunk": 1, "threads": 0, "max_tokens_cap": 0, "keep_requests": 0,
+            "trace_inside": 0,
             "max_sessions": 1, "session_ttl": 1, "request_timeout": 0, "drain_timeout": 0,
             "header_timeout": 0.1, "body_timeout": 0.1, "send_timeout": 0.1, "keep_alive": 0.1,
             "ping_interval": 0.01,

@@ -25,7 +25,7 @@ from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
 from tinyllm.engine.prefix import PrefixCache, common_prefix
 from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare
-from tinyllm.engine.sampling import CompiledSampler, RowScratch, top_logprobs
+from tinyllm.engine.sampling import CompiledSampler, RowScratch, look, top_logprobs
 from tinyllm.engine.scheduler import Decode, Prefill, Scheduler, Work
 from tinyllm.engine.types import (
     Done,
@@ -33,7 +33,6 @@ from tinyllm.engine.types import (
     Event,
     Finished,
     FinishReason,
-    Prompt,
     PromptTooLong,
     QueueFull,
     Request,
@@ -545,6 +544,8 @@ class Engine:
             pick = choice.sampler.pick(logits, allowed, forced)
             k = request.top_logprobs
             top = top_logprobs(logits, k, self._scratch) if k else []
+            trace = request.trace
+            seen = look(trace, logits, choice.sampler, allowed, pick) if trace else None
             complete = choice.guide.accept(pick.token) if choice.guide else False
         except Exception as error:  # a guide that raises, or one that allows nothing
             log.warning("request %s failed: %r", request.id, error)
@@ -553,7 +554,7 @@ class Engine:
         choice.tokens.append(pick.token)
         choice.logprobs.append(pick.logprob)
         self._counters.generated_tokens += 1
-        self._tell(choice.job, Token(choice.index, pick.token, pick.logprob, top))
+        self._tell(choice.job, Token(choice.index, pick.token, pick.logprob, top, seen))
         if complete or pick.token in request.stop_ids:
             self._end_choice(choice, "stop")
         elif len(choice.tokens) >= choice.job.max_tokens:
@@ -643,7 +644,7 @@ def _segment(work: Work) -> Segment:
     cache, prompt = work.job.prompt_cache, work.job.request.prompt
     assert cache is not None
     start, stop = cache.length, cache.length + work.n_tokens
-    positions, rows = _images_between(prompt, start, stop)
+    positions, rows = prompt.images_between(start, stop)
     return Segment(
         np.ascontiguousarray(prompt.tokens[start:stop], np.int32),
         cache,
@@ -670,15 +671,3 @@ def _score_prompt(work: Prefill, logits: NDArray[np.float32]) -> None:
     for position in range(max(first, stop - work.n_tokens + 1), min(stop + 1, len(tokens))):
         row = logits[position - 1 - stop]  # what followed the token before
         work.job.prompt_logprobs.append(float(row[tokens[position]]) - log_normalizer(row))
-
-
-def _images_between(
-    prompt: Prompt, start: int, stop: int
-) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
-    """A chunk's image positions, counted from its start, and the rows that go there."""
-    if prompt.image_positions is None or prompt.image_rows is None:
-        return None, None
-    first, last = np.searchsorted(prompt.image_positions, [start, stop])
-    if first == last:
-        return None, None
-    return prompt.image_positions[first:last] - start, prompt.image_rows[first:last]

@@ -105,6 +105,5 @@ class ReplayStore:
 
     def rerun(self, recording: Recording) -> Request:
         """The request that runs a recording again."""
-        return replace(
-            recording.request, id=f"{recording.request.id}.replay", keep=False, deadline=None
-        )
+        id = f"{recording.request.id}.replay"
+        return replace(recording.request, id=id, keep=False, deadline=None, trace=None)

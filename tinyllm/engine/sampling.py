@@ -1,4 +1,4 @@
-"""The sampler of `sampler.py`, with its sums and cuts compiled.
+"""The sampler of `sampler.py`, with its sums and cuts compiled, and a look at what it does.
 
 What is drawn is the same; a test holds the two together. See `kernels/draw.py` for why.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tinyllm.distribution import Distribution
+from tinyllm.engine.types import Look, TraceParams
 from tinyllm.kernels import draw as kernels
-from tinyllm.sampler import Logits, Sampler, SamplingParams, apply_temperature
+from tinyllm.sampler import Logits, Pick, Sampler, SamplingParams, apply_temperature, uniform
 
 
 class RowScratch:
@@ -54,3 +57,30 @@ def top_logprobs(logits: Logits, k: int, scratch: RowScratch) -> list[tuple[int,
     scratch.fill(logits)
     norm = float(scratch.top) + math.log(scratch.sums.sum())
     return [(int(i), float(logits[i]) - norm) for i in kernels.largest(logits, k)]
+
+
+def look(
+    params: TraceParams,
+    logits: Logits,
+    sampler: Sampler,
+    allowed: NDArray[np.bool_] | None,
+    pick: Pick,
+) -> Look:
+    """What a traced request is told of the newest pick.
+
+    Args:
+        logits: (vocab_size,) that it was made from.
+        sampler: as it is after the pick.
+        allowed: the guide's mask.
+    """
+    index = len(sampler.picked) - 1
+    before = sampler.at(sampler.picked[:index])
+    drawn = Distribution(logits, before, allowed=allowed)
+    return Look(
+        chosen_by=pick.chosen_by,
+        uniform=uniform(sampler.seed, sampler.stream, index),
+        entropy=drawn.entropy,
+        candidates=tuple(drawn.best_and(pick.token, params.candidates)),
+        stages=tuple((s.name, s.n_kept, s.mass) for s in drawn.stages) if params.stages else None,
+        logits=logits.copy() if index < params.logits else None,
+    )

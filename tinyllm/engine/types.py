@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.distribution import Standing
 from tinyllm.prompt import Prompt as Prompt
-from tinyllm.sampler import SamplingParams
+from tinyllm.sampler import ChosenBy, Logits, SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
@@ -37,6 +38,27 @@ class Guide(Protocol):
 
 
 @dataclass(frozen=True)
+class TraceParams:
+    """What the Token events of a traced request say beyond the token."""
+
+    candidates: int = 0  # how many; the chosen token comes on top of them
+    stages: bool = False
+    logits: int = 0  # how many of a choice's first tokens bring the raw logits along
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a token came to be drawn. The numbers are those of `decode.Step`."""
+
+    chosen_by: ChosenBy
+    uniform: float  # in [0, 1): what a draw here uses
+    entropy: float  # of the raw distribution, nats
+    candidates: tuple[Standing, ...]
+    stages: tuple[tuple[str, int, float], ...] | None = None  # name, n_kept, mass
+    logits: Logits | None = None  # (vocab_size,) raw
+
+
+@dataclass(frozen=True)
 class Request:
     """One generation: a prompt, how to sample, when to end, and whose it is."""
 
@@ -47,6 +69,7 @@ class Request:
     n: int = 1
     stop_ids: frozenset[int] = frozenset()
     top_logprobs: int = 0  # how many alternatives a Token event reports
+    trace: TraceParams | None = None
     guide: Callable[[int], Guide] | None = None  # makes the guide of choice i
     key: str = ""  # owner: prefixes and replays are shared within one key only
     session: str | None = None
@@ -72,6 +95,7 @@ class Token:
     token: int
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)  # best first, raw softmax
+    look: Look | None = None  # if the request is traced
 
 
 @dataclass(frozen=True)
