@@ -151,3 +151,20 @@ class CacheLife(RuleBasedStateMachine):
 
 TestCacheLife = CacheLife.TestCase
 TestCacheLife.settings = settings(max_examples=50, stateful_step_count=25)
+
+
+def test_a_lent_cache_comes_back_as_it_was() -> None:
+    cache = KVCache(CONFIG, 8)
+    fill(cache, [1, 2, 3, 4, 5])
+    for length in (0, 3, 4):
+        with cache.lent(length) as lent:
+            assert lent is cache and contents(lent) == [1, 2, 3, 4][:length]
+            fill(lent, [9])
+            assert contents(lent) == [*[1, 2, 3, 4][:length], 9]
+        with pytest.raises(RuntimeError), cache.lent(length) as lent:
+            fill(lent, [9])
+            raise RuntimeError
+        assert contents(cache) == [1, 2, 3, 4, 5]
+    for length in (-1, 5, 6):
+        with pytest.raises(ValueError, match="can't lend"), cache.lent(length):
+            pass

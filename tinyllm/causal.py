@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.hooks import HookTap
-from tinyllm.model import Array
+from tinyllm.kv_cache import KVCache
+from tinyllm.model import Array, Model
 from tinyllm.sampler import log_normalizer
 from tinyllm.trace import check_index
 
@@ -70,6 +71,59 @@ class CausalMap:
         return causal_html(self)
 
 
+class Ablation:
+    """A step's forward again and again, each time with something set to zero.
+
+    Args:
+        step: whose token is asked about.
+        model: the readable one.
+        cache: of what came before the step's newest token, with room for that.
+    """
+
+    def __init__(self, step: Step, model: Model, cache: KVCache) -> None:
+        self._step, self._model, self._cache = step, model, cache
+        self._before = cache.length
+        row = step.session._image_row(self._before)
+        self._rows = None if row is None else row[None]
+
+    def logprob(self, ablate: Callable[[str, Array], Array] | None = None) -> float:
+        """The token's log-probability, after `ablate` has had its way at every hook point."""
+        step, cache = self._step, self._cache
+        cache.truncate(self._before)
+        n_prompt = len(step.session.prompt)
+        under_hooks = HookTap(self._model.config, cache, step._under.hooks, n_prompt)
+
+        def tap(name: str, array: Array) -> Array:
+            array = under_hooks(name, array)
+            return array if ablate is None else ablate(name, array)
+
+        logits = self._model.forward(
+            [step.tokens_before[-1]],
+            cache,
+            tap=tap,
+            image_positions=None if self._rows is None else np.zeros(1, np.int64),
+            image_rows=self._rows,
+        )[-1]
+        return float(logits[step.token]) - log_normalizer(logits)
+
+    def part(self, target: str) -> float:
+        """Without what one hook point adds."""
+        return self.logprob(lambda name, a: np.zeros_like(a) if name == target else a)
+
+    def head(self, layer: int, head: int) -> float:
+        """Without one head."""
+        target = f"blocks.{layer}.attn.hook_z"
+
+        def ablate(name: str, z: Array) -> Array:
+            if name != target:
+                return z
+            z = z.copy()
+            z[:, head] = 0
+            return z
+
+        return self.logprob(ablate)
+
+
 def causal_map(step: Step, layer: int | None = None) -> CausalMap:
     """Zero each layer's attention and MLP in turn, then each head of one layer.
 
@@ -86,40 +140,14 @@ def causal_map(step: Step, layer: int | None = None) -> CausalMap:
     if layer is not None:
         check_index("layer", layer, config.n_layers)
         layer %= config.n_layers
-    before = step.position - 1
-    cache, token, hooks = step.session._clipped(step, model)
-
-    def logprob(ablate: Callable[[str, Array], Array] | None = None) -> float:
-        cache.truncate(before)
-        under_hooks = HookTap(config, cache, hooks, len(step.session.prompt))
-
-        def tap(name: str, array: Array) -> Array:
-            array = under_hooks(name, array)
-            return array if ablate is None else ablate(name, array)
-
-        logits = model.forward([token], cache, tap=tap)[-1]
-        return float(logits[step.token]) - log_normalizer(logits)
-
-    def zeroed(target: str) -> float:
-        return logprob(lambda name, a: np.zeros_like(a) if name == target else a)
-
-    def head_zeroed(target: str, head: int) -> float:
-        def ablate(name: str, z: Array) -> Array:
-            if name != target:
-                return z
-            z = z.copy()
-            z[:, head] = 0
-            return z
-
-        return logprob(ablate)
-
-    base = logprob()
     layers = range(config.n_layers)
-    attn = np.array([base - zeroed(f"blocks.{i}.hook_attn_out") for i in layers])
-    mlp = np.array([base - zeroed(f"blocks.{i}.hook_mlp_out") for i in layers])
-    layer = int(np.abs(attn).argmax()) if layer is None else layer
-    z = f"blocks.{layer}.attn.hook_z"
-    heads = np.array([base - head_zeroed(z, h) for h in range(config.n_heads)])
+    with step.session._until(step, model) as cache:
+        ablated = Ablation(step, model, cache)
+        base = ablated.logprob()
+        attn = np.array([base - ablated.part(f"blocks.{i}.hook_attn_out") for i in layers])
+        mlp = np.array([base - ablated.part(f"blocks.{i}.hook_mlp_out") for i in layers])
+        layer = int(np.abs(attn).argmax()) if layer is None else layer
+        heads = np.array([base - ablated.head(layer, h) for h in range(config.n_heads)])
     tokenizer = step.session.tokenizer
     return CausalMap(
         token=step.token,

@@ -8,6 +8,7 @@ stages are worked out again on demand, and what went on inside the model by repl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -546,14 +547,15 @@ class Session:
         if self._replay is not None and self._replay[0] is step:
             return self._replay[1]
         model = self._readable_model()
-        cache, token, hooks = self._clipped(step, model)
-        image_row = None
-        if self.image_positions is not None and self.image_rows is not None:
-            (found,) = np.nonzero(self.image_positions == cache.length)
-            image_row = self.image_rows[found[0]] if len(found) else None
-        replay = replay_token(
-            model, token, cache, hooks=hooks, n_prompt=len(self.prompt), image_row=image_row
-        )
+        with self._until(step, model) as cache:
+            replay = replay_token(
+                model,
+                step._history[step.position - 1],
+                cache,
+                hooks=step._under.hooks,
+                n_prompt=len(self.prompt),
+                image_row=self._image_row(step.position - 1),
+            )
         self._replay = (step, replay)
         return replay
 
@@ -567,11 +569,26 @@ class Session:
             )
         return self._readable()
 
-    def _clipped(self, step: Step, model: Model) -> tuple[KVCache, int, tuple[Hook, ...]]:
-        """What a replay starts from: the cache before the newest token, that token, the hooks."""
+    def _image_row(self, position: int) -> NDArray[np.float32] | None:
+        """What stands in for the token at a position, if an image does."""
+        if self.image_positions is None or self.image_rows is None:
+            return None
+        (found,) = np.nonzero(self.image_positions == position)
+        return self.image_rows[found[0]] if len(found) else None
+
+    @contextmanager
+    def _until(self, step: Step, model: Model) -> Iterator[KVCache]:
+        """A cache of what came before the step's newest token, to run that token over.
+
+        The session's own where that has them, as it was then and only for so long; else a copy.
+        """
         before = step.position - 1
-        cache = clipped_cache(model, self._cache_at(step, before), before, step.position)
-        return cache, step._history[before], step._under.hooks
+        cache = self._cache_at(step, before)
+        if isinstance(cache, KVCache) and cache.length > before:
+            with cache.lent(before) as lent:
+                yield lent
+        else:
+            yield clipped_cache(model, cache, before, step.position)
 
 
 def _common_prefix(a: list[int], b: list[int], length: int) -> int:

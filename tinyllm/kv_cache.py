@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,6 +133,24 @@ class KVCache:
         if not 0 <= length <= self._length:
             raise ValueError(f"can't truncate {self._length} tokens to {length}")
         self._length = length
+
+    @contextmanager
+    def lent(self, length: int) -> Iterator[KVCache]:
+        """Itself as it was at `length` tokens, for running one token again behind them.
+
+        Nothing is copied but that token's own row, which is put back with everything after it when
+        the block ends.
+        """
+        before = self._length
+        if not 0 <= length < before:
+            raise ValueError(f"can't lend {length} tokens and a place of {before}")
+        k, v = self._k[:, length].copy(), self._v[:, length].copy()
+        self._length = length
+        try:
+            yield self
+        finally:
+            self._k[:, length], self._v[:, length] = k, v
+            self._length = before
 
     def fork(self, length: int | None = None, capacity: int | None = None) -> KVCache:
         """A copy of the first `length` tokens (default: all), independent of this cache.
