@@ -13,8 +13,8 @@ READING_ORDER = [
     "lm", "config", "weights", "tokenizer", "model", "kernels/reference", "kv_cache", "sampler",
     "distribution", "decode", "compiled", "kernels", "engine", "api", "image", "preprocess",
     "vision", "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm",
-    "connector", "hooks",
-    "trace", "trace_file", "explain", "lab", "causal", "fetch",
+    "connected", "connector", "parts", "hooks", "trace", "trace_file", "explain", "lab", "causal",
+    "fetch",
 ]  # fmt: skip
 TITLES = {
     "engine": "many requests, one model",

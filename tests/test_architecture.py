@@ -21,10 +21,12 @@ LAYERS = [
     {"config", "vision_config"},
     {"kernels", "kv_cache", "weights"},
     {"tokenizer", "sampler", "image", "preprocess", "prompt"},
-    {"model", "vision", "vision_compiled", "compiled", "smolvlm", "image_prompt", "connector"},
+    {"model", "compiled", "vision", "vision_compiled", "image_prompt"},
+    {"connector", "connected", "smolvlm"},
     {"decode", "distribution", "trace", "trace_file", "hooks", "causal", "explain", "display"},
     {"engine"},
     {"fetch"},
+    {"parts"},
     {"lm"},
 ]
 TOP = len(LAYERS)  # what isn't listed is a program: it may import anything but the API

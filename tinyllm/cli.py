@@ -37,8 +37,11 @@ def pull(
 ) -> None:
     """Fetch a model's weights and convert them; nothing happens if they are there already."""
     from tinyllm.fetch import resolve
+    from tinyllm.parts import Parts
 
-    typer.echo(str(resolve(source)))
+    folder = resolve(source)
+    Parts.of(folder).fetch()
+    typer.echo(str(folder))
 
 
 Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
@@ -51,7 +54,7 @@ Seed = Annotated[int | None, typer.Option(help="Makes it reproducible")]
 
 @app.command()
 def chat(
-    model: Model = "smollm2-135m-instruct",
+    model: Model = "smollm2-135m-vision",
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture for the first message; repeatable")
     ] = None,
@@ -91,7 +94,10 @@ def chat(
 @app.command()
 def step(
     prompt: Annotated[str, typer.Argument(help="A question, or with --raw a text to go on with")],
-    model: Model = "smollm2-135m-instruct",
+    model: Model = "smollm2-135m-vision",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that the question is about; repeatable")
+    ] = None,
     raw: Annotated[bool, typer.Option(help="Go on with the text as it is")] = False,
     candidates: Annotated[int, typer.Option(min=2, max=40, help="Rows to show")] = 12,
     temperature: Temperature = 0.0,
@@ -108,9 +114,12 @@ def step(
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise typer.BadParameter("this needs a terminal; from a program, use lm.decode_steps")
+    if raw and image:
+        raise typer.BadParameter("pictures go with a question", param_hint="--raw")
     lm = _load(model, dtype)
     session = lm.session(
-        prompt if raw else [{"role": "user", "content": prompt}],
+        prompt if raw or image else [{"role": "user", "content": prompt}],
+        images=image or [],
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -167,7 +176,6 @@ def bench(
     from rich.console import Console
 
     from tinyllm import bench as benchmark
-    from tinyllm.fetch import resolve
 
     _check_dtype(dtype)
     program = _peer(peer, "llama-bench")
@@ -178,11 +186,19 @@ def bench(
     )
     console = Console(stderr=True)
     with console.status("loading") as status:
-        result = benchmark.run(resolve(model), options, status.update)
+        result = benchmark.run(_language_model(model), options, status.update)
     if as_json:
         typer.echo(json.dumps(result))
     else:
         benchmark.print_result(result, Console())
+
+
+def _language_model(model: str) -> Path:
+    """The folder of a model's language part."""
+    from tinyllm.fetch import resolve
+    from tinyllm.parts import Parts
+
+    return Parts.of(resolve(model)).language_model
 
 
 def _load(model: str, dtype: str) -> LM:
@@ -208,7 +224,6 @@ def quality(
     from rich.console import Console
 
     from tinyllm import quality as table
-    from tinyllm.fetch import resolve
 
     program = _peer(peer, "llama-perplexity")
     if program is not None and peer_base is None:
@@ -216,7 +231,13 @@ def quality(
     console = Console(stderr=True)
     with console.status("loading") as status:
         result = table.run(
-            resolve(model), tokens, threads, status.update, program, peer_base, peer_model or []
+            _language_model(model),
+            tokens,
+            threads,
+            status.update,
+            program,
+            peer_base,
+            peer_model or [],
         )
     if as_json:
         typer.echo(json.dumps(result))

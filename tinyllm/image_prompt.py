@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,13 +36,18 @@ class EncodedImage:
 
     layout: tuple[int, ...]
     rows: NDArray[np.float32]  # (M, dim)
-    digest: int  # of the content, KEY_BITS bits
+
+    @cached_property
+    def digest(self) -> int:
+        """Of the rows, KEY_BITS bits: what a prompt with them is recognised by."""
+        content = hashlib.sha256(np.ascontiguousarray(self.rows).data).digest()
+        return int.from_bytes(content[:8], "little") >> (64 - KEY_BITS)
 
 
 class ImageEmbedder(Protocol):
     """What one family of vision models does with an image."""
 
-    image_token: str  # what the chat template writes for an image
+    image_token: str  # what stands for an image in a rendered chat
 
     def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:
         """(H, W, 3) RGB → the layout in tokens, and a row (dim,) for each image token in it."""
@@ -94,7 +100,9 @@ class ImagePrompts:
             ImageError: not as many images as places for them.
             TokenizerError: the template refuses the messages.
         """
-        ids = self.tokenizer.apply_chat_template(messages, **extra)
+        ids = self.tokenizer.apply_chat_template(
+            messages, image_token=self.embedder.image_token, **extra
+        )
         places = ids.count(self.image_id)
         if places != len(images):
             raise ImageError(f"the messages have {places} places for images, not {len(images)}")
@@ -133,7 +141,7 @@ class ImagePrompts:
                 self._kept.move_to_end(name)
                 return self._kept[name]
         layout, rows = self.embedder.encode(image)
-        encoded = EncodedImage(layout, rows, int.from_bytes(name[:8], "little") >> (64 - KEY_BITS))
+        encoded = EncodedImage(layout, rows)
         with self._lock:
             if name not in self._kept and rows.nbytes <= self._cache_bytes:
                 self._kept[name] = encoded

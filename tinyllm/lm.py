@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from tinyllm import decode
-from tinyllm.config import ModelConfig, read_json_object
+from tinyllm.config import ModelConfig
 from tinyllm.decode import Generation, Session, Step
 from tinyllm.errors import ImageError
 from tinyllm.explain import Explanation, explain
-from tinyllm.fetch import resolve
+from tinyllm.fetch import catalog, resolve
 from tinyllm.hooks import (
     HookFn,
     HookPoints,
@@ -30,6 +30,7 @@ from tinyllm.hooks import (
 from tinyllm.image import ImageSource, read_image
 from tinyllm.image_prompt import ImagePrompts
 from tinyllm.model import Array, Model, Runner
+from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
@@ -52,8 +53,9 @@ def load(
     """Load a model, fetching its weights the first time.
 
     Args:
-        name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json),
-            a wheel or GGUF file, or hf:OWNER/NAME[@REVISION].
+        name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json;
+            or a card that names parts, see `tinyllm.parts`), a wheel or GGUF file, or
+            hf:OWNER/NAME[@REVISION].
         dtype: how the weights are held: f32, bf16, q8 (8 bits in groups of 32) or q4.
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
             "auto" takes numpy for f32 and kernels for the rest.
@@ -84,6 +86,7 @@ class LM:
     """A language model ready to be asked, stepped through and looked into.
 
     Attributes:
+        parts: what the model is made of.
         folder: where config.json, the weights and tokenizer.json are.
         config: the shape.
         tokenizer: text ↔ ids, and the chat template.
@@ -95,12 +98,12 @@ class LM:
         self, folder: Path, *, dtype: Dtype = "f32", compiled: bool = False,
         threads: int | None = None, kv_cache_mb: int = 512,
     ) -> None:  # fmt: skip
-        self.folder = folder
-        self.config = ModelConfig.from_folder(folder)
-        self.tokenizer = Tokenizer.from_folder(folder)
-        card = folder / "card.json"
-        self.card = read_json_object(card) if card.is_file() else {"id": folder.name}
-        self.name = str(self.card.get("id", folder.name))
+        self.parts = Parts.of(folder)
+        self.folder = self.parts.language_model
+        self.config = ModelConfig.from_folder(self.folder)
+        self.tokenizer = Tokenizer.from_folder(self.folder)
+        self.card, self.name = self.parts.card, self.parts.name
+        self._threads = threads
         self.runner: Runner = self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
         self._hooks = HookSet()
         self._last_prompt: Prompt | None = None  # what ran last, for `explain`
@@ -130,14 +133,14 @@ class LM:
 
     @cached_property
     def vision(self) -> ImagePrompts | None:
-        """Makes prompts with images; None where the model reads text alone."""
-        from tinyllm.smolvlm import MODEL_TYPES, SmolVLM
+        """Makes prompts with images; None where the model reads text alone.
 
-        if read_json_object(self.folder / "config.json").get("model_type") not in MODEL_TYPES:
+        An assembled model's encoder is fetched now, if it isn't here.
+        """
+        if not self.parts.sees:
             return None
         compiled = not isinstance(self.runner, Model)
-        embedder = SmolVLM.from_folder(self.folder, self.tokenizer, compiled=compiled)
-        return ImagePrompts(embedder, self.tokenizer)
+        return self.parts.image_side(self.tokenizer, compiled=compiled, threads=self._threads)
 
     def prompt(self, prompt: PromptLike, images: Sequence[ImageSource] = ()) -> Prompt:
         """A prompt with images: text or a chat, each image part of which takes the next image.
@@ -155,7 +158,10 @@ class LM:
         if not images:
             return Prompt(np.array(self.encode_prompt(prompt), np.int32))
         if self.vision is None:
-            raise ImageError(f"{self.name} reads text alone; load a vision model to show it images")
+            raise ImageError(
+                f"{self.name} reads text alone; load a vision model to show it images, "
+                f"{catalog.DEFAULT_VISION} say"
+            )
         if isinstance(prompt, str):
             parts: list[dict[str, Any]] = [{"type": "image"} for _ in images]
             prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]

@@ -59,14 +59,21 @@ class SmolVLM:
         self.rows_a_tile = _rows_a_tile(processor, encoder.config, scale_factor)
 
     @classmethod
-    def from_folder(cls, folder: Path, tokenizer: Tokenizer, *, compiled: bool = False) -> SmolVLM:
+    def from_folder(
+        cls,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *,
+        compiled: bool = False,
+        threads: int | None = None,
+    ) -> SmolVLM:
         """Read the image side of a hub-layout folder; `compiled` chooses the encoder's fast path.
 
         Raises:
             ConfigError, WeightsError: naming the file, and the key or tensor.
         """
         raw = read_json_object(folder / "config.json")
-        encoder = load_encoder(folder, compiled=compiled)
+        encoder = load_encoder(folder, compiled=compiled, threads=threads)
         scale = raw.get("scale_factor", 2)
         if not isinstance(scale, int) or isinstance(scale, bool):
             raise ConfigError(f"{folder / 'config.json'}: scale_factor must be int, not {scale!r}")

@@ -191,8 +191,8 @@ class VisionModel:
         return vit.layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], self.config.norm_eps)
 
 
-def load_encoder(folder: Path, *, compiled: bool = True) -> Encoder:
-    """The encoder of a hub-layout folder, on the fast path or the readable one.
+def load_encoder(folder: Path, *, compiled: bool = True, threads: int | None = None) -> Encoder:
+    """The encoder of a hub-layout folder, on the fast path (by that many threads) or the readable.
 
     Raises:
         ConfigError, WeightsError: naming the file, and the key or tensor.
@@ -201,7 +201,7 @@ def load_encoder(folder: Path, *, compiled: bool = True) -> Encoder:
         return cast(Encoder, VisionModel.from_folder(folder))  # of float32 weights
     from tinyllm.vision_compiled import CompiledVisionModel  # numba is only imported when used
 
-    return CompiledVisionModel.from_folder(folder)
+    return CompiledVisionModel.from_folder(folder, threads)
 
 
 def wanted_layers(layers: Sequence[int] | None, n_layers: int) -> set[int]:

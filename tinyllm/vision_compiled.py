@@ -44,14 +44,15 @@ class CompiledVisionModel:
     def __init__(
         self, config: VisionConfig, weights: Mapping[str, Array], threads: int | None = None
     ) -> None:
-        self.config = cfg = config
+        self.config = config
         self.threads = (threads or os.cpu_count() or 1) if JIT else 1
         self._weights = weights
         self._names = NAMES[config.kind]
         self._arrays = self._lay_out()
         self._lanes: OrderedDict[tuple[int, int], _Lane] = OrderedDict()
         self._lock = threading.Lock()
-        self._lane((cfg.native_grid, cfg.native_grid))  # compiles, so that no request has to wait
+        self._lane((1, 1))  # compiles, so that no request has to wait
+        self._lanes.popitem()[1].team.close()
 
     @classmethod
     def from_folder(cls, folder: Path, threads: int | None = None) -> CompiledVisionModel:

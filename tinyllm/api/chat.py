@@ -97,7 +97,7 @@ class Conversation:
         if "enable_thinking" in self.template:
             extra["enable_thinking"] = layout.think
         try:
-            if self.model.vision is not None:
+            if self.model.vision is not None and self.pictures:
                 chosen = set(kept)
                 images = [p.image for p in self.pictures if p.place[0] in chosen]
                 return self.model.vision.prompt(chat, images, **extra)

@@ -91,7 +91,7 @@ class _Engines:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        engines = [(m.id, m.engine.stats()) for m in self._service.models]
+        engines = [(id, engine.stats()) for id, engine in self._service.engines.items()]
         for field, (name, help) in self.GAUGES.items():
             yield _family(GaugeMetricFamily(name, help, labels=["model"]), engines, field)
         for field, (name, help) in self.COUNTERS.items():

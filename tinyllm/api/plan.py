@@ -121,6 +121,7 @@ class Planner:
             data = await read_url(url, self._images, loc)
             image = await asyncio.to_thread(decode, data, loc)
             pictures.append(Picture((i, j), image))
+        await model.vision.ready()
         return Conversation(model, request.messages, pictures)
 
     def plan(

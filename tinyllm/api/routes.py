@@ -159,9 +159,9 @@ class Api:
         self._service.check_accepting()
         id, key = request.path_params["id"], request.state.key
         timeout = self._service.settings.request_timeout or None
-        for model in self._service.models:
+        for engine in self._service.engines.values():
             try:
-                result = await asyncio.to_thread(model.engine.replay, id, key, timeout)
+                result = await asyncio.to_thread(engine.replay, id, key, timeout)
             except NotKept:
                 continue
             except QueueFull as error:

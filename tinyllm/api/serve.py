@@ -7,7 +7,9 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import h11
@@ -20,48 +22,81 @@ from tinyllm.api.app import create_app
 from tinyllm.api.errors import ApiError, envelope
 from tinyllm.api.service import ServedModel, Service
 from tinyllm.api.settings import Settings
+from tinyllm.api.vision import LateVision
 from tinyllm.engine.engine import Engine
+from tinyllm.fetch import is_here, resolve
+from tinyllm.parts import Parts
+from tinyllm.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def load_models(settings: Settings) -> list[ServedModel]:
-    """Every model that the settings name, each with a running engine."""
-    models = []
+    """Every model that the settings name, on a running engine for each language model.
+
+    Models that differ in their eyes alone share the rest, so its weights are in memory once.
+    """
+    models: list[ServedModel] = []
+    language_models: dict[Path, ServedModel] = {}
     for name in settings.model:
-        lm = tinyllm.load(
-            name,
-            dtype=settings.dtype,
-            backend=settings.backend,
-            threads=settings.threads or None,
-            kv_cache_mb=settings.kv_cache_mb,
+        parts = Parts.of(resolve(name))
+        base = language_models.get(parts.language_model) or _language_model(parts, settings)
+        language_models[parts.language_model] = base
+        model = replace(
+            base,
+            id=parts.name,
+            card=parts.card,
+            fingerprint="fp_" + parts.fingerprint(base.fingerprint)[:16],
+            vision=_vision(parts, base.tokenizer, settings) if parts.sees else None,
+            created=int(parts.card.get("created", 0)),
+            base=base,
         )
-        engine = Engine(
-            lm.runner,
-            max_batch=settings.max_batch,
-            max_queue=settings.max_queue,
-            kv_cache_mb=settings.kv_cache_mb,
-            prefill_chunk=settings.prefill_chunk,
-            prefix_cache=settings.prefix_cache,
-            keep_replays=settings.keep_requests,
-        )
-        engine.start()
-        models.append(
-            ServedModel(
-                id=lm.name,
-                tokenizer=lm.tokenizer,
-                engine=engine,
-                vocab_size=lm.config.vocab_size,
-                n_layers=lm.config.n_layers,
-                n_heads=lm.config.n_heads,
-                readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
-                fingerprint="fp_" + lm.runner.fingerprint[:16],
-                card=lm.card,
-                vision=lm.vision,
-                created=int(lm.card.get("created", 0)),
-            )
-        )
+        models.append(model)
     return models
+
+
+def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LateVision:
+    """The eyes of one model; open already where they are part of a whole checkpoint."""
+    compiled, threads = settings.backend == "compiled", settings.threads or None
+    vision = LateVision(
+        parts.name, lambda: parts.image_side(tokenizer, compiled=compiled, threads=threads)
+    )
+    if parts.image_encoder is None:
+        vision.start().result()  # raises what is wrong with the checkpoint
+    elif not is_here(parts.image_encoder):
+        vision.start()  # in the background: the first image needn't wait for a download
+    return vision
+
+
+def _language_model(parts: Parts, settings: Settings) -> ServedModel:
+    """What models share that have it in common: loaded, its engine running."""
+    lm = tinyllm.load(
+        parts.language_model,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        threads=settings.threads or None,
+        kv_cache_mb=settings.kv_cache_mb,
+    )
+    engine = Engine(
+        lm.runner,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        kv_cache_mb=settings.kv_cache_mb,
+        prefill_chunk=settings.prefill_chunk,
+        prefix_cache=settings.prefix_cache,
+        keep_replays=settings.keep_requests,
+    )
+    engine.start()
+    return ServedModel(
+        id=lm.name,
+        tokenizer=lm.tokenizer,
+        engine=engine,
+        vocab_size=lm.config.vocab_size,
+        n_layers=lm.config.n_layers,
+        n_heads=lm.config.n_heads,
+        readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
+        fingerprint=lm.runner.fingerprint,
+    )
 
 
 def serve(

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from tinyllm.api.access_log import AccessLog
 from tinyllm.api.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.grammar import Grammars
-from tinyllm.api.images import VisionPrompts
 from tinyllm.api.mailbox import Bell
 from tinyllm.api.metrics import Metrics
 from tinyllm.api.sessions import Sessions
 from tinyllm.api.settings import Settings
 from tinyllm.api.tracing import Desk
+from tinyllm.api.vision import LateVision
 from tinyllm.engine.types import Event, Handle, Request
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
@@ -42,7 +42,8 @@ class ServedModel:
     """One model as clients see it.
 
     `card` is the model's card.json; `vision` makes prompts out of images, None where the model
-    reads text alone; `readable` gives the numpy model that a trace looks into.
+    reads text alone; `readable` gives the numpy model that a trace looks into. `base` is what it
+    shares with other models on the same language model.
     """
 
     id: str
@@ -51,15 +52,18 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     card: Mapping[str, Any] = field(default_factory=dict)
-    vision: VisionPrompts | None = None
+    vision: LateVision | None = None
     created: int = 0
     readable: Callable[[], Model] | None = None
     n_layers: int = 0  # of `readable`
     n_heads: int = 0
+    base: ServedModel | None = None
 
     @cached_property
     def grammars(self) -> Grammars:
         """Built at the first need: it reads the whole vocabulary."""
+        if self.base is not None:
+            return self.base.grammars
         return Grammars(self.tokenizer, self.vocab_size, self.tokenizer.eos_ids)
 
     @cached_property
@@ -134,8 +138,8 @@ class Service:
 
     def stop(self) -> None:
         """Let go of everything."""
-        for model in self.models:
-            model.engine.stop()
+        for engine in self.engines.values():
+            engine.stop()
         self.desk.close()
         self.access_log.stop()
 
@@ -160,6 +164,14 @@ class Service:
                 raise ValueError(f"--alias {alias}: no model is named {target!r}")
             names[name] = chosen
         return names
+
+    @property
+    def engines(self) -> Mapping[str, EngineLike]:
+        """Each engine once, by the id of the first model that runs on it."""
+        firsts: dict[EngineLike, ServedModel] = {}
+        for model in self.models:
+            firsts.setdefault(model.engine, model)
+        return {model.id: engine for engine, model in firsts.items()}
 
     @property
     def names(self) -> Mapping[str, ServedModel]:

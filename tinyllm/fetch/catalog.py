@@ -41,6 +41,18 @@ class Package:
         }
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """A model that is put together: other models, and a small file of our own that joins them.
+
+    The repository carries that file and the card, which names the parts; an installed tinyllm
+    brings both along.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
 CATALOG = (
     Package(
         name="smollm2-135m-instruct",
@@ -93,7 +105,10 @@ CATALOG = (
     ),
 )
 
+ASSEMBLED = (Assembled(name="smollm2-135m-vision", aliases=("qwen3-vl-30b",)),)
+
 DEFAULT = CATALOG[0].name
+DEFAULT_VISION = ASSEMBLED[0].name
 
 
 def find(name: str) -> Package | None:
@@ -104,11 +119,19 @@ def find(name: str) -> Package | None:
     return None
 
 
+def find_assembled(name: str) -> Assembled | None:
+    """The assembled model of that name or alias, or None."""
+    for model in ASSEMBLED:
+        if name == model.name or name in model.aliases:
+            return model
+    return None
+
+
 def get(name: str) -> Package:
     """As `find`, but an unknown name raises `FetchError` with the names there are."""
     package = find(name)
     if package is None:
-        known = ", ".join(package.name for package in CATALOG)
+        known = ", ".join(model.name for model in (*CATALOG, *ASSEMBLED))
         raise FetchError(
             f"no model is called {name!r}. Known names: {known}. A local folder, a .whl or .gguf "
             "file, or hf:OWNER/NAME works too."
