@@ -168,7 +168,7 @@ def test_stepping_needs_a_terminal() -> None:
 
 
 def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
-    t = run("chat", "--temperature", "0", "--max-tokens", "24")
+    t = run("chat", "--model", "smollm2-135m-instruct", "--temperature", "0", "--max-tokens", "24")
     t.asks("")
     t.process.send(QUESTION + "\r")
     t.asks("The capital of France is Paris.")
