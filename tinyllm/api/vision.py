@@ -35,6 +35,11 @@ class LateVision:
         self._lock = threading.Lock()
         self._future: Future[VisionPrompts] | None = None
 
+    @property
+    def awake(self) -> bool:
+        """Whether it was loaded, or is being loaded."""
+        return self._future is not None
+
     def start(self) -> Future[VisionPrompts]:
         """Load on a thread of its own, unless that is done or under way."""
         with self._lock:
