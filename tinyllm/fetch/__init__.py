@@ -127,7 +127,7 @@ def _carried_folder(model: Assembled) -> Path:
         installed = []
     for file in installed:
         if file.parts[-2:] == (model.name, "card.json"):
-            return Path(str(file.locate())).parent
+            return Path(str(file.locate())).resolve().parent
     raise FetchError(
         f"{model.name} is carried by tinyllm's repository, under weights/{model.name}, and isn't "
         "here; run from a clone, or `pip install .` in one again"
