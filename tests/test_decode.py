@@ -266,12 +266,21 @@ def test_edges() -> None:
 class Debugger(RuleBasedStateMachine):
     """Random walks of step, force, rewind, fork and looking, against fresh runs."""
 
-    @initialize(temperature=st.sampled_from([0.0, 0.8, 1.5]), seed=st.integers(0, 99))
-    def start(self, temperature: float, seed: int) -> None:
+    @initialize(
+        temperature=st.sampled_from([0.0, 0.8, 1.5]), seed=st.integers(0, 99), images=st.booleans()
+    )
+    def start(self, temperature: float, seed: int, images: bool) -> None:
         self.sampling = {"temperature": temperature, "top_p": 0.9, "seed": seed,
                          "frequency_penalty": 0.3}  # fmt: skip
-        self.sessions = [new_session(**self.sampling)]
+        rows = np.random.default_rng(1).standard_normal((2, CONFIG.dim)).astype(np.float32)
+        where = np.array([4, len(PROMPT) - 1])
+        self.images = {"image_positions": where, "image_rows": rows} if images else {}
+        self.sessions = [self.fresh()]
         self.forced: list[dict[int, int]] = [{}]
+
+    def fresh(self) -> Session:
+        params = SamplingParams(**self.sampling)  # type: ignore[arg-type]
+        return Session(MODEL, TOKENIZER, PROMPT, params, **self.images)  # type: ignore[arg-type]
 
     @rule(which=st.integers(0, 99), n=st.integers(1, 4))
     def step(self, which: int, n: int) -> None:
@@ -306,12 +315,20 @@ class Debugger(RuleBasedStateMachine):
         session = stepped[which % len(stepped)]
         step = session.steps[index % len(session.steps)]
         assert step.replay_error < 1e-5
+        assert step.cache.k(1).shape[0] == step.position
         session.peek()
+
+    @precondition(lambda self: any(s.steps for s in self.sessions))
+    @rule(which=st.integers(0, 99))
+    def map(self, which: int) -> None:
+        stepped = [s for s in self.sessions if s.steps]
+        step = stepped[which % len(stepped)].steps[-1]
+        assert step.causal_map().logprob == pytest.approx(step.logprob, abs=1e-4)
 
     @invariant()
     def equals_a_fresh_run(self) -> None:
         for session, forced in zip(self.sessions, self.forced, strict=True):
-            fresh = new_session(**self.sampling)
+            fresh = self.fresh()
             for i, step in enumerate(session.steps):
                 again = fresh.step(token=forced.get(i))
                 assert (again.token, again.logprob) == (step.token, step.logprob)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import socket
 import threading
@@ -14,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 import tinyllm
 from tests.api.support import (
@@ -27,13 +30,15 @@ from tests.api.support import (
     scripted_model,
 )
 from tests.llama_folders import small_model
+from tests.smolvlm_folder import write_smolvlm
 from tinyllm.api import protocol, tracing
 from tinyllm.api.service import ServedModel
 from tinyllm.api.settings import Settings
+from tinyllm.api.vision import LateVision
 from tinyllm.engine import engine as engine_module
 from tinyllm.engine.engine import Engine
 from tinyllm.lm import LM
-from tinyllm.model import Model
+from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.sampler import uniform
 from tinyllm.tokenizer import Tokenizer
 
@@ -124,6 +129,30 @@ def test_in_eight_bits_too(weights_folder: Path) -> None:
         (_, ours_p), (_, theirs_p) = ours["lens"][-1]["top"][0], theirs["lens"][-1]["top"][0]
         assert ours_p == pytest.approx(theirs_p, abs=0.03)
         assert 0 < ours["replay_error"] < 3  # what 8 bits cost in logits
+
+
+def test_image_prompts_too(tmp_path: Path, weights_folder: Path) -> None:
+    """The image's rows are in the cache that the looks run over."""
+    write_smolvlm(tmp_path / "smolvlm", weights_folder)
+    lm = LM(tmp_path / "smolvlm")
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    image, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
+    model = served(lm, prefill_chunk=PREFILL_CHUNK)  # as a session cuts a prompt
+    assert lm.vision is not None
+    model.vision = LateVision(lm.name, lambda: lm.vision)  # type: ignore[arg-type, return-value]
+    asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, text]}]
+    with live(Settings(port=0, access_log="off"), lambda: [model]) as server:
+        trace = {"lens": 2, "attention": {"layer": 1}}
+        steps = steps_of(ask(server, O, False, **SAMPLING, messages=asked, trace=trace))
+    session = lm.session([{"role": "user", "content": [image, text]}], images=[pixels], **SAMPLING)
+    for ours in steps:
+        parts = {"candidates": 0, "stages": False, "lens": 2, "attention": (1, None)}
+        theirs = json.loads(json.dumps(session.step().to_dict(**parts)["steps"][0]))
+        assert without(ours) == without(theirs)
+        assert len(ours["attention"][0]["weights"]) > 64 / 8 / 2  # the image's rows are there
 
 
 @pytest.mark.parametrize("stream", [False, True])
