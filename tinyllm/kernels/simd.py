@@ -61,6 +61,7 @@ from tinyllm.kernels.vectors import (
     maximum,
     mul,
     mul_each,
+    prefetch,
     repeat,
     scale_each,
     splat,
@@ -414,12 +415,19 @@ def _make_attend(n: int) -> Callable[..., None]:
             page = pages[sequence, page_start // PAGE]
             base = ((page * n_layers + layer) * n_heads + head) * PAGE * head_dim
             n_keys = min(PAGE, stop - page_start)
+            following = page
+            if page_start + PAGE < stop:
+                following = pages[sequence, page_start // PAGE + 1]
+            ahead = ((following * n_layers + layer) * n_heads + head) * PAGE * head_dim
 
-            # Scores, 2 × 16 keys a step.
+            # Scores, 2 × 16 keys a step. A page's values are fetched meanwhile, and the next
+            # page's keys while the values are mixed: a page is too short for the processor to
+            # see the stream by itself.
             for t in range(0, n_keys, 2 * BLOCK):
                 left, right = zeros(n), zeros(n)
                 begin = base + t * head_dim
                 for d in range(head_dim):
+                    prefetch(values, begin + d * 2 * BLOCK)
                     a = load(keys, begin + d * BLOCK)
                     b = load(keys, begin + (head_dim + d) * BLOCK)
                     left = fma_each(left, a, q, q_row * head_dim + d, head_dim)
@@ -458,6 +466,7 @@ def _make_attend(n: int) -> Callable[..., None]:
                 left = mul_each(left, s.shrink, 0, 1)
                 right = mul_each(right, s.shrink, 0, 1)
                 for t in range(n_keys):
+                    prefetch(keys, ahead + t * head_dim + d)
                     a = load(values, base + t * head_dim + d)
                     b = load(values, base + t * head_dim + d + BLOCK)
                     left = fma_each(left, a, s.scores, t, PAGE)
