@@ -23,9 +23,10 @@ def scripts() -> Iterator[Any]:
     """The training folder's `heads`, importable as it is for the scripts."""
     sys.path.insert(0, str(FOLDER))
     try:
+        import features  # type: ignore[import-not-found]
         import heads  # type: ignore[import-not-found]
 
-        yield heads
+        yield features, heads
     finally:
         sys.path.remove(str(FOLDER))
 
@@ -35,15 +36,16 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
-    heads = scripts.Heads(n_names=20).eval()
+    features, module = scripts
+    heads = module.Heads(n_names=20).eval()
     for parameter in heads.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     rows = {f"rows.{name}": torch.randn(2, 16) for name in ("before", "after")}
-    tensors = scripts.tensors_of(heads.state_dict()) | rows | {"rows.pad": torch.randn(1, 16)}
+    tensors = module.tensors_of(heads.state_dict()) | rows | {"rows.pad": torch.randn(1, 16)}
     facts = {
         "names": [f"thing {i}" for i in range(20)], "n_shapes": 4,
-        "colours": list(scripts.COLOURS), "class_layers": scripts.CLASS_LAYERS,
-        "patch_layers": scripts.PATCH_LAYERS, "width": scripts.DIM, "votes": scripts.VOTES,
+        "colours": list(module.COLOURS), "class_layers": features.CLASS_LAYERS,
+        "patch_layers": features.PATCH_LAYERS, "width": features.DIM, "votes": module.VOTES,
         "caption_rows": 20, "floor": 0.1,
     }  # fmt: skip
     path = tmp_path / "connector.safetensors"
@@ -54,13 +56,13 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
     connector = Connector.load(path, table, lambda text: list(text.encode()))
 
     rng = np.random.default_rng(seed)
-    shape = (1 + 16 * 16, scripts.DIM)
+    shape = (1 + 16 * 16, features.DIM)
     states = {n: rng.normal(0.3, 2, shape).astype(np.float32) for n in connector.layers}
     found = connector.read(states)
-    classes = np.stack([states[n][0] for n in scripts.CLASS_LAYERS])[None]
-    patches = np.stack([states[n][1:] for n in scripts.PATCH_LAYERS])[None]
+    classes = np.stack([states[n][0] for n in features.CLASS_LAYERS])[None]
+    patches = np.stack([states[n][1:] for n in features.PATCH_LAYERS])[None]
     with torch.inference_mode():
-        said = heads(*(torch.from_numpy(x).float() for x in scripts.inputs(classes, patches)))
+        said = heads(*(torch.from_numpy(x).float() for x in features.inputs(classes, patches)))
     names = torch.cat([said["whole"][:, None], said["sides"]], dim=1)
     for mine, logits in (
         (found.name, names), (found.colour, said["colour"]), (found.kind, said["kind"]),

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from answers import CANT_TELL
 from data import CACHE, concepts
-from features import CLASS_LAYERS, parts
-from heads import normalised
-from scenes import COLOURS, SHAPES, Scene, Split, held_out, scene
+from features import features
+from scenes import COLOURS, SHAPES, Scene, Split, contents, held_out, scene
 
 import tinyllm
 from tinyllm.connector import NOTHING, NUMBERS
@@ -120,13 +119,12 @@ def linear_probe(split: Split, n_train: int, n: int) -> str:
     """Naming single things by ridge regression on the class token of layer 11."""
 
     def single(which: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
-        scenes = [scene(i, which)[0] for i in range(count)]
+        scenes = contents(which, count)
         place = {concept.name: i for i, concept in enumerate(concepts())}
         index = [i for i, s in enumerate(scenes) if s.kind == "one" and not s.things[0].colour]
-        rows = np.concatenate([classes for classes, _ in parts(which, count)])
-        return normalised(rows[index, CLASS_LAYERS.index(11)]), np.array(
-            [place[scenes[i].things[0].name] for i in index]
-        )
+        rows = features(which, count)[0][index].astype(np.float32)
+        labels = [place[scenes[i].things[0].name] for i in index]
+        return rows[:, -DIM:], np.array(labels)  # the last of CLASS_LAYERS
 
     x, y = single("train", n_train)
     mean = x.mean(0)

@@ -8,37 +8,30 @@ through tinyllm's own encoder in float32 instead (`evaluate.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from data import CACHE
 from numpy.typing import NDArray
 from PIL import Image
-from scenes import SIDE, Split, scene
+from scenes import Split, scene
+from tinyllm.connected import PROCESSOR
 
 from tinyllm import fetch
-from tinyllm.preprocess import ImageProcessor
+from tinyllm.connector import GRID, NORM_EPS
 
 CLASS_LAYERS = (9, 10, 11)
 PATCH_LAYERS = (4, 9, 11)
-GRID, DIM = 16, 384
+DIM = 384
+CLASS, PATCH = len(CLASS_LAYERS) * DIM, len(PATCH_LAYERS) * DIM
 PART = 96  # scenes a file: what an interruption loses at most
-
-# The whole picture, squeezed into a square: what lies at its edges counts too.
-PROCESSOR = ImageProcessor(
-    size={"height": SIDE, "width": SIDE},
-    resample=Image.Resampling.BICUBIC,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
-
 
 Encode = Callable[[Sequence[Image.Image]], tuple[NDArray[np.float16], NDArray[np.float16]]]
 
 
 def torch_encoder() -> Encode:
-    """Pictures → class rows (B, 3, 384) and patch rows (B, 3, 256, 384), in bfloat16."""
+    """Pictures → what `inputs` makes of them, float16."""
     import torch
     from transformers import Dinov2Model
 
@@ -55,13 +48,40 @@ def torch_encoder() -> Encode:
         ).hidden_states
         classes = torch.stack([states[layer][:, 0] for layer in CLASS_LAYERS], dim=1)
         patches = torch.stack([states[layer][:, 1:] for layer in PATCH_LAYERS], dim=1)
-        return classes.to(torch.float16).numpy(), patches.to(torch.float16).numpy()
+        whole, cells = inputs(classes.float().numpy(), patches.float().numpy())
+        return whole.astype(np.float16), cells.astype(np.float16)
 
     return encode
 
 
-def parts(split: Split, n: int) -> Iterator[tuple[NDArray[np.float16], NDArray[np.float16]]]:
-    """Of scenes 0 … n - 1, some at a time: class rows (k, 3, 384), patch rows (k, 3, 256, 384).
+def normalised(x: np.ndarray) -> np.ndarray:
+    """Each row of DIM to mean 0 and variance 1, as the connector does it."""
+    x = x.astype(np.float32)
+    x = x - x.mean(-1, keepdims=True)
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPS))
+
+
+def inputs(classes: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoder states → what the heads read.
+
+    Args:
+        classes: class tokens behind CLASS_LAYERS, (N, 3, DIM).
+        patches: the patches behind PATCH_LAYERS, row by row, (N, 3, 256, DIM).
+
+    Returns:
+        Class rows (N, CLASS) and the cells of an 8 × 8 grid (N, 64, PATCH), normalised.
+    """
+    whole = normalised(classes).reshape(len(classes), CLASS)
+    rows = normalised(patches)
+    n, side = len(rows), int(rows.shape[2] ** 0.5)
+    step = side // GRID
+    rows = rows.reshape(n, len(PATCH_LAYERS), GRID, step, GRID, step, DIM).mean(axis=(3, 5))
+    rows = rows.reshape(n, len(PATCH_LAYERS), GRID * GRID, DIM).transpose(0, 2, 1, 3)
+    return whole, rows.reshape(n, GRID * GRID, PATCH)
+
+
+def features(split: Split, n: int) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    """What the heads read of the first n scenes, (n, CLASS) and (n, 64, PATCH).
 
     What is on disk already isn't encoded again.
     """
@@ -69,6 +89,8 @@ def parts(split: Split, n: int) -> Iterator[tuple[NDArray[np.float16], NDArray[n
     folder.mkdir(parents=True, exist_ok=True)
     encode: Encode | None = None
     begin, done = time.monotonic(), 0
+    whole = np.empty((n, CLASS), np.float16)
+    cells = np.empty((n, GRID * GRID, PATCH), np.float16)
     for start in range(0, n, PART):
         path = folder / f"{start:06d}.npz"
         if not path.is_file():
@@ -79,12 +101,14 @@ def parts(split: Split, n: int) -> Iterator[tuple[NDArray[np.float16], NDArray[n
             done += PART
             rate = done / (time.monotonic() - begin)
             print(f"{split}: {start + PART} scenes encoded, {rate:.1f} a second", flush=True)
-        size = min(PART, n - start)
+        stop = min(start + PART, n)
         with np.load(path) as file:
-            yield file["classes"][:size], file["patches"][:size]
+            whole[start:stop] = file["whole"][: stop - start]
+            cells[start:stop] = file["cells"][: stop - start]
+    return whole, cells
 
 
-def _save(path: Path, classes: NDArray[np.float16], patches: NDArray[np.float16]) -> None:
+def _save(path: Path, whole: NDArray[np.float16], cells: NDArray[np.float16]) -> None:
     work = path.with_suffix(".part.npz")
-    np.savez(work, classes=classes, patches=patches)
+    np.savez(work, whole=whole, cells=cells)
     work.rename(path)

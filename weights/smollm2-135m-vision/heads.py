@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from data import concepts
-from features import CLASS_LAYERS, DIM, PATCH_LAYERS, parts
-from scenes import COLOURS, SHAPES, Scene, Split
+from features import CLASS, PATCH
+from scenes import COLOURS, SHAPES, Scene
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyllm.connector import GRID, GROUND, KINDS, LEFT, NORM_EPS, NUMBERS, RIGHT, SLOTS, WHOLE
+from tinyllm.connector import GRID, GROUND, KINDS, LEFT, NUMBERS, RIGHT, SLOTS, WHOLE
 
 VOTES = 128
-PATCH, CLASS = len(PATCH_LAYERS) * DIM, len(CLASS_LAYERS) * DIM
 IGNORE = -100
 
 
@@ -71,36 +69,6 @@ class Heads(nn.Module):
             "kind": self.kind(summary),
             "number": self.number(summary),
         }
-
-
-def normalised(x: np.ndarray) -> np.ndarray:
-    """Each row of DIM to mean 0 and variance 1, as the connector does it."""
-    x = x.astype(np.float32)
-    x = x - x.mean(-1, keepdims=True)
-    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPS))
-
-
-def inputs(classes: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encoder states (N, 3, 384) and (N, 3, 256, 384) → what the heads read."""
-    whole = normalised(classes).reshape(len(classes), CLASS)
-    rows = normalised(patches)
-    n, side = len(rows), int(rows.shape[2] ** 0.5)
-    step = side // GRID
-    rows = rows.reshape(n, len(PATCH_LAYERS), GRID, step, GRID, step, DIM).mean(axis=(3, 5))
-    rows = rows.reshape(n, len(PATCH_LAYERS), GRID * GRID, DIM).transpose(0, 2, 1, 3)
-    return whole, rows.reshape(n, GRID * GRID, PATCH)
-
-
-def read_inputs(split: Split, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the heads read of the first n scenes: (n, 1152) and (n, 64, 1152), float16."""
-    whole = np.empty((n, CLASS), np.float16)
-    rows = np.empty((n, GRID * GRID, PATCH), np.float16)
-    start = 0
-    for classes, patches in parts(split, n):
-        stop = start + len(classes)
-        whole[start:stop], rows[start:stop] = inputs(classes, patches)
-        start = stop
-    return whole, rows
 
 
 def targets(scenes: list[Scene]) -> dict[str, Tensor]:

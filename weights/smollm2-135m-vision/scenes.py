@@ -65,21 +65,57 @@ def held_out(colour: str, shape: str) -> bool:
     return zlib.crc32(f"{colour} {shape}".encode()) % 5 == 0
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A scene, and what it takes to draw it."""
+
+    scene: Scene
+    ground: Image.Image
+    style: str | None  # of emoji; None for shapes
+    boxes: tuple[tuple[float, float, float, float], ...]
+    concepts: tuple[Concept, ...]  # a thing each
+    pairs: tuple[tuple[str, str], ...]  # or a (colour, shape) each
+    rng: np.random.Generator  # as it stands when drawing begins
+
+
 def scene(index: int, split: Split = "train") -> tuple[Scene, Image.Image]:
     """The scene of that number, and its picture, RGB, SIDE × SIDE.
 
     "train" and "validation" draw in the training styles (validation has its own indices),
     "development" and "final" in styles that no training step sees, each emoji as it is.
     """
+    plan = _plan(index, split)
+    image, rng, drawn = plan.ground, plan.rng, None
+    for concept, box in zip(plan.concepts, plan.boxes, strict=False):
+        if drawn is None or plan.scene.kind == "two":
+            code = concept.codes[int(rng.integers(len(concept.codes)))]
+            drawn = draw(str(plan.style), code)
+            if split == "train":
+                drawn = vary(drawn, rng)
+        _paste(image, drawn, box, rng)
+    for (colour, shape), box in zip(plan.pairs, plan.boxes, strict=False):
+        _draw_shape(image, shape, colour, box, rng)
+    if split == "train" and plan.scene.kind != "nothing":
+        image = _wear(image, rng)
+    return plan.scene, image
+
+
+def contents(split: Split, n: int) -> list[Scene]:
+    """What the first n scenes hold, without drawing them."""
+    return [_plan(i, split).scene for i in range(n)]
+
+
+def _plan(index: int, split: Split) -> Plan:
     rng = np.random.default_rng([index, zlib.crc32(split.encode())])
     kind, emoji = KINDS[index % len(KINDS)]
     if kind == "nothing":
-        return _nothing(rng)
+        blank, image = _nothing(rng)
+        return Plan(blank, image, None, (), (), (), rng)
     background = str(rng.choice(["white"] * 5 + list(COLOURS)))
     image = _ground(background, rng)
     n = {"one": 1, "two": 2, "count": int(rng.integers(2, 7))}[kind]
-    boxes = _boxes(kind, n, rng)
-    things: list[Thing] = []
+    boxes = tuple(_boxes(kind, n, rng))
+    style, named, coloured = None, (), ()
     if emoji:
         style = FINAL_STYLE if split == "final" else DEVELOPMENT_STYLE
         if split in ("train", "validation"):
@@ -89,17 +125,8 @@ def scene(index: int, split: Split = "train") -> tuple[Scene, Image.Image]:
         order = np.random.default_rng([index // len(known), len(known)])
         first = int(order.permutation(len(known))[index * 7 % len(known)])
         second = (first + int(rng.integers(1, len(known)))) % len(known)
-        chosen = [first, second] if kind == "two" else [first] * n
-        drawn = None
-        for which, box in zip(chosen, boxes, strict=True):
-            concept = known[which]
-            if drawn is None or kind == "two":
-                code = concept.codes[int(rng.integers(len(concept.codes)))]
-                drawn = draw(style, code)
-                if split == "train":
-                    drawn = vary(drawn, rng)
-            _paste(image, drawn, box, rng)
-            things.append(Thing(concept.name, box))
+        named = (known[first], known[second]) if kind == "two" else (known[first],) * n
+        things = [Thing(c.name, box) for c, box in zip(named, boxes, strict=True)]
     else:
         pairs = [
             (c, s)
@@ -107,16 +134,11 @@ def scene(index: int, split: Split = "train") -> tuple[Scene, Image.Image]:
             for s in SHAPES
             if c != background and (split != "train" or not held_out(c, s))
         ]
-        chosen = rng.choice(len(pairs), 2, replace=False).tolist()
-        chosen = chosen if kind == "two" else [chosen[0]] * n
-        for which, box in zip(chosen, boxes, strict=True):
-            colour, shape = pairs[which]
-            _draw_shape(image, shape, colour, box, rng)
-            things.append(Thing(shape, box, colour))
+        one, other = (pairs[i] for i in rng.choice(len(pairs), 2, replace=False))
+        coloured = (one, other) if kind == "two" else (one,) * n
+        things = [Thing(s, box, c) for (c, s), box in zip(coloured, boxes, strict=True)]
     things.sort(key=lambda thing: thing.box[0] + thing.box[2])
-    if split == "train":
-        image = _wear(image, rng)
-    return Scene(kind, tuple(things), background), image
+    return Plan(Scene(kind, tuple(things), background), image, style, boxes, named, coloured, rng)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Train the connector of smollm2-135m-vision.
 
     python train.py heads --scenes 12000 --steps 6000     # name what is in a picture
-    python train.py rows --steps 300                      # answer from a caption; no pictures
+    python train.py rows --steps 180                      # answer from a caption; no pictures
     python train.py pack                                  # both into connector.safetensors
 
 The first two don't depend on each other. Each is reproducible from --seed, shows its progress,
@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from answers import example
 from data import CACHE
-from features import CLASS_LAYERS, DIM, PATCH_LAYERS
-from heads import VOTES, Heads, names, read_inputs, targets, tensors_of
+from features import CLASS_LAYERS, DIM, PATCH_LAYERS, features
+from heads import VOTES, Heads, names, targets, tensors_of
 from heads import loss_of as heads_loss
 from rows import CAPTION_ROWS, Rows, embedded
 from rows import loss_of as rows_loss
 from run import Run
 from safetensors.torch import save_file
-from scenes import COLOURS, SHAPES, scene
+from scenes import COLOURS, SHAPES, contents
 from torch import Tensor
 
 from tinyllm import fetch
@@ -40,14 +40,14 @@ FLOOR = 0.1  # a name that is less likely than this is not given
 # Defaults by stage: what the connector in this folder was trained with.
 DEFAULTS = {
     "heads": {"steps": 6000, "batch": 96, "lr": 1e-3, "weight_decay": 0.05, "warm_up": 100},
-    "rows": {"steps": 300, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
+    "rows": {"steps": 180, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
 }
 
 
 def train_heads(options: argparse.Namespace) -> None:
     """Encoded pictures → what is in them, supervised by what was drawn."""
-    classes, patches = read_inputs("train", options.scenes)
-    wanted = targets([scene(i)[0] for i in range(options.scenes)])
+    classes, patches = features("train", options.scenes)
+    wanted = targets(contents("train", options.scenes))
     heads = Heads()
 
     def loss_at(rng: np.random.Generator) -> Tensor:
