@@ -201,7 +201,7 @@ class Connector:
         seen = attention @ patches  # (4, patch layers · width)
 
         name = seen[:GROUND] @ w["name.patch"].T + w["name.bias"]  # (3, names)
-        name[WHOLE] += w["name.class"] @ whole
+        name[WHOLE] += w["name.class"] @ whole + w["name.class_bias"]
         # Each patch votes; the mean of the votes knows how many things there are.
         votes = np.maximum(patches @ w["votes.weight"].T + w["votes.bias"], 0).mean(axis=0)
         summary = np.concatenate([votes, whole])
@@ -246,7 +246,8 @@ def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int |
     return {
         "slots.key": ("d", patch), "slots.query": (len(SLOTS), "d"),
         "slots.position": (len(SLOTS), GRID * GRID),
-        "name.patch": (names, patch), "name.class": (names, whole), "name.bias": (names,),
+        "name.patch": (names, patch), "name.bias": (names,),
+        "name.class": (names, whole), "name.class_bias": (names,),
         "colour.weight": (colours, patch), "colour.bias": (colours,),
         "ground.weight": (colours + 1, patch), "ground.bias": (colours + 1,),
         "votes.weight": (int(facts["votes"]), patch), "votes.bias": (int(facts["votes"]),),

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm.connector import GROUND, Connector
+from tinyllm.connector import GROUND, WHOLE, Connector
 
 pytestmark = pytest.mark.reference
 torch = pytest.importorskip("torch")
+ROWS = {"before": 3, "pad": 1, "after": 2}
 FOLDER = Path(__file__).parents[2] / "weights" / "smollm2-135m-vision"
 
 
@@ -37,11 +38,15 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
 
     torch.manual_seed(seed)
     features, module = scripts
-    heads = module.Heads(n_names=20).eval()
-    for parameter in heads.parameters():
+    look, naming = module.Look().eval(), module.Naming(n_names=20).eval()
+    for parameter in (*look.parameters(), *naming.parameters()):
         parameter.data.add_(0.05 * torch.randn_like(parameter))
-    rows = {f"rows.{name}": torch.randn(2, 16) for name in ("before", "after")}
-    tensors = module.tensors_of(heads.state_dict()) | rows | {"rows.pad": torch.randn(1, 16)}
+    rows = {f"rows.{name}": torch.randn(n, 16) for name, n in ROWS.items()}
+    tensors = (
+        module.tensors_of(look.state_dict(), naming.state_dict())
+        | rows
+        | {"rows.pad": torch.randn(1, 16)}
+    )
     facts = {
         "names": [f"thing {i}" for i in range(20)], "n_shapes": 4,
         "colours": list(module.COLOURS), "class_layers": features.CLASS_LAYERS,
@@ -62,8 +67,11 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
     classes = np.stack([states[n][0] for n in features.CLASS_LAYERS])[None]
     patches = np.stack([states[n][1:] for n in features.PATCH_LAYERS])[None]
     with torch.inference_mode():
-        said = heads(*(torch.from_numpy(x).float() for x in features.inputs(classes, patches)))
-    names = torch.cat([said["whole"][:, None], said["sides"]], dim=1)
+        whole, cells = (torch.from_numpy(x).float() for x in features.inputs(classes, patches))
+        said = look(whole, cells)
+        by_class, by_patch = naming(whole[:, None].expand(-1, 3, -1), said["seen"][:, :GROUND])
+        names = by_patch.clone()
+        names[:, WHOLE] += by_class[:, WHOLE]
     for mine, logits in (
         (found.name, names), (found.colour, said["colour"]), (found.kind, said["kind"]),
         (found.number, said["number"]), (found.background, said["ground"]),

@@ -150,6 +150,9 @@ MERGED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+RENAMED = {"ring": "wedding ring"}  # a ring is a shape
+
+
 @dataclass(frozen=True)
 class Concept:
     """Something that can be in a picture: its name, and the code points that draw it."""
@@ -207,7 +210,7 @@ def concepts() -> tuple[Concept, ...]:
             and all(code in codes for codes in every)
         ):
             found.setdefault(name_of.get(name, name), []).append(code)
-    return tuple(Concept(name, tuple(codes)) for name, codes in sorted(found.items()))
+    return tuple(Concept(RENAMED.get(n, n), tuple(codes)) for n, codes in sorted(found.items()))
 
 
 def _entries() -> dict[str, dict[str, str]]:

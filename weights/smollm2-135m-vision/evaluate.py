@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from answers import CANT_TELL
 from data import CACHE, concepts
-from features import features
+from features import DIM, features
 from scenes import COLOURS, SHAPES, Scene, Split, contents, held_out, scene
 
 import tinyllm

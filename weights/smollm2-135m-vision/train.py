@@ -1,11 +1,12 @@
 """Train the connector of smollm2-135m-vision.
 
-    python train.py heads --scenes 12000 --steps 6000     # name what is in a picture
-    python train.py rows --steps 180                      # answer from a caption; no pictures
-    python train.py pack                                  # both into connector.safetensors
+    python train.py look      # where things are in a picture, how many, in which colours
+    python train.py names     # what they are
+    python train.py rows      # answer from a caption; no pictures
+    python train.py pack      # all into connector.safetensors
 
-The first two don't depend on each other. Each is reproducible from --seed, shows its progress,
-saves every --save-every steps, goes on where it was when started again, and draws its loss into
+`rows` doesn't depend on the others. Each is reproducible from --seed, shows its progress, saves
+every --save-every steps, goes on where it was when started again, and draws its loss into
 .packed/<stage>-loss.png. Pictures come from packages (data.py), features from the frozen encoder
 (features.py). Needs the `train` extra.
 """
@@ -22,8 +23,18 @@ import torch
 from answers import example
 from data import CACHE
 from features import CLASS_LAYERS, DIM, PATCH_LAYERS, features
-from heads import VOTES, Heads, names, targets, tensors_of
-from heads import loss_of as heads_loss
+from heads import (
+    IGNORE,
+    VOTES,
+    Look,
+    Naming,
+    look_loss,
+    names,
+    naming_loss,
+    targets,
+    tensors_of,
+)  # fmt: skip
+from numpy.typing import NDArray
 from rows import CAPTION_ROWS, Rows, embedded
 from rows import loss_of as rows_loss
 from run import Run
@@ -32,30 +43,62 @@ from scenes import COLOURS, SHAPES, contents
 from torch import Tensor
 
 from tinyllm import fetch
-from tinyllm.connector import expected_shapes
+from tinyllm.connector import GROUND, WHOLE, expected_shapes
 from tinyllm.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 FLOOR = 0.1  # a name that is less likely than this is not given
 # Defaults by stage: what the connector in this folder was trained with.
 DEFAULTS = {
-    "heads": {"steps": 6000, "batch": 96, "lr": 1e-3, "weight_decay": 0.05, "warm_up": 100},
-    "rows": {"steps": 180, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
+    "look": {"steps": 800, "batch": 64, "lr": 1e-3, "weight_decay": 0.01, "warm_up": 50},
+    "names": {"steps": 1000, "batch": 256, "lr": 3e-3, "weight_decay": 0.05, "warm_up": 100},
+    "rows": {"steps": 120, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
 }
 
 
-def train_heads(options: argparse.Namespace) -> None:
-    """Encoded pictures → what is in them, supervised by what was drawn."""
-    classes, patches = features("train", options.scenes)
+def train_look(options: argparse.Namespace) -> None:
+    """Encoded pictures → where things are, how many, their colours; supervised by the drawing."""
+    whole, cells = features("train", options.scenes)
     wanted = targets(contents("train", options.scenes))
-    heads = Heads()
+    look = Look()
 
     def loss_at(rng: np.random.Generator) -> Tensor:
         index = rng.choice(options.scenes, options.batch)
-        whole, rows = (torch.from_numpy(x[index].astype(np.float32)) for x in (classes, patches))
-        return heads_loss(heads(whole, rows), {k: v[index] for k, v in wanted.items()})
+        rows = (torch.from_numpy(x[index].astype(np.float32)) for x in (whole, cells))
+        return look_loss(look(*rows), {k: v[index] for k, v in wanted.items()})
 
-    Run(options, heads).go(loss_at)
+    Run(options, look).go(loss_at)
+
+
+def train_names(options: argparse.Namespace) -> None:
+    """What the slots see → its name."""
+    whole, cells = features("train", options.scenes)
+    wanted = targets(contents("train", options.scenes))["name"]
+    look = Look()
+    look.load_state_dict(torch.load(CACHE / "look.pt", weights_only=True)["module"])
+    seen = what_slots_see(look, cells)
+    scene_of, slot = torch.nonzero(wanted != IGNORE, as_tuple=True)  # of every thing
+    naming = Naming()
+    naming.whiten("whole", torch.from_numpy(whole[scene_of[slot == WHOLE].numpy()]).float())
+    naming.whiten("patch", seen[scene_of, slot].float())
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        i = torch.from_numpy(rng.choice(len(slot), options.batch))
+        n, s = scene_of[i], slot[i]
+        logits = naming(torch.from_numpy(whole[n.numpy()]).float(), seen[n, s].float())
+        return naming_loss(logits, naming.patch.bias, wanted[n, s], (s == WHOLE).float())
+
+    Run(options, naming).go(loss_at)
+
+
+@torch.inference_mode()
+def what_slots_see(look: Look, cells: NDArray[np.float16]) -> Tensor:
+    """(N, 64, PATCH) → (N, 3, PATCH), float16: of the whole, the left and the right."""
+    seen = []
+    for start in range(0, len(cells), 128):
+        part = torch.from_numpy(cells[start : start + 128].astype(np.float32))
+        seen.append((look.attention(part)[:, :GROUND] @ part).half())
+    return torch.cat(seen)
 
 
 def train_rows(options: argparse.Namespace) -> None:
@@ -77,14 +120,16 @@ def train_rows(options: argparse.Namespace) -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Both stages' weights as `tinyllm.connector` reads them, and their loss pictures beside."""
-    stages = ("heads", "rows")
-    heads, rows = (torch.load(CACHE / f"{s}.pt", weights_only=True)["module"] for s in stages)
+    stages = ("look", "names", "rows")
+    look, naming, rows = (
+        torch.load(CACHE / f"{s}.pt", weights_only=True)["module"] for s in stages
+    )
     facts = {
         "names": names(), "n_shapes": len(SHAPES), "colours": list(COLOURS),
         "class_layers": CLASS_LAYERS, "patch_layers": PATCH_LAYERS, "width": DIM,
         "votes": VOTES, "caption_rows": CAPTION_ROWS, "floor": options.floor,
     }  # fmt: skip
-    tensors = tensors_of(heads) | {
+    tensors = tensors_of(look, naming) | {
         f"rows.{name}": rows[name] for name in ("before", "pad", "after")
     }
     assert set(tensors) == set(expected_shapes(facts, rows["pad"].shape[1]))
@@ -98,7 +143,7 @@ def pack(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["heads", "rows", "pack"])
+    parser.add_argument("stage", choices=[*DEFAULTS, "pack"])
     parser.add_argument("--scenes", type=int, default=12_000, help="to train the heads on")
     for name, kind in {
         "steps": int, "batch": int, "lr": float, "weight-decay": float, "warm-up": int
@@ -114,7 +159,9 @@ def main() -> None:
     for name, value in DEFAULTS.get(options.stage, {}).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    {"heads": train_heads, "rows": train_rows, "pack": pack}[options.stage](options)
+    {"look": train_look, "names": train_names, "rows": train_rows, "pack": pack}[options.stage](
+        options
+    )
 
 
 if __name__ == "__main__":
