@@ -38,12 +38,13 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
 
     torch.manual_seed(seed)
     features, module = scripts
-    look, naming = module.Look().eval(), module.Naming(n_names=20).eval()
-    for parameter in (*look.parameters(), *naming.parameters()):
+    look, count, naming = module.Look(), module.Count(), module.Naming(n_names=20)
+    heads = torch.nn.ModuleList([look, count, naming]).eval()
+    for parameter in heads.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     rows = {f"rows.{name}": torch.randn(n, 16) for name, n in ROWS.items()}
     tensors = (
-        module.tensors_of(look.state_dict(), naming.state_dict())
+        module.tensors_of(*(head.state_dict() for head in heads))
         | rows
         | {"rows.pad": torch.randn(1, 16)}
     )
@@ -68,7 +69,7 @@ def test_numpy_reads_what_torch_reads(scripts: Any, tmp_path: Path, seed: int) -
     patches = np.stack([states[n][1:] for n in features.PATCH_LAYERS])[None]
     with torch.inference_mode():
         whole, cells = (torch.from_numpy(x).float() for x in features.inputs(classes, patches))
-        said = look(whole, cells)
+        said = look(cells) | count(whole, cells)
         by_class, by_patch = naming(whole[:, None].expand(-1, 3, -1), said["seen"][:, :GROUND])
         names = by_patch.clone()
         names[:, WHOLE] += by_class[:, WHOLE]

@@ -15,7 +15,6 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -92,27 +91,31 @@ def judge(what: Scene, text: str, tally: Marks) -> None:
             tally["sides, where both are named"].append(right_sides)
 
 
-def answers(options: argparse.Namespace) -> Iterable[dict[str, Any]]:
+def answers(options: argparse.Namespace) -> list[dict[str, Any]]:
     """For each scene the caption and the answer, from what is kept or from the model."""
     path = CACHE / f"answers-{options.split}.jsonl"
     if options.afresh:
         path.unlink(missing_ok=True)
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    yield from kept[: options.scenes]
-    if len(kept) >= options.scenes:
-        return
-    lm = tinyllm.load("smollm2-135m-vision", dtype=options.dtype)
-    assert lm.vision is not None
+    kept: dict[int, dict[str, Any]] = {}
+    if path.is_file():
+        kept = {line["scene"]: line for line in map(json.loads, path.read_text().splitlines())}
+    share, of = map(int, options.share.split("/"))
+    missing = [i for i in range(options.scenes) if i not in kept and i % of == share]
+    if missing:
+        lm = tinyllm.load("smollm2-135m-vision", dtype=options.dtype, threads=options.threads)
+        assert lm.vision is not None
     with path.open("a") as file:
-        for i in range(len(kept), options.scenes):
+        for i in missing:
             pixels = np.asarray(scene(i, options.split)[1])
-            reading = lm.vision.embedder.read(pixels)
-            question = QUESTIONS[i // 16 % len(QUESTIONS)]
-            answer = lm.chat(question, images=[pixels], max_tokens=60)
-            line = {"scene": i, "caption": reading.caption, "question": question, "answer": answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            kept[i] = {
+                "scene": i,
+                "caption": lm.vision.embedder.read(pixels).caption,
+                "question": QUESTIONS[i // 16 % len(QUESTIONS)],
+            }
+            kept[i]["answer"] = lm.chat(kept[i]["question"], images=[pixels], max_tokens=60)
+            file.write(json.dumps(kept[i], ensure_ascii=False) + "\n")
             file.flush()
-            yield line
+    return [kept[i] for i in range(options.scenes) if i in kept]
 
 
 def linear_probe(split: Split, n_train: int, n: int) -> str:
@@ -144,20 +147,24 @@ def main() -> None:
     )
     parser.add_argument("--scenes", type=int, default=960)
     parser.add_argument("--dtype", choices=["f32", "bf16", "q8", "q4"], default="q8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--share", default="0/1", help="answer the k-th of n shares, as in 0/3")
     parser.add_argument("--afresh", action="store_true", help="forget kept answers")
     parser.add_argument("--probe", type=int, default=0, help="training scenes of a linear probe")
     options = parser.parse_args()
 
     spoken, read = defaultdict(list), defaultdict(list)
     faithful = []
-    for i, line in enumerate(answers(options)):
-        what = scene(i, options.split)[0]
+    scenes = contents(options.split, options.scenes)
+    lines = answers(options)
+    for line in lines:
+        what = scenes[line["scene"]]
         judge(what, line["answer"], spoken)
         judge(what, line["caption"], read)
         unsure = line["caption"] == NOTHING
         said = CANT_TELL if unsure else line["caption"]
         faithful.append(said.rstrip(".") in line["answer"])
-    print(f"| {options.split}, {options.scenes} pictures | answer | the connector's reading |")
+    print(f"| {options.split}, {len(lines)} pictures | answer | the connector's reading |")
     print("|---|---|---|")
     for name in sorted(spoken):
         shares = [interval(sum(t[name]), len(t[name])) for t in (spoken, read)]

@@ -15,25 +15,17 @@ import numpy as np
 from data import CACHE
 from numpy.typing import NDArray
 from PIL import Image
-from scenes import SIDE, Split, scene
+from scenes import Split, scene
 
 from tinyllm import fetch
+from tinyllm.connected import PROCESSOR
 from tinyllm.connector import GRID, NORM_EPS
-from tinyllm.preprocess import ImageProcessor
 
 CLASS_LAYERS = (9, 10, 11)
 PATCH_LAYERS = (4, 9, 11)
 DIM = 384
 CLASS, PATCH = len(CLASS_LAYERS) * DIM, len(PATCH_LAYERS) * DIM
 PART = 96  # scenes a file: what an interruption loses at most
-
-# The whole picture, squeezed into a square: what lies at its edges counts too.
-PROCESSOR = ImageProcessor(
-    size={"height": SIDE, "width": SIDE},
-    resample=Image.Resampling.BICUBIC,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 
 Encode = Callable[[Sequence[Image.Image]], tuple[NDArray[np.float16], NDArray[np.float16]]]
 

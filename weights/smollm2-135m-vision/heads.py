@@ -1,8 +1,8 @@
 """The heads that read a picture: what `tinyllm.connector` computes, in torch, for training.
 
-`Look` finds where things are, how many, and in which colours; `Naming` names what its slots see.
-They are trained one after the other: naming a thousand things on rows that are pooled already is
-fifty times cheaper than through all the cells.
+`Look` finds where things are and in which colours, `Count` how many there are, and `Naming` names
+what the slots see. They are trained one after the other: naming a thousand things on rows that are
+pooled already is fifty times cheaper than through all the cells.
 """
 
 from __future__ import annotations
@@ -28,42 +28,46 @@ def names() -> tuple[str, ...]:
 
 
 class Look(nn.Module):
-    """Class rows (B, CLASS) and cells (B, 64, PATCH) → where the slots look, and logits by name."""
+    """Cells (B, 64, PATCH) → where the slots look, what they see, and logits of its colour."""
 
-    def __init__(self, key_dim: int = 64, dropout: float = 0.2, noise: float = 0.1) -> None:
+    def __init__(self, key_dim: int = 64, dropout: float = 0.2) -> None:
         super().__init__()
-        n_colours = len(COLOURS)
         self.key = nn.Linear(PATCH, key_dim, bias=False)
         self.query = nn.Parameter(torch.randn(len(SLOTS), key_dim) * 0.1)
         self.position = nn.Parameter(torch.zeros(len(SLOTS), GRID * GRID))
-        self.colour = nn.Linear(PATCH, n_colours)
-        self.ground = nn.Linear(PATCH, n_colours + 1)
-        self.votes = nn.Linear(PATCH, VOTES)
-        self.kind = nn.Linear(VOTES + CLASS, len(KINDS))
-        self.number = nn.Linear(VOTES + CLASS, len(NUMBERS))
-        self.dropout, self.noise = nn.Dropout(dropout), noise
+        self.colour = nn.Linear(PATCH, len(COLOURS))
+        self.ground = nn.Linear(PATCH, len(COLOURS) + 1)
+        self.dropout = nn.Dropout(dropout)
 
-    def attention(self, cells: Tensor) -> Tensor:
-        """Where each slot looks, (B, 4, 64); a slot sums to 1."""
+    def forward(self, cells: Tensor) -> dict[str, Tensor]:
         keys = self.key(cells)
         scores = keys @ self.query.T * keys.shape[-1] ** -0.5  # (B, 64, 4)
-        return (scores.mT + self.position).softmax(-1)
-
-    def forward(self, whole: Tensor, cells: Tensor) -> dict[str, Tensor]:
-        if self.training:
-            whole = whole + self.noise * torch.randn_like(whole)
-        attention = self.attention(cells)
+        attention = (scores.mT + self.position).softmax(-1)
         seen = attention @ cells  # (B, 4, PATCH)
-        votes = functional.relu(self.votes(cells)).mean(1)
-        summary = torch.cat([self.dropout(votes), self.dropout(whole)], dim=-1)
         return {
             "attention": attention,
             "seen": seen,
             "colour": self.colour(self.dropout(seen[:, :GROUND])),
             "ground": self.ground(self.dropout(seen[:, GROUND])),
-            "kind": self.kind(summary),
-            "number": self.number(summary),
         }
+
+
+class Count(nn.Module):
+    """Class rows (B, CLASS) and cells (B, 64, PATCH) → logits: what kind of scene, how many."""
+
+    def __init__(self, dropout: float = 0.2, noise: float = 0.1) -> None:
+        super().__init__()
+        self.votes = nn.Linear(PATCH, VOTES)
+        self.kind = nn.Linear(VOTES + CLASS, len(KINDS))
+        self.number = nn.Linear(VOTES + CLASS, len(NUMBERS))
+        self.dropout, self.noise = nn.Dropout(dropout), noise
+
+    def forward(self, whole: Tensor, cells: Tensor) -> dict[str, Tensor]:
+        if self.training:
+            whole = whole + self.noise * torch.randn_like(whole)
+        votes = functional.relu(self.votes(cells)).mean(1)
+        summary = torch.cat([self.dropout(votes), self.dropout(whole)], dim=-1)
+        return {"kind": self.kind(summary), "number": self.number(summary)}
 
 
 class Naming(nn.Module):
@@ -139,17 +143,24 @@ def _cells(box: tuple[float, float, float, float]) -> Tensor:
 
 
 def look_loss(said: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """The cross entropies, and that the slots look where their things are."""
+    """The colours' cross entropies, and that the slots look evenly where their things are."""
     colours = wanted["colour"].flatten()
-    loss = functional.cross_entropy(said["kind"], wanted["kind"])
-    loss = loss + functional.cross_entropy(said["number"], wanted["number"])
-    loss = loss + 0.5 * functional.cross_entropy(said["ground"], wanted["ground"])
+    loss = 0.5 * functional.cross_entropy(said["ground"], wanted["ground"])
     if (colours != IGNORE).any():
         flat = said["colour"].flatten(0, 1)
         loss = loss + functional.cross_entropy(flat, colours, ignore_index=IGNORE)
-    mass = (said["attention"] * wanted["inside"]).sum(-1)  # (B, 4)
-    there = wanted["inside"].amax(-1) > 0
-    return loss - 0.5 * torch.log(mass[there] + 1e-4).mean()
+    there = wanted["inside"].amax(-1) > 0  # (B, 4)
+    inside = wanted["inside"][there]
+    evenly = inside / inside.sum(-1, keepdim=True)
+    return loss - (evenly * torch.log(said["attention"][there] + 1e-6)).sum(-1).mean()
+
+
+def count_loss(said: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+    """The two cross entropies."""
+    return sum(
+        (functional.cross_entropy(said[name], wanted[name]) for name in ("kind", "number")),
+        torch.zeros(()),
+    )
 
 
 def naming_loss(
@@ -171,7 +182,9 @@ def naming_loss(
     return (has_class * both + (1 - 0.5 * has_class) * entropy(patch)).mean()
 
 
-def tensors_of(look: Mapping[str, Tensor], naming: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensors_of(
+    look: Mapping[str, Tensor], count: Mapping[str, Tensor], naming: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The heads' weights under the names that `tinyllm.connector` gives them."""
     patch, whole = (naming[f"{n}.weight"] @ naming[f"{n}_white"] for n in ("patch", "whole"))
     tensors = {
@@ -181,6 +194,7 @@ def tensors_of(look: Mapping[str, Tensor], naming: Mapping[str, Tensor]) -> dict
         "name.class": whole, "name.class_bias": -whole @ naming["whole_mean"],
     }  # fmt: skip
     for name in ("colour", "ground", "votes", "kind", "number"):
+        module = look if name in ("colour", "ground") else count
         for kind in ("weight", "bias"):
-            tensors[f"{name}.{kind}"] = look[f"{name}.{kind}"]
+            tensors[f"{name}.{kind}"] = module[f"{name}.{kind}"]
     return tensors

@@ -1,6 +1,7 @@
 """Train the connector of smollm2-135m-vision.
 
-    python train.py look      # where things are in a picture, how many, in which colours
+    python train.py look      # where things are in a picture, in which colours
+    python train.py count     # how many they are
     python train.py names     # what they are
     python train.py rows      # answer from a caption; no pictures
     python train.py pack      # all into connector.safetensors
@@ -26,14 +27,16 @@ from features import CLASS_LAYERS, DIM, PATCH_LAYERS, features
 from heads import (
     IGNORE,
     VOTES,
+    Count,
     Look,
     Naming,
+    count_loss,
     look_loss,
     names,
     naming_loss,
     targets,
     tensors_of,
-)  # fmt: skip
+)
 from numpy.typing import NDArray
 from rows import CAPTION_ROWS, Rows, embedded
 from rows import loss_of as rows_loss
@@ -50,24 +53,43 @@ HERE = Path(__file__).parent
 FLOOR = 0.1  # a name that is less likely than this is not given
 # Defaults by stage: what the connector in this folder was trained with.
 DEFAULTS = {
-    "look": {"steps": 800, "batch": 64, "lr": 1e-3, "weight_decay": 0.01, "warm_up": 50},
+    "look": {"steps": 500, "batch": 64, "lr": 2e-3, "weight_decay": 0.01, "warm_up": 50},
+    "count": {"steps": 1500, "batch": 64, "lr": 1e-3, "weight_decay": 0.01, "warm_up": 50},
     "names": {"steps": 1000, "batch": 256, "lr": 3e-3, "weight_decay": 0.05, "warm_up": 100},
     "rows": {"steps": 120, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
 }
 
 
 def train_look(options: argparse.Namespace) -> None:
-    """Encoded pictures → where things are, how many, their colours; supervised by the drawing."""
-    whole, cells = features("train", options.scenes)
+    """Encoded pictures → where things are, and their colours; supervised by what was drawn."""
+    _, cells = features("train", options.scenes)
     wanted = targets(contents("train", options.scenes))
     look = Look()
 
     def loss_at(rng: np.random.Generator) -> Tensor:
-        index = rng.choice(options.scenes, options.batch)
-        rows = (torch.from_numpy(x[index].astype(np.float32)) for x in (whole, cells))
-        return look_loss(look(*rows), {k: v[index] for k, v in wanted.items()})
+        i = rng.choice(options.scenes, options.batch)
+        return look_loss(look(rows_of(cells, i)), {k: v[i] for k, v in wanted.items()})
 
     Run(options, look).go(loss_at)
+
+
+def train_count(options: argparse.Namespace) -> None:
+    """Encoded pictures → what kind of scene, and how many things."""
+    whole, cells = features("train", options.scenes)
+    wanted = targets(contents("train", options.scenes))
+    count = Count()
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        i = rng.choice(options.scenes, options.batch)
+        said = count(rows_of(whole, i), rows_of(cells, i))
+        return count_loss(said, {k: wanted[k][i] for k in ("kind", "number")})
+
+    Run(options, count).go(loss_at)
+
+
+def rows_of(features: NDArray[np.float16], index: NDArray[np.int64]) -> Tensor:
+    """Those of the features, float32."""
+    return torch.from_numpy(features[index].astype(np.float32))
 
 
 def train_names(options: argparse.Namespace) -> None:
@@ -97,7 +119,7 @@ def what_slots_see(look: Look, cells: NDArray[np.float16]) -> Tensor:
     seen = []
     for start in range(0, len(cells), 128):
         part = torch.from_numpy(cells[start : start + 128].astype(np.float32))
-        seen.append((look.attention(part)[:, :GROUND] @ part).half())
+        seen.append(look(part)["seen"][:, :GROUND].half())
     return torch.cat(seen)
 
 
@@ -120,8 +142,8 @@ def train_rows(options: argparse.Namespace) -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Both stages' weights as `tinyllm.connector` reads them, and their loss pictures beside."""
-    stages = ("look", "names", "rows")
-    look, naming, rows = (
+    stages = ("look", "count", "names", "rows")
+    look, count, naming, rows = (
         torch.load(CACHE / f"{s}.pt", weights_only=True)["module"] for s in stages
     )
     facts = {
@@ -129,7 +151,7 @@ def pack(options: argparse.Namespace) -> None:
         "class_layers": CLASS_LAYERS, "patch_layers": PATCH_LAYERS, "width": DIM,
         "votes": VOTES, "caption_rows": CAPTION_ROWS, "floor": options.floor,
     }  # fmt: skip
-    tensors = tensors_of(look, naming) | {
+    tensors = tensors_of(look, count, naming) | {
         f"rows.{name}": rows[name] for name in ("before", "pad", "after")
     }
     assert set(tensors) == set(expected_shapes(facts, rows["pad"].shape[1]))
