@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is the capital of France?"
+PATIENCE = 240  # seconds: everything here takes a few, unless others want the processor as well
 
 
 class Terminal:
@@ -25,8 +26,8 @@ class Terminal:
         self.screen = pyte.Screen(100, 30)
         self._stream = pyte.ByteStream(self.screen)
         self.process = pexpect.spawn(
-            sys.executable, ["-m", "tinyllm", *args], env=env, dimensions=(30, 100), timeout=60,
-            cwd=str(ROOT),
+            sys.executable, ["-m", "tinyllm", *args], env=env, dimensions=(30, 100),
+            timeout=PATIENCE, cwd=str(ROOT),
             # A shell's background job inherits a SIGINT that is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
@@ -34,7 +35,7 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.screen.display)
 
-    def until(self, holds: Callable[[str], bool], seconds: float = 60) -> str:
+    def until(self, holds: Callable[[str], bool], seconds: float = PATIENCE) -> str:
         """Feed the screen until it shows what is waited for."""
         end = time.monotonic() + seconds
         while not holds(self.text()):
@@ -161,7 +162,7 @@ def test_stepping_needs_a_terminal() -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "tinyllm", "step", "Hello"], cwd=ROOT, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 2
     assert "needs a terminal" in done.stderr

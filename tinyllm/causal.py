@@ -132,8 +132,8 @@ def causal_map(step: Step, layer: int | None = None) -> CausalMap:
         layer: whose heads to take apart; default: the one whose attention matters most.
 
     Returns:
-        The effects, from 2 · n_layers + n_heads + 1 one-token forwards on the readable path:
-        about a second and a half for SmolLM2-135M.
+        The effects, from 2 · n_layers + n_heads + 1 one-token forwards on the readable path: 70 of
+        30 to 50 ms each for SmolLM2-135M.
     """
     replay = step.replay
     model, config = replay.model, replay.model.config
