@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from tests.tiny_connector import FACTS, write_connector
 from tinyllm.connector import KINDS, LEFT, NUMBERS, RIGHT, WHOLE, Connector, Reading
 from tinyllm.errors import WeightsError
 
+GOLDEN = Path(__file__).parent / "golden"
+CARRIED = Path(__file__).parents[1] / "weights" / "smollm2-135m-vision"
 DIM = 12
 TABLE = np.random.default_rng(1).standard_normal((200, DIM)).astype(np.float32)
 
@@ -132,3 +135,19 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not tensors")
     with pytest.raises(WeightsError, match="take it from the repository again"):
         Connector.load(path, TABLE, ids_of)
+
+
+def test_the_carried_connector_reads_as_it_was_trained_to() -> None:
+    """Golden: what the trained weights say of seeded states, and of whom they know."""
+    facts = json.loads((GOLDEN / "connector.json").read_text(encoding="utf-8"))
+    path = CARRIED / "connector.safetensors"
+    connector = Connector.load(path, np.zeros((49152, 576), np.float32), lambda text: [0])
+    assert path.stat().st_size <= 16e6
+    assert len(connector.names) == 1080 and connector.n_rows == facts["n_rows"]
+    assert connector.layers == (4, 9, 10, 11)
+    rng = np.random.default_rng(0)
+    given = {n: rng.normal(0, 2, (257, 384)).astype(np.float32) for n in connector.layers}
+    found = connector.read(given)
+    assert [name for name, _ in found.top()] == facts["top"]
+    for name in ("kind", "number", "background"):
+        np.testing.assert_allclose(getattr(found, name), facts[name], atol=1e-5)

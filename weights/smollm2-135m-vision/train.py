@@ -50,12 +50,12 @@ from tinyllm.connector import GROUND, WHOLE, expected_shapes
 from tinyllm.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
-FLOOR = 0.1  # a name that is less likely than this is not given
+FLOOR = 0.05  # a name that is less likely than this is not given
 # Defaults by stage: what the connector in this folder was trained with.
 DEFAULTS = {
     "look": {"steps": 500, "batch": 64, "lr": 2e-3, "weight_decay": 0.01, "warm_up": 50},
     "count": {"steps": 1500, "batch": 64, "lr": 1e-3, "weight_decay": 0.01, "warm_up": 50},
-    "names": {"steps": 1000, "batch": 256, "lr": 3e-3, "weight_decay": 0.05, "warm_up": 100},
+    "names": {"steps": 700, "batch": 256, "lr": 3e-3, "weight_decay": 0.05, "warm_up": 100},
     "rows": {"steps": 120, "batch": 8, "lr": 5e-3, "weight_decay": 0.0, "warm_up": 20},
 }
 
@@ -181,9 +181,13 @@ def main() -> None:
     for name, value in DEFAULTS.get(options.stage, {}).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    {"look": train_look, "names": train_names, "rows": train_rows, "pack": pack}[options.stage](
-        options
-    )
+    {
+        "look": train_look,
+        "count": train_count,
+        "names": train_names,
+        "rows": train_rows,
+        "pack": pack,
+    }[options.stage](options)
 
 
 if __name__ == "__main__":
