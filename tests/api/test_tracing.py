@@ -358,7 +358,7 @@ def gated(tokenizer: Tokenizer) -> Iterator[Live]:
                                readable=lambda: model)]  # fmt: skip
 
     settings = Settings(port=0, access_log="off", trace_inside=1, ping_interval=0.05,
-                        request_timeout=5)  # fmt: skip
+                        request_timeout=5, drain_timeout=0.2)  # fmt: skip
     with live(settings, load, runner=runner) as server:
         yield server
         Gated.gate.set()
@@ -415,6 +415,22 @@ def test_a_look_past_the_deadline_ends_with_an_error(gated: Live) -> None:
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "request_timeout"
     assert gated.service.desk._free == 1
+
+
+def test_a_server_that_stops_says_so(gated: Live) -> None:
+    """It doesn't wait for looks longer than for other work."""
+    sock = raw_request(gated, {"trace": {"lens": 1}, "stream": True})
+    until(lambda: Gated.n_waiting)
+    gated.server.drain()
+    sock.settimeout(20)
+    seen = b""
+    while data := sock.recv(65536):
+        seen += data
+    sock.close()
+    assert b'"code":"draining"' in seen
+    assert seen.rstrip().endswith((b"data: [DONE]", b"0"))
+    gated.thread.join(10)
+    assert not gated.thread.is_alive()
 
 
 def test_a_fault_in_looking_is_the_servers_own(

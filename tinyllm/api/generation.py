@@ -47,6 +47,8 @@ from tinyllm.trace_file import StepRecord
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN = 0.25  # seconds after which a wait for a look inside is thought over
+
 
 class Caller:
     """The client at the other end: gives up all that runs for it once it is gone.
@@ -227,6 +229,8 @@ class Generation:
                         continue
                     assert isinstance(event, Token) and self._desk is not None
                     drawn = self._writers[event.index].drawn[: step.index]
+                    if self._desk.closed:
+                        raise _stopped()
                     look = self._desk.look(self._inside, event, step, drawn)
                     async for _ in self._pings(look, ping):
                         yield None
@@ -240,15 +244,24 @@ class Generation:
         self, look: asyncio.Future[StepRecord], ping: float | None
     ) -> AsyncIterator[None]:
         """Wait for a look inside; a ping every `ping` seconds. Raises ApiError, ClientGone."""
-        while not look.done():
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise _out_of_time(started=True)
-            await asyncio.wait([look], timeout=min((s for s in (ping, left) if s), default=None))
-            if self._mailbox.gone:
-                raise ClientGone
-            if not look.done():
-                yield None
+        pinged = time.monotonic()
+        try:
+            while not look.done():
+                await asyncio.wait([look], timeout=min(LOOK_AGAIN, ping or LOOK_AGAIN))
+                now = time.monotonic()
+                if self._mailbox.gone:
+                    raise ClientGone
+                if self._deadline is not None and now > self._deadline:
+                    raise _out_of_time(started=True)
+                if self._desk is None or self._desk.closed:
+                    raise _stopped()
+                if ping is not None and now - pinged >= ping:
+                    pinged = now
+                    yield None
+            if look.cancelled():
+                raise _stopped()
+        finally:
+            look.cancel()  # if nobody waits for it any more
 
     def _read(self, event: Event) -> Part | None:
         if isinstance(event, Token):
@@ -323,8 +336,12 @@ def _failed(event: Finished, started: bool) -> ApiError | None:
     if event.reason == "timeout":
         return _out_of_time(started)
     if event.reason == "cancelled":
-        return unavailable("The server stopped before the answer was done.", "draining", 5)
+        return _stopped()
     return None
+
+
+def _stopped() -> ApiError:
+    return unavailable("The server stopped before the answer was done.", "draining", 5)
 
 
 def _out_of_time(started: bool) -> ApiError:

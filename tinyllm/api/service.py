@@ -138,9 +138,9 @@ class Service:
 
     def stop(self) -> None:
         """Let go of everything."""
+        self.desk.close()
         for engine in self.engines.values():
             engine.stop()
-        self.desk.close()
         self.access_log.stop()
 
     @property

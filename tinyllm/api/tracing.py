@@ -191,6 +191,7 @@ class Desk:
     """
 
     def __init__(self, places: int) -> None:
+        self.closed = False
         self._free = places
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=_give_way)
@@ -218,12 +219,13 @@ class Desk:
     def look(
         self, inside: Inside, event: Token, step: StepRecord, drawn: Sequence[int]
     ) -> asyncio.Future[StepRecord]:
-        """`Inside.look` on the desk's thread."""
+        """`Inside.look` on the desk's thread; not once it is closed."""
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, inside.look, event, step, drawn)
 
     def close(self) -> None:
-        """Take no more looks."""
+        """Take no more looks; from any thread."""
+        self.closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
