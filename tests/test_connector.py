@@ -50,7 +50,7 @@ def reading(kind: str, names: dict[int, str], **more: object) -> Reading:
         name=np.stack([sure(known, names.get(slot, "dog")) for slot in range(3)]),
         colour=np.stack([sure(colours, str(more.get("colour", "red")))] * 3),
         background=sure((*colours, "none"), str(more.get("background", "white"))),
-        attention=np.full((4, 16), 1 / 16, np.float32),
+        attention=np.full((4, 64), 1 / 64, np.float32),
         floor=float(str(more.get("floor", 0.0))),
     )
 
@@ -112,6 +112,24 @@ def test_rows_are_the_captions_words_between_the_trained_rows(connector: Connect
     np.testing.assert_array_equal(rows[-5 - len(ids) : -2 - len(ids)], connector.w["rows.before"])
     np.testing.assert_array_equal(rows[-2:], connector.w["rows.after"])
     assert (rows[: -5 - len(ids)] == connector.w["rows.pad"]).all()
+
+
+def test_only_two_things_are_looked_at_again(connector: Connector) -> None:
+    assert connector.halves(reading("one", {})) == {}
+    two = reading("two", {LEFT: "dog", RIGHT: "apple"})
+    two.attention[RIGHT] = np.eye(64, dtype=np.float32)[8 * 7 + 5]  # at the very bottom
+    squares = connector.halves(two)
+    assert squares == {LEFT: (0.0, 0.25, 0.5, 0.75), RIGHT: (0.5, 0.5, 1.0, 1.0)}
+
+
+def test_both_looks_count(connector: Connector) -> None:
+    two, near = reading("two", {}), states(5)
+    two.name[:] = 0.2
+    found = connector.look_closer(two, {LEFT: near})
+    np.testing.assert_allclose(found.name[LEFT], connector.read(near).name[WHOLE], atol=1e-6)
+    np.testing.assert_array_equal(found.name[RIGHT], two.name[RIGHT])
+    sure = reading("two", {LEFT: "apple"})
+    assert connector.look_closer(sure, {LEFT: near}).top(LEFT, 1)[0][0] == "apple"
 
 
 def test_rows_of_states_are_those_of_their_reading(connector: Connector) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tinyllm.connector import Connector, Reading
+from tinyllm.connector import Array, Box, Connector, Reading
 from tinyllm.errors import ImageError
 from tinyllm.preprocess import ImageProcessor
 from tinyllm.vision import Encoder
@@ -57,5 +57,18 @@ class ConnectedEncoder:
         """(H, W, 3) RGB → what the connector makes of it: probabilities, and a caption."""
         if image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(f"pixels must be (height, width, 3), not {image.shape}")
-        pixels = PROCESSOR(image)
-        return self.connector.read(self.encoder.encode(pixels, layers=self.connector.layers))
+        reading = self.connector.read(self._states(image))
+        squares = self.connector.halves(reading)  # none, but where there are two things
+        closer = {slot: self._states(cut(image, box)) for slot, box in squares.items()}
+        return self.connector.look_closer(reading, closer) if closer else reading
+
+    def _states(self, image: NDArray[np.uint8]) -> dict[int, Array]:
+        return self.encoder.encode(PROCESSOR(image), layers=self.connector.layers)
+
+
+def cut(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """The part of (H, W, 3) that a box of shares covers, at least a pixel."""
+    height, width = image.shape[:2]
+    left, top = min(int(box[0] * width), width - 1), min(int(box[1] * height), height - 1)
+    right, bottom = max(round(box[2] * width), left + 1), max(round(box[3] * height), top + 1)
+    return np.ascontiguousarray(image[top:bottom, left:right])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tinyllm.errors import WeightsError
 from tinyllm.kernels import reference as ops
 
 Array = NDArray[np.float32]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture
 
 KINDS = ("nothing", "one", "two", "several")  # several: of the same thing
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
@@ -35,6 +36,7 @@ NOTHING = "nothing that I can recognise."
 SOMETHING = "something that I can't name"
 GRID = 8  # the patches are pooled to this many rows and columns
 NORM_EPS = 1e-6
+TINY = np.float32(1e-9)
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,35 @@ class Connector:
             attention=attention,
             floor=self.floor,
         )
+
+    def halves(self, reading: Reading) -> dict[int, Box]:
+        """Where to look again, closer, in a picture of two things: slot → square.
+
+        Each half of the width, as high as it is wide, at the height where its slot looked.
+        """
+        if KINDS[int(reading.kind.argmax())] != "two":
+            return {}
+        middles = (np.arange(GRID) + 0.5) / GRID
+        squares = {}
+        for slot, left in ((LEFT, 0.0), (RIGHT, 0.5)):
+            down = reading.attention[slot].reshape(GRID, GRID).sum(axis=1)
+            top = min(max(float(down @ middles) - 0.25, 0.0), 0.5)
+            squares[slot] = (left, top, left + 0.5, top + 0.5)
+        return squares
+
+    def look_closer(
+        self, reading: Reading, states: Mapping[int, Mapping[int, NDArray[np.floating[Any]]]]
+    ) -> Reading:
+        """A reading whose halves are named by both looks: their probabilities, multiplied.
+
+        Args:
+            states: slot → the encoder's states of its square alone.
+        """
+        name = reading.name.copy()
+        for slot, closer in states.items():
+            near = self.read(closer).name[WHOLE]
+            name[slot] = ops.softmax(np.log(near + TINY) + np.log(name[slot] + TINY))
+        return replace(reading, name=name)
 
     def rows(self, what: Reading | Mapping[int, NDArray[np.floating[Any]]] | str) -> Array:
         """The rows that stand for a picture in a prompt, (n_rows, dim) float32.
