@@ -19,6 +19,7 @@ from tinyllm.connected import CONNECTOR_FILE, PROCESSOR, ConnectedEncoder
 from tinyllm.errors import ConfigError, FetchError, ImageError, TinyllmError, WeightsError
 from tinyllm.lm import LM
 from tinyllm.parts import Parts
+from tinyllm.stepper import Stepper, prompt_text
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,16 @@ def test_a_session_steps_rewinds_and_forks_over_images(lm: LM) -> None:
     assert whole.tokens == tokens[: len(whole.tokens)]
     # The past of an image prompt can be looked into, too: the replay computes the same logits.
     assert session.steps[3].attention is not None
+
+
+def test_the_stepper_shows_a_sign_for_an_image(lm: LM) -> None:
+    n = eyes(lm).connector.n_rows
+    session = lm.session("What is it?", images=PICTURES[:1], temperature=0)
+    assert f"user\n[image, {n} rows]\nWhat is it?<|im_end|>" in prompt_text(session)
+    assert prompt_text(lm.session("Hi there")) == "Hi there"
+    stepper = Stepper(session)
+    stepper.take()
+    assert len(session.steps) == 1 and "[image" in str(stepper.text()[0][1])
 
 
 def test_both_paths_see_the_same(lm: LM, folder: Path) -> None:

@@ -105,7 +105,7 @@ class Stepper:
     def text(self) -> StyleAndTextTuples:
         """Prompt and completion; a token's colour says how it came about."""
         session = self.session
-        out: StyleAndTextTuples = [("class:prompt", session.tokenizer.decode(session.prompt))]
+        out: StyleAndTextTuples = [("class:prompt", prompt_text(session))]
         for step in session.steps:
             style = "class:forced" if step.chosen_by == "forced" else ""
             if not style and step.logprob < -2:
@@ -157,6 +157,16 @@ class Stepper:
                           ("q", "quit")):  # fmt: skip
             out += [("class:key", key), ("class:faint", f" {what}   ")]
         return out
+
+
+def prompt_text(session: Session) -> str:
+    """A session's prompt, with a sign for each image in place of the tokens that it takes."""
+    images = set() if session.image_positions is None else set(session.image_positions.tolist())
+    text = ""
+    for is_image, run in itertools.groupby(range(len(session.prompt)), images.__contains__):
+        ids = [session.prompt[i] for i in run]
+        text += f"[image, {len(ids)} rows]" if is_image else session.tokenizer.decode(ids)
+    return text
 
 
 def application(
