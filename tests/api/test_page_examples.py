@@ -1,7 +1,6 @@
 """The reference page's five examples, their bodies word for word, and real clients beside them.
 
-The text examples run on the default model itself, those with images on a tiny seeded vision model
-of the same code, whose words mean nothing.
+All run on the default models themselves, as `python server.py` serves them.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import BaseModel
 
 import tinyllm
 from tests.api.support import MODEL, PREFIXES, Live, S, events_of, live
-from tests.smolvlm_folder import write_smolvlm
 from tinyllm.api.serve import load_models
 from tinyllm.api.service import ServedModel
 from tinyllm.api.settings import Settings
@@ -124,8 +122,10 @@ STREAMING = json.loads("""
 
 
 def jpeg() -> bytes:
+    image = Image.new("RGB", (400, 300), "white")
+    ImageDraw.Draw(image).ellipse((120, 70, 280, 230), fill=(200, 30, 30))
     file = io.BytesIO()
-    Image.new("RGB", (60, 40), (200, 30, 30)).save(file, "JPEG")
+    image.save(file, "JPEG")
     return file.getvalue()
 
 
@@ -139,21 +139,10 @@ class Example:
 
 
 @pytest.fixture(scope="module")
-def real(weights_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """The default model at 8 bits, and a tiny vision model."""
-    folder = tmp_path_factory.mktemp("vision") / "tiny-vision"
-    write_smolvlm(folder, weights_folder)
-    settings = Settings(
-        port=0, access_log="off", alias=("qwen3-vl-30b=tiny-vision",), kv_cache_mb=128,
-        max_tokens_cap=64,
-    )  # fmt: skip
-
-    def load() -> list[ServedModel]:
-        text = load_models(Settings(kv_cache_mb=128))
-        vision = load_models(Settings(model=(str(folder),), dtype="f32", backend="reference"))
-        return [*text, *vision]
-
-    with live(settings, load, images=Example()) as server:
+def real(weights_folder: Path, dinov2_folder: Path) -> Iterator[Live]:
+    """The default models at 8 bits."""
+    settings = Settings(port=0, access_log="off", kv_cache_mb=128, max_tokens_cap=64)
+    with live(settings, lambda: load_models(settings), images=Example()) as server:
         yield server
 
 
@@ -177,8 +166,9 @@ def test_text_example(real: Live) -> None:
 
 
 def test_vision_example_by_url(real: Live) -> None:
-    answer = post(real, BY_URL)
+    answer = post(real, {**BY_URL, "temperature": 0})
     assert answer["model"] == "qwen3-vl-30b"
+    assert "red circle" in answer["choices"][0]["message"]["content"]
     assert answer["usage"]["prompt_tokens"] > 30  # the image's own among them
     assert "confidence_score" not in answer
 
