@@ -36,7 +36,7 @@ def tree() -> str:
     lines += [
         "notebooks/                  nine stories on the real model, from first steps to images",
         "tests/                      mirrors tinyllm/, file by file; naive.py holds loop oracles",
-        "weights/                    fetched and converted on your machine; only the connector is committed",
+        "weights/                    fetched and converted on your machine; the connector is here",
     ]
     return "\n".join(lines) + "\n"
 

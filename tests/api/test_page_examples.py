@@ -122,8 +122,10 @@ STREAMING = json.loads("""
 
 
 def jpeg() -> bytes:
-    image = Image.new("RGB", (400, 300), "white")
-    ImageDraw.Draw(image).ellipse((120, 70, 280, 230), fill=(200, 30, 30))
+    image = Image.new("RGB", (400, 300), (222, 228, 214))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((40, 90, 170, 220), fill=(190, 60, 50))
+    draw.rectangle((240, 90, 360, 210), fill=(60, 90, 170))
     file = io.BytesIO()
     image.save(file, "JPEG")
     return file.getvalue()
@@ -168,7 +170,8 @@ def test_text_example(real: Live) -> None:
 def test_vision_example_by_url(real: Live) -> None:
     answer = post(real, {**BY_URL, "temperature": 0})
     assert answer["model"] == "qwen3-vl-30b"
-    assert "red circle" in answer["choices"][0]["message"]["content"]
+    content = answer["choices"][0]["message"]["content"]
+    assert "red circle on the left" in content and "blue square on the right" in content
     assert answer["usage"]["prompt_tokens"] > 30  # the image's own among them
     assert "confidence_score" not in answer
 
