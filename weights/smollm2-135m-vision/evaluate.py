@@ -84,6 +84,7 @@ def judge(what: Scene, text: str, tally: Marks) -> None:
         of = "shapes" if shapes else "emoji"
         both = all(says(text, thing) for thing in things)
         tally[f"both of two, {of}"].append(both)
+        tally["both of two"].append(both)
         tally[f"at least one of two, {of}"].append(any(says(text, thing) for thing in things))
         if both:
             left, _, right = text.lower().partition("on the left")
@@ -161,9 +162,9 @@ def main() -> None:
         what = scenes[line["scene"]]
         judge(what, line["answer"], spoken)
         judge(what, line["caption"], read)
-        unsure = line["caption"] == NOTHING
-        said = CANT_TELL if unsure else line["caption"]
-        faithful.append(said.rstrip(".") in line["answer"])
+        copied = line["caption"].rstrip(".") in line["answer"]
+        unsure = line["caption"] == NOTHING and CANT_TELL in line["answer"]
+        faithful.append(copied or unsure)
     print(f"| {options.split}, {len(lines)} pictures | answer | the connector's reading |")
     print("|---|---|---|")
     for name in sorted(spoken):
