@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.layout import BF16, F32, GROUP, Q4, Q8, F32Rows, Int8Rows
+from tinyllm.kernels.layout import (
+    BF16,
+    F32,
+    GROUP,
+    Q4,
+    Q4_MINIMUMS,
+    Q4_SCALES,
+    Q8,
+    Q8_SCALES,
+    F32Rows,
+    Int8Rows,
+    SplitRows,
+)
 
 F64 = NDArray[np.float64]
 
@@ -21,24 +33,28 @@ def weight(w: Any, layer: int, row: int, k: int) -> float:
         bits = np.array([int(w.values[layer, block, k // 2, r, k % 2]) << 16], np.uint32)
         return float(bits.view(np.float32)[0])
     group, inside = k // GROUP, k % GROUP
-    scale = float(w.scales[layer, block, group, r].view(np.float16))
+    of_group = w.values[layer, block, group]
     if isinstance(w, Q8):
-        byte = int(w.values[layer, block, group, inside // 4, 4 * r + inside % 4])
-        return scale * (byte - 128)
+        scale = float(of_group[Q8_SCALES:].view(np.float16)[r])
+        return scale * (int(of_group[64 * (inside // 4) + 4 * r + inside % 4]) - 128)
     assert isinstance(w, Q4)
-    half = inside % 16
-    byte = int(w.values[layer, block, group, half // 4, 4 * r + half % 4])
+    scale = float(of_group[Q4_SCALES:Q4_MINIMUMS].view(np.float16)[r])
+    minimum = float(of_group[Q4_MINIMUMS:].view(np.float16)[r])
+    byte = int(of_group[64 * (inside % 16 // 4) + 4 * r + inside % 4])
     nibble = byte & 15 if inside < 16 else byte >> 4
-    return scale * nibble + float(w.minimums[layer, block, group, r].view(np.float16))
+    return scale * nibble + minimum
 
 
 def activation(rows: Any, tile: int, lane: int, k: int) -> float:
     """Input k of one token."""
     if isinstance(rows, F32Rows):
-        return float(rows.values[tile, k, lane])
+        return float(rows.values[tile, k // GROUP, lane, k % GROUP])
+    if isinstance(rows, SplitRows):
+        halves = [int(a[tile, k // GROUP, lane, k % GROUP]) << 16 for a in rows]
+        return float(np.array(halves, np.uint32).view(np.float32).astype(np.float64).sum())
     assert isinstance(rows, Int8Rows)
     scale = float(rows.scales[tile, k // GROUP, lane])
-    return scale * int(rows.values[tile, k // 4, lane, k % 4])
+    return scale * int(rows.values[tile, k // GROUP, lane, k % GROUP])
 
 
 def matmul(w: Any, layer: int, n_rows: int, width: int, rows: Any, tile: int, n: int) -> F64:

@@ -19,7 +19,7 @@ from tests import kernels_oracle as oracle
 from tests import naive
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import jit, quantize
-from tinyllm.kernels.build import JIT, USE_SIMD, lean
+from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, lean
 from tinyllm.kernels.layout import (
     BF16,
     F32,
@@ -29,9 +29,11 @@ from tinyllm.kernels.layout import (
     TILE,
     AttendScratch,
     Int8Rows,
+    SplitRows,
     check_arrays,
     empty_f32_rows,
     empty_int8_rows,
+    empty_split_rows,
 )
 from tinyllm.kernels.paged import PagePool
 
@@ -41,7 +43,7 @@ if USE_SIMD:
 
     IMPLEMENTATIONS.append(simd)
 
-FORMATS = ("f32", "bf16", "q8", "q4")
+FORMATS = ("f32", "bf16", "bf16_split", "q8", "q4")  # split: activations as two bfloat16s
 EXAMPLES = 25 if JIT else 3  # plain Python takes a thousand times as long
 EXTREMES = [0.0, 1e-42, -1e-39, 3e38, -3e38, np.inf, -np.inf, np.nan]
 
@@ -55,16 +57,24 @@ def _float_warnings() -> Any:
         yield
 
 
+def skip_without_instructions(kernels: ModuleType, kind: str) -> None:
+    if kernels is not jit and kind == "bf16_split" and not USE_BF16:
+        pytest.skip("this processor has no bfloat16 instructions")
+
+
 def stacked(weight: np.ndarray, kind: str, layers: int = 2) -> Any:
-    packed = quantize.quantize(weight, kind)
+    packed = quantize.quantize(weight, kind.removesuffix("_split"))
     return type(packed)(*(np.stack([np.zeros_like(a)] * (layers - 1) + [a]) for a in packed))
 
 
 def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
     """x (n, K) as activations in tile 1 of 2."""
-    make = empty_int8_rows if kind in ("q8", "q4") else empty_f32_rows
+    make, put = {
+        "q8": (empty_int8_rows, kernels.put_int8),
+        "q4": (empty_int8_rows, kernels.put_int8),
+        "bf16_split": (empty_split_rows, jit.put_split),
+    }.get(kind, (empty_f32_rows, jit.put_f32))
     rows = make(2 * TILE, x.shape[1])
-    put = kernels.put_int8 if kind in ("q8", "q4") else jit.put_f32
     for i, row in enumerate(x):
         put(rows, 1, i, 0, np.ascontiguousarray(row), 0, x.shape[1])
     return rows
@@ -73,7 +83,8 @@ def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
 def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.ndarray:
     kernel = getattr(
         kernels,
-        {F32: "matmul_f32", BF16: "matmul_bf16", Q8: "matmul_q8", Q4: "matmul_q4"}[type(w)],
+        {F32: "matmul_f32", BF16: "matmul_bf16", Q8: "matmul_q8", Q4: "matmul_q4"}[type(w)]
+        + ("_split" if isinstance(rows, SplitRows) else ""),
     )
     blocks = -(-n_rows // 16)
     out = np.zeros((TILE + 1, 16 * blocks + 3), np.float32)
@@ -89,6 +100,7 @@ def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.nd
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
+    skip_without_instructions(kernels, kind)
     n, groups = data.draw(st.integers(1, TILE)), data.draw(st.integers(1, 3))
     n_rows = data.draw(st.integers(1, 20))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -99,7 +111,7 @@ def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
     got = matmul(kernels, w, rows, n, n_rows)
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
     # … and the format itself is near what it stands for.
-    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "q4": 0.3}[kind]
+    near = {"f32": 1e-5, "bf16": 0.02, "bf16_split": 0.02, "q8": 0.04, "q4": 0.3}[kind]
     exact = x.astype(np.float64) @ weight.astype(np.float64).T
     assert np.abs(got - exact).max() <= near * np.sqrt(groups * GROUP) * 30
 
@@ -107,6 +119,7 @@ def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
 @both
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_token_has_the_same_bits_in_any_tile(kernels: ModuleType, kind: str) -> None:
+    skip_without_instructions(kernels, kind)
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((16, 64)).astype(np.float32)
     x = rng.standard_normal((TILE, 64)).astype(np.float32)
@@ -180,7 +193,7 @@ def test_put_int8(kernels: ModuleType) -> None:
         worst = np.abs(np.array(back[GROUP:]) - x).reshape(3, -1).max(axis=1)
         assert np.all(worst <= np.abs(x).reshape(3, -1).max(axis=1) / 127 * 0.5001)
         for g in range(3):
-            total = int(rows.values[1, 8 * (g + 1) : 8 * (g + 2), 5].astype(np.int64).sum())
+            total = int(rows.values[1, g + 1, 5].astype(np.int64).sum())
             assert rows.starts[1, g + 1, 5] == -128 * total
             assert rows.sums[1, g + 1, 5] == rows.scales[1, g + 1, 5] * np.float32(total)
 
@@ -208,6 +221,41 @@ def test_put_int8_agrees_to_the_bit(numbers: list[float]) -> None:
     jit.put_int8(plain, 0, 3, 0, x, 0, GROUP)
     simd.put_int8(vectors, 0, 3, 0, x, 0, GROUP)
     assert all(np.array_equal(a, b) for a, b in zip(plain, vectors, strict=True))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(0, 100), st.integers(1, 100), st.integers(0, 2**32))
+def test_put_f32_anywhere(column: int, n: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal(n + 3).astype(np.float32)
+    rows = empty_f32_rows(16, 224)
+    jit.put_f32(rows, 1, 6, column, x, 3, n)
+    want = np.zeros(224, np.float32)
+    want[column : column + n] = x[3:]
+    assert np.array_equal(rows.values[1, :, 6].reshape(-1), want)
+    assert np.count_nonzero(rows.values) == n
+
+
+def test_put_split_keeps_sixteen_bits() -> None:
+    rng = np.random.default_rng(2)
+    for scale in (1.0, 1e-30, 1e30):
+        x = (rng.standard_normal(2 * GROUP) * scale).astype(np.float32)
+        rows = empty_split_rows(8, 3 * GROUP)
+        jit.put_split(rows, 0, 5, GROUP, x, 0, 2 * GROUP)
+        back = np.array([oracle.activation(rows, 0, 5, k) for k in range(3 * GROUP)])
+        assert not np.any(back[:GROUP])
+        assert np.all(np.abs(back[GROUP:] - x) <= np.abs(x) * 2.0**-16)
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_put_split_of_extremes(extreme: float) -> None:
+    x = np.full(GROUP, 1.0, np.float32)
+    x[7] = extreme
+    rows = empty_split_rows(8, GROUP)
+    jit.put_split(rows, 0, 0, 0, x, 0, GROUP)
+    got = oracle.activation(rows, 0, 0, 7)
+    assert got == pytest.approx(extreme, rel=2.0**-16, abs=1e-38) or not np.isfinite(extreme)
+    assert np.isfinite(got) == np.isfinite(extreme)
+    assert oracle.activation(rows, 0, 0, 6) == 1.0
 
 
 @both
@@ -424,5 +472,5 @@ def again(environment: dict[str, str]) -> None:
 
 def test_rows_types() -> None:
     assert isinstance(empty_int8_rows(9, 64), Int8Rows)
-    assert empty_int8_rows(9, 64).values.shape == (2, 16, 8, 4)
-    assert empty_f32_rows(9, 64).values.shape == (2, 64, 8)
+    assert empty_int8_rows(9, 64).values.shape == (2, 2, 8, 32)
+    assert empty_f32_rows(9, 64).values.shape == (2, 2, 8, 32)

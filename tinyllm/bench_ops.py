@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels.build import uncached
 from tinyllm.kernels.dispatch import matmul
-from tinyllm.kernels.layout import BLOCK, TILE
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 
 if TYPE_CHECKING:
     from tinyllm.compiled import CompiledModel
@@ -51,7 +51,7 @@ def time_operations(
         w = getattr(arrays, name)
         nbytes = sum(array.nbytes for array in w)
         n_layers, n_blocks = w.values.shape[:2]
-        width = rows.values.shape[1] * (4 if rows.values.ndim == 4 else 1)
+        width = rows.values.shape[1] * GROUP
         for n in (1, TILE):
             all_layers(w, rows, n, out)
             best = float("inf")

@@ -21,7 +21,8 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
 from tinyllm.kernels import forward as fwd
 from tinyllm.kernels import layout, reference
-from tinyllm.kernels.build import JIT, USE_SIMD, compile_for, sources_hash
+from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, compile_for, sources_hash
+from tinyllm.kernels.dispatch import empty_rows
 from tinyllm.kernels.jit import CHUNK, PAGE
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
@@ -70,7 +71,7 @@ class CompiledModel:
         self.dtype = dtype
         self.kv_dtype = kv_dtype or ("f32" if dtype == "f32" else "f16")
         self.threads = threads
-        path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}"
+        path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}-{USE_BF16}"
         if isinstance(weights, (Path, str)):
             packed, digest = load_packed(Path(weights), config, dtype)
             self._fingerprint = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()[:12]
@@ -281,7 +282,6 @@ def make_batch(config: ModelConfig) -> fwd.Batch:
 
 def make_scratch(config: ModelConfig, dtype: str, threads: int) -> fwd.Scratch:
     """Room for all that a call writes on its way."""
-    make = layout.empty_int8_rows if dtype in ("q8", "q4") else layout.empty_f32_rows
     head_dim = config.head_dim
     spans = -(-config.max_seq_len // CHUNK)
     spread = fwd.SPREAD_ROWS * config.n_heads * spans
@@ -291,9 +291,9 @@ def make_scratch(config: ModelConfig, dtype: str, threads: int) -> fwd.Scratch:
 
     return fwd.Scratch(
         x=zeros(MAX_ROWS, config.dim),
-        normed=make(MAX_ROWS + TILE * threads, config.dim),
-        mixed=make(MAX_ROWS, config.n_heads * head_dim),
-        hidden=make(MAX_ROWS, config.hidden_dim),
+        normed=empty_rows(dtype, MAX_ROWS + TILE * threads, config.dim),
+        mixed=empty_rows(dtype, MAX_ROWS, config.n_heads * head_dim),
+        hidden=empty_rows(dtype, MAX_ROWS, config.hidden_dim),
         q=zeros(config.n_heads * MAX_ROWS + TILE, head_dim),
         logits=zeros(MAX_LOGIT_ROWS, -(-config.vocab_size // BLOCK) * BLOCK),
         spread_top=zeros(spread),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tinyllm.kernels import encode as kernels
 from tinyllm.kernels import reference_vit as vit
 from tinyllm.kernels.build import JIT, compile_for
-from tinyllm.kernels.layout import BLOCK, TILE, F32Rows, check_arrays
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE, F32Rows, check_arrays
 from tinyllm.kernels.threads import Team
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU
 from tinyllm.vision import VisionModel, grid_of, positions_for, wanted_layers
@@ -208,10 +208,9 @@ class _Lane:
 
 
 def lay_out_rows(rows: Array, room: F32Rows) -> None:
-    """(n, width) → tiles of 8 rows, interleaved."""
+    """(n, width) → tiles of 8 rows, group by group."""
     n, width = rows.shape
-    whole = n // TILE
-    tiles = rows[: whole * TILE].reshape(whole, TILE, width)
-    room.values[:whole, :width] = tiles.transpose(0, 2, 1)
-    if n % TILE:
-        room.values[whole, :width, : n % TILE] = rows[whole * TILE :].T
+    n_tiles, n_groups = -(-n // TILE), room.values.shape[1]
+    padded = np.zeros((n_tiles * TILE, n_groups * GROUP), np.float32)
+    padded[:n, :width] = rows
+    room.values[:n_tiles] = padded.reshape(n_tiles, TILE, n_groups, GROUP).transpose(0, 2, 1, 3)

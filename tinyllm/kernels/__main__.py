@@ -21,7 +21,8 @@ from rich.table import Table
 
 from tinyllm.kernels import jit, machine, quantize, reference
 from tinyllm.kernels.build import USE_SIMD, uncached
-from tinyllm.kernels.layout import BLOCK, TILE, empty_f32_rows, empty_int8_rows
+from tinyllm.kernels.dispatch import empty_rows, put
+from tinyllm.kernels.layout import BLOCK, TILE, SplitRows
 
 FORMATS = ("f32", "bf16", "q8", "q4")
 STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
@@ -88,9 +89,9 @@ def main() -> None:
     exact = dequantized(packed, options.format, options.outputs)
     w = type(packed)(*(array[None] for array in packed))
     int8 = options.format in ("q8", "q4")
-    rows: Any = (empty_int8_rows if int8 else empty_f32_rows)(TILE, options.inputs)
+    rows = empty_rows(options.format, TILE, options.inputs)
     for lane, token in enumerate(x):
-        (jit.put_int8 if int8 else jit.put_f32)(rows, 0, lane, 0, token, 0, options.inputs)
+        put(rows, 0, lane, 0, token, 0, options.inputs)
 
     limit = machine.read_bandwidth(1)
     peak = machine.peaks(1).get("int8" if int8 else "f32")
@@ -111,7 +112,8 @@ def main() -> None:
     add("numpy (reference.py)", reference.linear(x, exact), seconds, exact.nbytes)
     blocks = w.values.shape[1]
     for name, module in implementations().items():
-        run = looped(getattr(module, f"matmul_{options.format}"))
+        split = isinstance(rows, SplitRows)
+        run = looped(getattr(module, f"matmul_{options.format}{'_split' if split else ''}"))
         out = np.zeros((TILE, blocks * BLOCK), np.float32)
         seconds = best_of(partial(run, w, blocks, rows, options.tokens, out), options.repeats)
         add(name, out[: options.tokens, : options.outputs], seconds, nbytes)

@@ -51,6 +51,9 @@ def _choose_simd() -> bool:
 USE_SIMD = _choose_simd()
 """Whether `simd.py` is used (else the plain loops of `jit.py`); decided once, at import."""
 
+USE_BF16 = USE_SIMD and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+"""Whether bf16 weights are multiplied by the processor's own bfloat16 instructions."""
+
 
 @cache
 def sources_hash() -> str:

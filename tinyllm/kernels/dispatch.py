@@ -12,8 +12,19 @@ from typing import Any
 from numba.extending import overload
 
 from tinyllm.kernels import jit
-from tinyllm.kernels.build import USE_SIMD
-from tinyllm.kernels.layout import BF16, F32, Q4, Q8, F32Rows, Int8Rows
+from tinyllm.kernels.build import USE_BF16, USE_SIMD
+from tinyllm.kernels.layout import (
+    BF16,
+    F32,
+    Q4,
+    Q8,
+    F32Rows,
+    Int8Rows,
+    SplitRows,
+    empty_f32_rows,
+    empty_int8_rows,
+    empty_split_rows,
+)
 
 if USE_SIMD:
     from tinyllm.kernels import simd as fast
@@ -22,11 +33,12 @@ else:
 
 Kernel = Callable[..., None]
 
-MATMUL: dict[type, Kernel] = {
-    F32: fast.matmul_f32,
-    BF16: fast.matmul_bf16,
-    Q8: fast.matmul_q8,
-    Q4: fast.matmul_q4,
+MATMUL: dict[tuple[type, type], Kernel] = {
+    (F32, F32Rows): fast.matmul_f32,
+    (BF16, F32Rows): fast.matmul_bf16,
+    (BF16, SplitRows): fast.matmul_bf16_split,
+    (Q8, Int8Rows): fast.matmul_q8,
+    (Q4, Int8Rows): fast.matmul_q4,
 }
 EMBED: dict[type, Kernel] = {
     F32: jit.embed_f32,
@@ -34,7 +46,17 @@ EMBED: dict[type, Kernel] = {
     Q8: jit.embed_q8,
     Q4: jit.embed_q4,
 }
-PUT: dict[type, Kernel] = {F32Rows: jit.put_f32, Int8Rows: fast.put_int8}
+PUT: dict[type, Kernel] = {
+    F32Rows: jit.put_f32,
+    SplitRows: jit.put_split,
+    Int8Rows: fast.put_int8,
+}
+ROWS: dict[str, Callable[[int, int], Any]] = {
+    "f32": empty_f32_rows,
+    "bf16": empty_split_rows if USE_BF16 else empty_f32_rows,
+    "q8": empty_int8_rows,
+    "q4": empty_int8_rows,
+}
 
 append_key, append_value = fast.append_key, fast.append_value
 attend, merge = fast.attend, fast.merge
@@ -42,12 +64,17 @@ norm_row, swiglu = fast.norm_row, fast.swiglu
 add_row, divide_row = fast.add_row, fast.divide_row
 
 
+def empty_rows(dtype: str, n_rows: int, width: int) -> Any:
+    """Room for activations, in the form that weights of this format are multiplied with."""
+    return ROWS[dtype](n_rows, width)
+
+
 def matmul(
     w: Any, layer: int, first: int, count: int, rows: Any, tile: int, n: int,
     out: Any, out_row: int, column: int,
 ) -> None:  # fmt: skip
     """See `jit.matmul_f32`."""
-    MATMUL[type(w)](w, layer, first, count, rows, tile, n, out, out_row, column)
+    MATMUL[type(w), type(rows)](w, layer, first, count, rows, tile, n, out, out_row, column)
 
 
 def embed(w: Any, token: int, x: Any, row: int) -> None:
@@ -62,8 +89,8 @@ def put(rows: Any, tile: int, lane: int, column: int, values: Any, start: int, n
 
 @overload(matmul, inline="always")
 def _matmul(w, layer, first, count, rows, tile, n, out, out_row, column):  # type: ignore[no-untyped-def]
-    del layer, first, count, rows, tile, n, out, out_row, column
-    kernel = MATMUL[w.instance_class]
+    del layer, first, count, tile, n, out, out_row, column
+    kernel = MATMUL[w.instance_class, rows.instance_class]
 
     def implementation(  # type: ignore[no-untyped-def]
         w, layer, first, count, rows, tile, n, out, out_row, column

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels.build import kernel, uncached
 from tinyllm.kernels.dispatch import matmul, put
-from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows
-from tinyllm.kernels.threads import JOB, WORD, atomic_add, atomic_load, chunks, next_job
+from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows, empty_f32_rows
+from tinyllm.kernels.threads import JOB, WORD, Turn, atomic_add, atomic_load, chunks, next_job
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU, activate, norm_row, softmax_row
 
 Array = NDArray[Any]
@@ -85,7 +85,7 @@ def run(
     """One thread's part of the work, as `threads.Work` has it: all regions of a job, in order."""
     row, out = s.row[thread], s.out[thread]
     n_heads, head_dim, dim = w.n_heads, w.head_dim, s.x.shape[1]
-    hidden_dim = w.fc1_bias.shape[1]
+    hidden_dim, n_threads = w.fc1_bias.shape[1], s.row.shape[0]
     head_blocks = s.values.values.shape[1]
 
     job = last
@@ -100,22 +100,23 @@ def run(
         elif atomic_load(control, JOB * WORD) != job:
             continue  # the counts may be the next job's already
         last = job
+        turn = Turn(control, thread, n_threads, job)
         n_tiles = (n_rows + TILE - 1) // TILE
         n_bands = (n_tiles + TILES - 1) // TILES
         region = 0
 
-        for tile in chunks(control, region, n_tiles, job):
+        for tile in chunks(turn, region, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 for k in range(dim):
                     s.x[r, k] = todo.start[r, k]
         region += 1
         n_patches = n_rows - w.n_class
         n_units, n_patch_bands = _units(w.patches, n_patches)
-        for chunk in chunks(control, region, n_units * n_patch_bands, job):
+        for chunk in chunks(turn, region, n_units * n_patch_bands):
             add_product(w.patches, 0, todo.squares, chunk % n_units, chunk // n_units, out,
                         s.x, w.n_class, n_patches)  # fmt: skip
         region += 1
-        for tile in chunks(control, region, n_tiles, job):
+        for tile in chunks(turn, region, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 if w.pre_norm.shape[0] > 0:
                     norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r])
@@ -123,12 +124,12 @@ def run(
         region += 1
 
         for layer in range(n_layers):
-            for tile in chunks(control, region, n_tiles, job):
+            for tile in chunks(turn, region, n_tiles):
                 norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, s.normed)
             region += 1
 
             n_units = 3 * n_heads
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
@@ -142,7 +143,7 @@ def run(
 
             all_tiles = s.q.values.shape[0] // n_heads
             key_blocks = (n_rows + BLOCK - 1) // BLOCK
-            for chunk in chunks(control, region, n_heads * n_tiles, job):
+            for chunk in chunks(turn, region, n_heads * n_tiles):
                 head, tile = chunk // n_tiles, chunk % n_tiles
                 n = min(TILE, n_rows - tile * TILE)
                 matmul(s.keys, head, 0, key_blocks, s.q, head * all_tiles + tile, n, out, 0, 0)
@@ -155,18 +156,18 @@ def run(
             region += 1
 
             n_units = (w.out.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 add_product_and_bias(w.out, w.out_bias, layer, s.mixed, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
             region += 1
 
-            for tile in chunks(control, region, n_tiles, job):
+            for tile in chunks(turn, region, n_tiles):
                 norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, s.normed)
             region += 1
 
             n_blocks = w.fc1.values.shape[1]
             n_units = (n_blocks + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 first = unit * OUT_BLOCKS
                 count = min(OUT_BLOCKS, n_blocks - first)
@@ -181,19 +182,19 @@ def run(
             region += 1
 
             n_units = (w.fc2.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 add_product_and_bias(w.fc2, w.fc2_bias, layer, s.hidden, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
             region += 1
 
             if todo.keep[layer + 1] >= 0:
-                for tile in chunks(control, region, n_tiles, job):
+                for tile in chunks(turn, region, n_tiles):
                     for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                         keep_row(todo, layer + 1, s.x, r)
                 region += 1
 
         if final > 0:
-            for tile in chunks(control, region, n_tiles, job):
+            for tile in chunks(turn, region, n_tiles):
                 for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                     norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r])
 
@@ -312,4 +313,4 @@ def empty_matrix(n_layers: int, n_out: int, n_in: int) -> F32:
 
 def empty_rows(n_tiles: int, width: int) -> F32Rows:
     """Zeros for activations of that width."""
-    return F32Rows(np.zeros((n_tiles, padded(width, PANEL), TILE), np.float32))
+    return empty_f32_rows(n_tiles * TILE, width)

@@ -35,7 +35,7 @@ from tinyllm.kernels.dispatch import (
 )
 from tinyllm.kernels.jit import CHUNK, NOTHING_YET, PAGE, rope
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, AttendScratch
-from tinyllm.kernels.threads import JOB, WORD, atomic_add, atomic_load, chunks, next_job
+from tinyllm.kernels.threads import JOB, WORD, Turn, atomic_add, atomic_load, chunks, next_job
 
 Array = NDArray[Any]
 
@@ -137,7 +137,8 @@ def run(
     group = n_heads // n_kv_heads
     own = take_own(thread, all_own)
     row, out = own.row, own.out
-    own_tile = s.normed.values.shape[0] - all_own.row.shape[0] + thread
+    n_threads = all_own.row.shape[0]
+    own_tile = s.normed.values.shape[0] - n_threads + thread
 
     job = last
     while True:
@@ -151,6 +152,7 @@ def run(
         elif atomic_load(control, JOB * WORD) != job:
             continue  # the counts may be the next job's already
         last = job
+        turn = Turn(control, thread, n_threads, job)
 
         n_tiles = (n_rows + TILE - 1) // TILE
         n_bands = (n_tiles + TILES - 1) // TILES  # matrix products are cut into bands of rows, too
@@ -160,7 +162,7 @@ def run(
         n_spans = (longest + CHUNK - 1) // CHUNK
         region = 0
 
-        for tile in chunks(control, region, n_tiles, job):
+        for tile in chunks(turn, region, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 embed_row(model.embed, batch.tokens[r], batch.images, s.x, r)
         region += 1
@@ -171,14 +173,14 @@ def run(
                 norm_own(s.x, model.attn_norm, layer, model.norm_eps, n_rows, row, s.normed,
                          own_tile)  # fmt: skip
             else:
-                for tile in chunks(control, region, n_tiles, job):
+                for tile in chunks(turn, region, n_tiles):
                     norm_tile(s.x, model.attn_norm, layer, model.norm_eps, n_rows, tile, row,
                               s.normed)  # fmt: skip
                 region += 1
 
             n_units = n_heads + 2 * n_kv_heads  # a unit is one head
             n_blocks = head_dim // BLOCK
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
@@ -190,7 +192,7 @@ def run(
             region += 1
 
             if not spread:
-                for chunk in chunks(control, region, n_parts * n_kv_heads, job):
+                for chunk in chunks(turn, region, n_parts * n_kv_heads):
                     part = n_parts - 1 - chunk // n_kv_heads  # the longest first
                     first, n = batch.part_first[part], batch.part_rows[part]
                     attend_all(first, n, chunk % n_kv_heads, layer, group, s.q, s.x.shape[0],
@@ -198,7 +200,7 @@ def run(
                                s.mixed)  # fmt: skip
                 region += 1
             else:
-                for chunk in chunks(control, region, n_parts * n_kv_heads * n_spans, job):
+                for chunk in chunks(turn, region, n_parts * n_kv_heads * n_spans):
                     span, unit = chunk // (n_parts * n_kv_heads), chunk % (n_parts * n_kv_heads)
                     part, head = unit // n_kv_heads, unit % n_kv_heads
                     first, n = batch.part_first[part], batch.part_rows[part]
@@ -209,7 +211,7 @@ def run(
                         keep_span(first, n, head, span, group, n_heads, own, s.spread_top,
                                   s.spread_total, s.spread_value)  # fmt: skip
                 region += 1
-                for chunk in chunks(control, region, n_rows * n_kv_heads, job):
+                for chunk in chunks(turn, region, n_rows * n_kv_heads):
                     r, head = chunk // n_kv_heads, chunk % n_kv_heads
                     merge_spans(r, head, group, n_heads, batch.position[r] // CHUNK + 1, own,
                                 s.spread_top, s.spread_total, s.spread_value,
@@ -217,7 +219,7 @@ def run(
                 region += 1
 
             n_units = (model.out.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 add_product(model.out, layer, s.mixed, chunk % n_units, chunk // n_units, out, s.x,
                             n_rows)  # fmt: skip
             region += 1
@@ -227,13 +229,13 @@ def run(
                 norm_own(s.x, model.mlp_norm, layer, model.norm_eps, n_rows, row, s.normed,
                          own_tile)  # fmt: skip
             else:
-                for tile in chunks(control, region, n_tiles, job):
+                for tile in chunks(turn, region, n_tiles):
                     norm_tile(s.x, model.mlp_norm, layer, model.norm_eps, n_rows, tile, row,
                               s.normed)  # fmt: skip
                 region += 1
 
             n_units = model.gate_up.values.shape[1] // 4  # 32 gates with their 32 ups
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
@@ -245,7 +247,7 @@ def run(
             region += 1
 
             n_units = (model.down.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(control, region, n_units * n_bands, job):
+            for chunk in chunks(turn, region, n_units * n_bands):
                 add_product(model.down, layer, s.hidden, chunk % n_units, chunk // n_units, out,
                             s.x, n_rows)  # fmt: skip
             region += 1
@@ -253,13 +255,13 @@ def run(
         # Logits of the rows that want them; those rows are gathered into tiles of their own.
         if n_logits > 0:
             n_tiles = (n_logits + TILE - 1) // TILE
-            for tile in chunks(control, region, n_tiles, job):
+            for tile in chunks(turn, region, n_tiles):
                 for i in range(tile * TILE, min(n_logits, (tile + 1) * TILE)):
                     norm_row(s.x, batch.logit_rows[i], model.final_norm, 0, model.norm_eps, row)
                     put(s.normed, tile, i % TILE, 0, row, 0, dim)
             region += 1
             n_blocks = s.logits.shape[1] // BLOCK
-            for chunk in chunks(control, region, (n_blocks + HEAD_BLOCKS - 1) // HEAD_BLOCKS, job):
+            for chunk in chunks(turn, region, (n_blocks + HEAD_BLOCKS - 1) // HEAD_BLOCKS):
                 first = chunk * HEAD_BLOCKS
                 count = min(HEAD_BLOCKS, n_blocks - first)
                 for tile in range(n_tiles):

@@ -17,7 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.build import lean
-from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q8, AttendScratch, F32Rows, Int8Rows
+from tinyllm.kernels.layout import (
+    BF16,
+    BLOCK,
+    F32,
+    GROUP,
+    Q4,
+    Q4_MINIMUMS,
+    Q4_SCALES,
+    Q8,
+    Q8_SCALES,
+    AttendScratch,
+    F32Rows,
+    Int8Rows,
+    SplitRows,
+)
 
 Array = NDArray[Any]
 
@@ -49,6 +63,13 @@ def half_to_float(half: int) -> np.float32:
         return -value if sign else value
     magnitude = np.int32(bits).view(np.float32)
     return -magnitude if sign else magnitude
+
+
+@lean
+def half_at(values: Array, layer: int, block: int, group: int, at: int) -> np.float32:
+    """The float16 in bytes `at` and `at` + 1 of a group, low byte first."""
+    low, high = values[layer, block, group, at], values[layer, block, group, at + 1]
+    return half_to_float(int(low) | (int(high) << 8))
 
 
 @lean
@@ -112,8 +133,33 @@ def put_f32(
     rows: F32Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
     """Inputs column … column + n of one token := values[start : start + n]."""
-    for k in range(n):
-        rows.values[tile, column + k, lane] = values[start + k]
+    done = 0
+    while done < n:
+        group, first = (column + done) // GROUP, (column + done) % GROUP
+        size = min(GROUP - first, n - done)
+        for k in range(size):
+            rows.values[tile, group, lane, first + k] = values[start + done + k]
+        done += size
+
+
+@lean
+def put_split(
+    rows: SplitRows, tile: int, lane: int, column: int, values: Array, start: int, n: int
+) -> None:
+    """The same as two bfloat16s, of which the first is cut off: value + rest = 16 bits of each.
+
+    `column` and `n` are multiples of 32.
+    """
+    for g in range(n // GROUP):
+        for k in range(GROUP):
+            value = values[start + g * GROUP + k]
+            bits = np.int32(np.float32(value).view(np.int32))
+            high = np.int32(bits & np.int32(-65536))
+            rest = np.float32(value - np.int32(high).view(np.float32))
+            low = np.int32(rest.view(np.int32))
+            low = np.int32(low + np.int32(0x7FFF) + ((low >> np.int32(16)) & np.int32(1)))
+            rows.values[tile, column // GROUP + g, lane, k] = (high >> np.int32(16)) & 0xFFFF
+            rows.rest[tile, column // GROUP + g, lane, k] = (low >> np.int32(16)) & 0xFFFF
 
 
 @lean
@@ -141,7 +187,7 @@ def put_int8(
         for k in range(GROUP):
             shifted = np.float32(np.float32(values[at + k] * inverse) + ROUNDER)
             value = np.int8(np.float32(shifted).view(np.int32) & 0xFF)
-            rows.values[tile, group * 8 + k // 4, lane, k % 4] = value
+            rows.values[tile, group, lane, k] = value
             total += int(value)
         rows.scales[tile, group, lane] = scale
         rows.starts[tile, group, lane] = -128 * total
@@ -207,7 +253,8 @@ def matmul_f32(
             for r in range(BLOCK):
                 total = np.float32(0.0)
                 for k in range(w.values.shape[2]):
-                    total += w.values[layer, first + b, k, r] * rows.values[tile, k, i]
+                    x = rows.values[tile, k // GROUP, i, k % GROUP]
+                    total += w.values[layer, first + b, k, r] * x
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
@@ -224,14 +271,42 @@ def matmul_bf16(
     out_row: int,
     column: int,
 ) -> None:
-    """As matmul_f32. Activations stay float32."""
+    """As matmul_f32."""
     for i in range(n):
         for b in range(count):
             for r in range(BLOCK):
                 total = np.float32(0.0)
                 for k in range(2 * w.values.shape[2]):
                     bits = np.int32(w.values[layer, first + b, k // 2, r, k % 2]) << 16
-                    total += np.int32(bits).view(np.float32) * rows.values[tile, k, i]
+                    x = rows.values[tile, k // GROUP, i, k % GROUP]
+                    total += np.int32(bits).view(np.float32) * x
+                out[out_row + i, column + BLOCK * b + r] = total
+
+
+@lean
+def matmul_bf16_split(
+    w: BF16,
+    layer: int,
+    first: int,
+    count: int,
+    rows: SplitRows,
+    tile: int,
+    n: int,
+    out: Array,
+    out_row: int,
+    column: int,
+) -> None:
+    """As matmul_f32."""
+    for i in range(n):
+        for b in range(count):
+            for r in range(BLOCK):
+                total = np.float32(0.0)
+                for k in range(2 * w.values.shape[2]):
+                    bits = np.int32(w.values[layer, first + b, k // 2, r, k % 2]) << 16
+                    value = np.int32(rows.values[tile, k // GROUP, i, k % GROUP]) << 16
+                    rest = np.int32(rows.rest[tile, k // GROUP, i, k % GROUP]) << 16
+                    x = np.int32(value).view(np.float32) + np.int32(rest).view(np.float32)
+                    total += np.int32(bits).view(np.float32) * x
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
@@ -256,9 +331,9 @@ def matmul_q8(
                 for g in range(w.values.shape[2]):
                     dot = int(rows.starts[tile, g, i])
                     for k in range(GROUP):
-                        byte = int(w.values[layer, first + b, g, k // 4, 4 * r + k % 4])
-                        dot += byte * int(rows.values[tile, 8 * g + k // 4, i, k % 4])
-                    scale = half_to_float(int(w.scales[layer, first + b, g, r]))
+                        byte = int(w.values[layer, first + b, g, 64 * (k // 4) + 4 * r + k % 4])
+                        dot += byte * int(rows.values[tile, g, i, k])
+                    scale = half_at(w.values, layer, first + b, g, Q8_SCALES + 2 * r)
                     total += np.float32(dot) * (scale * rows.scales[tile, g, i])
                 out[out_row + i, column + BLOCK * b + r] = total
 
@@ -284,12 +359,12 @@ def matmul_q4(
                 for g in range(w.values.shape[2]):
                     dot = 0
                     for k in range(GROUP // 2):
-                        byte = int(w.values[layer, first + b, g, k // 4, 4 * r + k % 4])
-                        dot += (byte & 15) * int(rows.values[tile, 8 * g + k // 4, i, k % 4])
-                        dot += (byte >> 4) * int(rows.values[tile, 8 * g + 4 + k // 4, i, k % 4])
-                    scale = half_to_float(int(w.scales[layer, first + b, g, r]))
+                        byte = int(w.values[layer, first + b, g, 64 * (k // 4) + 4 * r + k % 4])
+                        dot += (byte & 15) * int(rows.values[tile, g, i, k])
+                        dot += (byte >> 4) * int(rows.values[tile, g, i, 16 + k])
+                    scale = half_at(w.values, layer, first + b, g, Q4_SCALES + 2 * r)
                     total += np.float32(dot) * (scale * rows.scales[tile, g, i])
-                    minimum = half_to_float(int(w.minimums[layer, first + b, g, r]))
+                    minimum = half_at(w.values, layer, first + b, g, Q4_MINIMUMS + 2 * r)
                     total += minimum * rows.sums[tile, g, i]
                 out[out_row + i, column + BLOCK * b + r] = total
 
@@ -317,9 +392,9 @@ def embed_q8(w: Q8, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     block, r = token // BLOCK, token % BLOCK
     for g in range(w.values.shape[2]):
-        scale = half_to_float(int(w.scales[0, block, g, r]))
+        scale = half_at(w.values, 0, block, g, Q8_SCALES + 2 * r)
         for k in range(GROUP):
-            value = int(w.values[0, block, g, k // 4, 4 * r + k % 4]) - 128
+            value = int(w.values[0, block, g, 64 * (k // 4) + 4 * r + k % 4]) - 128
             x[row, g * GROUP + k] = np.float32(value) * scale
 
 
@@ -328,10 +403,10 @@ def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     block, r = token // BLOCK, token % BLOCK
     for g in range(w.values.shape[2]):
-        scale = half_to_float(int(w.scales[0, block, g, r]))
-        minimum = half_to_float(int(w.minimums[0, block, g, r]))
+        scale = half_at(w.values, 0, block, g, Q4_SCALES + 2 * r)
+        minimum = half_at(w.values, 0, block, g, Q4_MINIMUMS + 2 * r)
         for k in range(GROUP // 2):
-            byte = int(w.values[0, block, g, k // 4, 4 * r + k % 4])
+            byte = int(w.values[0, block, g, 64 * (k // 4) + 4 * r + k % 4])
             x[row, g * GROUP + k] = np.float32(byte & 15) * scale + minimum
             x[row, g * GROUP + 16 + k] = np.float32(byte >> 4) * scale + minimum
 

@@ -5,11 +5,15 @@ the 16 rows' first inputs side by side, then their second ones, and so on. One v
 holds 16 rows, each lane sums its own row, and no sum across lanes is needed. The matrices of all
 layers are stacked, so that a model is a handful of arrays.
 
-**Activations.** The rows of a batch (its tokens) are taken 8 at a time, a *tile*, and interleaved
-likewise: a matrix kernel reads one operand of 8 tokens from 32 neighbouring bytes.
+Quantised formats share a scale among 32 neighbouring inputs, a *group*. A group's scales stand
+right behind its weights, so that a kernel reads one stream of memory from front to back: a
+processor fetches one such stream ahead of its use at the memory's full speed, but not two.
 
-Quantised formats share a scale among 32 neighbouring inputs, a *group*. Shapes below: L layers,
-B blocks (rows / 16), K inputs a row, G groups (K / 32).
+**Activations.** The rows of a batch (its tokens) are taken 8 at a time, a *tile*, group by group:
+32 inputs of the first token, the same 32 of the second, and so on. A lone token then touches few
+cache lines, and leaves the others to the weights that stream past.
+
+Shapes below: L layers, B blocks (rows / 16), K inputs a row, G groups (K / 32).
 """
 
 from __future__ import annotations
@@ -22,6 +26,13 @@ from numpy.typing import NDArray
 BLOCK = 16  # rows of a matrix in one vector
 TILE = 8  # tokens in one register-blocked product
 GROUP = 32  # inputs that share a scale
+
+# Where in a group's bytes things begin.
+Q8_SCALES = GROUP * BLOCK
+Q8_BYTES = Q8_SCALES + 2 * BLOCK
+Q4_SCALES = GROUP * BLOCK // 2
+Q4_MINIMUMS = Q4_SCALES + 2 * BLOCK
+Q4_BYTES = Q4_MINIMUMS + 2 * BLOCK
 
 Array = NDArray[Any]
 
@@ -45,28 +56,35 @@ class Q8(NamedTuple):
     paid back per token and group (`Int8Rows.starts`), exactly.
     """
 
-    values: Array  # (L, B, G, 8, 64) uint8: [.., j, 4·row + i] is input 4·j + i of the group
-    scales: Array  # (L, B, G, 16) float16 as uint16
+    values: Array  # (L, B, G, 544) uint8. In a group's bytes, 64·j + 4·row + i is input 4·j + i of
+    # a row, and from Q8_SCALES on are the rows' scales, 16 float16s.
 
 
 class Q4(NamedTuple):
     """weight = scale · nibble + minimum, GGML's Q4_1."""
 
-    values: Array  # (L, B, G, 4, 64) uint8: low nibbles inputs 4·j + i, high ones 16 + 4·j + i
-    scales: Array  # (L, B, G, 16) float16 as uint16
-    minimums: Array  # (L, B, G, 16) float16 as uint16
+    values: Array  # (L, B, G, 320) uint8. In a group's bytes, 64·j + 4·row + i holds inputs 4·j + i
+    # (the low nibble) and 16 + 4·j + i (the high one) of a row; then come the rows' scales and
+    # minimums, 16 float16s each.
 
 
 class F32Rows(NamedTuple):
-    """Activations for F32 and BF16 weights."""
+    """Activations for F32 weights, and for BF16 where there are no bfloat16 instructions."""
 
-    values: Array  # (tiles, K, 8) float32
+    values: Array  # (tiles, G, 8, 32) float32
+
+
+class SplitRows(NamedTuple):
+    """Activations for BF16 weights: value + rest, two bfloat16s, 16 bits of a float32's 24."""
+
+    values: Array  # (tiles, G, 8, 32) uint16: the upper half of each float32
+    rest: Array  # (tiles, G, 8, 32) uint16: what that leaves of it, rounded
 
 
 class Int8Rows(NamedTuple):
     """Activations for Q8 and Q4: scale · value, one scale per token and group."""
 
-    values: Array  # (tiles, K / 4, 8, 4) int8
+    values: Array  # (tiles, G, 8, 32) int8
     scales: Array  # (tiles, G, 8) float32
     starts: Array  # (tiles, G, 8) int32: -128 · Σ values, where a Q8 dot product starts
     sums: Array  # (tiles, G, 8) float32: scale · Σ values, what a Q4 minimum is multiplied by
@@ -82,15 +100,20 @@ class AttendScratch(NamedTuple):
 
 def empty_f32_rows(n_rows: int, width: int) -> F32Rows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
-    return F32Rows(np.zeros((-(-n_rows // TILE), width, TILE), np.float32))
+    return F32Rows(np.zeros((-(-n_rows // TILE), -(-width // GROUP), TILE, GROUP), np.float32))
+
+
+def empty_split_rows(n_rows: int, width: int) -> SplitRows:
+    """Room for `n_rows` tokens of `width` inputs; zeros."""
+    shape = (-(-n_rows // TILE), width // GROUP, TILE, GROUP)
+    return SplitRows(np.zeros(shape, np.uint16), np.zeros(shape, np.uint16))
 
 
 def empty_int8_rows(n_rows: int, width: int) -> Int8Rows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
-    tiles = -(-n_rows // TILE)
-    groups = (tiles, width // GROUP, TILE)
+    groups = (-(-n_rows // TILE), width // GROUP, TILE)
     return Int8Rows(
-        np.zeros((tiles, width // 4, TILE, 4), np.int8),
+        np.zeros((*groups, GROUP), np.int8),
         np.zeros(groups, np.float32),
         np.zeros(groups, np.int32),
         np.zeros(groups, np.float32),

@@ -18,8 +18,6 @@ from tinyllm.kernels.layout import (
     BLOCK,
     GROUP,
     AttendScratch,
-    empty_f32_rows,
-    empty_int8_rows,
 )
 from tinyllm.kernels.quantize import quantize
 
@@ -38,7 +36,7 @@ def product(weight: Array, row: int, x: Array, dtype: str) -> float:
     """weight[row] · x: weight (rows, in), x (in,)."""
     first = row // BLOCK * BLOCK
     packed = _packed(weight, first, dtype)
-    rows: Any = (empty_int8_rows if dtype in ("q8", "q4") else empty_f32_rows)(1, len(x))
+    rows = dispatch.empty_rows(dtype, 1, len(x))
     dispatch.put(rows, 0, 0, 0, np.ascontiguousarray(x, np.float32), 0, len(x))
     out = np.zeros((8, BLOCK), np.float32)
     dispatch.matmul(packed, 0, 0, 1, rows, 0, 1, out, 0, 0)

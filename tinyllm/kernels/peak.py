@@ -33,10 +33,10 @@ def dot_loop(weights: Array, rows: Array, rounds: int, out: Array) -> None:
     acc = repeat(TILE, splat(np.int32(0)))
     for _ in range(rounds):
         w = load_bytes(weights, 0)
-        acc = dot4_each(acc, w, rows, 0)
-        acc = dot4_each(acc, w, rows, 4 * TILE)
-        acc = dot4_each(acc, w, rows, 8 * TILE)
-        acc = dot4_each(acc, w, rows, 12 * TILE)
+        acc = dot4_each(acc, w, rows, 0, 4)
+        acc = dot4_each(acc, w, rows, 4 * TILE, 4)
+        acc = dot4_each(acc, w, rows, 8 * TILE, 4)
+        acc = dot4_each(acc, w, rows, 12 * TILE, 4)
     store_each(to_float_each(acc), out, 0, BLOCK)
 
 

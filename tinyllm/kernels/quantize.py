@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q8
+from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q4_SCALES, Q8, Q8_SCALES
 
 Matrix = NDArray[np.float32]
 Weights = F32 | BF16 | Q8 | Q4
@@ -103,15 +103,16 @@ def pack_q8(values: NDArray[np.int8], scales: NDArray[np.float16]) -> Q8:
     ordered = np.ascontiguousarray(groups.transpose(0, 2, 3, 1, 4))  # (B, G, 8, 16, 4)
     unsigned = ordered.view(np.uint8)
     unsigned ^= 0x80  # value + 128
-    return Q8(unsigned.reshape(*unsigned.shape[:3], 64), _pack_halves(scales))
+    return Q8(_one_stream(unsigned, scales))
 
 
 def unpack_q8(packed: Q8, n_rows: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Back to values (n_rows, K) int8 and scales (n_rows, G) float16."""
     n_blocks, n_groups = packed.values.shape[:2]
-    quads = packed.values.reshape(n_blocks, n_groups, GROUP // 4, BLOCK, 4)
+    values, scales = _two_parts(packed.values, Q8_SCALES)
+    quads = values.reshape(n_blocks, n_groups, GROUP // 4, BLOCK, 4)
     rows = quads.transpose(0, 3, 1, 2, 4).reshape(n_blocks * BLOCK, n_groups * GROUP)
-    return (rows ^ 0x80).view(np.int8)[:n_rows], _unpack_halves(packed.scales, n_rows)
+    return (rows ^ 0x80).view(np.int8)[:n_rows], _unpack_halves(scales, n_rows)
 
 
 def dequantize_q8(values: NDArray[np.int8], scales: NDArray[np.float16]) -> Matrix:
@@ -149,7 +150,7 @@ def pack_q4(
     halves = blocks.reshape(len(blocks), BLOCK, -1, 2, GROUP // 8, 4)  # (B, 16, G, half, 4, 4)
     bytes_ = halves[:, :, :, 0] | (halves[:, :, :, 1] << 4)  # (B, 16, G, 4, 4)
     ordered = np.ascontiguousarray(bytes_.transpose(0, 2, 3, 1, 4))  # (B, G, 4, 16, 4)
-    return Q4(ordered.reshape(*ordered.shape[:3], 64), _pack_halves(scales), _pack_halves(minimums))
+    return Q4(_one_stream(ordered, scales, minimums))
 
 
 def unpack_q4(
@@ -157,13 +158,14 @@ def unpack_q4(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
     """Back to nibbles (n_rows, K), scales and minimums (n_rows, G)."""
     n_blocks, n_groups = packed.values.shape[:2]
-    bytes_ = packed.values.reshape(n_blocks, n_groups, GROUP // 8, BLOCK, 4)
+    values, halves = _two_parts(packed.values, Q4_SCALES)
+    bytes_ = values.reshape(n_blocks, n_groups, GROUP // 8, BLOCK, 4)
     rows = bytes_.transpose(0, 3, 1, 2, 4).reshape(n_blocks * BLOCK, n_groups, 1, GROUP // 2)
     nibbles = np.concatenate([rows & 15, rows >> 4], axis=2).reshape(len(rows), -1)
     return (
         nibbles[:n_rows],
-        _unpack_halves(packed.scales, n_rows),
-        _unpack_halves(packed.minimums, n_rows),
+        _unpack_halves(halves[..., :BLOCK], n_rows),
+        _unpack_halves(halves[..., BLOCK:], n_rows),
     )
 
 
@@ -187,15 +189,23 @@ def split_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 # --- both ---------------------------------------------------------------------------------------
 
 
-def _pack_halves(per_group: NDArray[np.float16]) -> NDArray[np.uint16]:
-    """(rows, G) float16 → (B, G, 16) of its bits."""
-    bits = np.ascontiguousarray(per_group, np.float16).view(np.uint16)
-    return np.ascontiguousarray(_blocks(bits).transpose(0, 2, 1))
+def _one_stream(values: NDArray[np.uint8], *per_group: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """(B, G, …) bytes, and behind each group its float16s, from (rows, G): (B, G, bytes)."""
+    parts = [values.reshape(*values.shape[:2], -1)]
+    for numbers in per_group:
+        turned = _blocks(np.ascontiguousarray(numbers, np.float16)).transpose(0, 2, 1)
+        parts.append(np.ascontiguousarray(turned).view(np.uint8))
+    return np.concatenate(parts, axis=-1)
 
 
-def _unpack_halves(packed: NDArray[np.uint16], n_rows: int) -> NDArray[np.float16]:
-    rows = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])
-    return np.ascontiguousarray(rows[:n_rows]).view(np.float16)
+def _two_parts(packed: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
+    """The first `size` bytes of each group, and what follows as float16."""
+    return packed[..., :size], np.ascontiguousarray(packed[..., size:]).view(np.float16)
+
+
+def _unpack_halves(packed: NDArray[np.float16], n_rows: int) -> NDArray[np.float16]:
+    """(B, G, 16) → (rows, G)."""
+    return packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:n_rows]
 
 
 def quantize(weight: Matrix, dtype: str) -> Weights:

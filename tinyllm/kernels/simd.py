@@ -32,11 +32,17 @@ from tinyllm.kernels.layout import (
     F32,
     GROUP,
     Q4,
+    Q4_BYTES,
+    Q4_MINIMUMS,
+    Q4_SCALES,
     Q8,
+    Q8_BYTES,
+    Q8_SCALES,
     TILE,
     AttendScratch,
     F32Rows,
     Int8Rows,
+    SplitRows,
 )
 from tinyllm.kernels.vectors import (
     add,
@@ -44,6 +50,7 @@ from tinyllm.kernels.vectors import (
     at,
     clip,
     div,
+    dot2_each,
     dot4_each,
     fma,
     fma_each,
@@ -56,6 +63,7 @@ from tinyllm.kernels.vectors import (
     load,
     load_bytes,
     load_each,
+    load_halves,
     low_bf16,
     low_nibbles,
     maximum,
@@ -140,12 +148,9 @@ def put_int8(
         inverse = np.float32(0.0)
         if not scale < np.float32(1.1754944e-38):
             inverse = np.float32(1.0) / scale
-        group = tile * n_groups + column // GROUP + g
-        begin = group * GROUP * TILE + lane * 4
-        total = store_int8(add(mul(a, splat(inverse)), rounder), rows.values, begin, 4 * TILE)
-        total += store_int8(
-            add(mul(b, splat(inverse)), rounder), rows.values, begin + 16 * TILE, 4 * TILE
-        )
+        begin = ((tile * n_groups + column // GROUP + g) * TILE + lane) * GROUP
+        total = store_int8(add(mul(a, splat(inverse)), rounder), rows.values, begin)
+        total += store_int8(add(mul(b, splat(inverse)), rounder), rows.values, begin + BLOCK)
         rows.scales[tile, column // GROUP + g, lane] = scale
         rows.starts[tile, column // GROUP + g, lane] = -128 * total
         rows.sums[tile, column // GROUP + g, lane] = scale * np.float32(total)
@@ -191,7 +196,8 @@ def _make_f32_tile(n: int) -> Tile:
         for start in range(0, width, PANEL):
             part = zeros(n)
             for k in range(start, start + PANEL):
-                part = fma_each(part, load(weights, k * BLOCK), tokens, k * TILE, 1)
+                inputs = start * TILE + k - start
+                part = fma_each(part, load(weights, k * BLOCK), tokens, inputs, GROUP)
             acc = add_each(acc, part)
         store_each(acc, out, 0, stride)
 
@@ -206,27 +212,48 @@ def _make_bf16_tile(n: int) -> Tile:
             part = zeros(n)
             for k in range(start, start + PANEL // 2):
                 pairs = load_bytes(weights, k * 2 * BLOCK)
-                part = fma_each(part, low_bf16(pairs), tokens, k * 2 * TILE, 1)
-                part = fma_each(part, high_bf16(pairs), tokens, k * 2 * TILE + TILE, 1)
+                inputs = start * 2 * TILE + (k - start) * 2
+                part = fma_each(part, low_bf16(pairs), tokens, inputs, GROUP)
+                part = fma_each(part, high_bf16(pairs), tokens, inputs + 1, GROUP)
             acc = add_each(acc, part)
         store_each(acc, out, 0, stride)
 
     return bf16_tile
 
 
+def _make_bf16_split_tile(n: int) -> Tile:
+    @lean
+    def bf16_split_tile(
+        weights: Any, n_pairs: int, tokens: Any, rest: Any, out: Any, stride: int
+    ) -> None:
+        acc = zeros(n)
+        for start in range(0, n_pairs, PANEL // 2):
+            part, small = zeros(n), zeros(n)
+            for k in range(start, start + PANEL // 2):
+                pairs = load_bytes(weights, k * 2 * BLOCK)
+                inputs = start * 2 * TILE + (k - start) * 2
+                part = dot2_each(part, pairs, tokens, inputs, GROUP)
+                small = dot2_each(small, pairs, rest, inputs, GROUP)
+            acc = add_each(acc, add_each(part, small))
+        store_each(acc, out, 0, stride)
+
+    return bf16_split_tile
+
+
 def _make_q8_tile(n: int) -> Tile:
     @lean
     def q8_tile(
-        weights: Any, scales: Any, n_groups: int,
-        tokens: Any, token_scales: Any, starts: Any, out: Any, stride: int,
+        weights: Any, n_groups: int, tokens: Any, token_scales: Any, starts: Any, out: Any,
+        stride: int,
     ) -> None:  # fmt: skip
         acc = zeros(n)
         for g in range(n_groups):
-            dots = splat_each(n, starts, g * TILE, 1)
+            dots, begin = splat_each(n, starts, g * TILE, 1), g * Q8_BYTES
             for j in range(8):
-                bytes_ = load_bytes(weights, (g * 8 + j) * 64)
-                dots = dot4_each(dots, bytes_, tokens, (g * 8 + j) * 4 * TILE)
-            acc = scale_each(acc, dots, load(scales, g * BLOCK), token_scales, g * TILE)
+                bytes_ = load_bytes(weights, begin + j * 64)
+                dots = dot4_each(dots, bytes_, tokens, g * GROUP * TILE + j * 4, GROUP)
+            scales = load_halves(weights, begin + Q8_SCALES)
+            acc = scale_each(acc, dots, scales, token_scales, g * TILE)
         store_each(acc, out, 0, stride)
 
     return q8_tile
@@ -235,19 +262,21 @@ def _make_q8_tile(n: int) -> Tile:
 def _make_q4_tile(n: int) -> Tile:
     @lean
     def q4_tile(
-        weights: Any, scales: Any, minimums: Any, n_groups: int,
-        tokens: Any, token_scales: Any, sums: Any, out: Any, stride: int,
+        weights: Any, n_groups: int, tokens: Any, token_scales: Any, sums: Any, out: Any,
+        stride: int,
     ) -> None:  # fmt: skip
         acc = zeros(n)
         for g in range(n_groups):
-            dots = repeat(n, splat(np.int32(0)))
+            dots, begin = repeat(n, splat(np.int32(0))), g * Q4_BYTES
             for j in range(4):
-                packed = load_bytes(weights, (g * 4 + j) * 64)
-                inputs = (g * 8 + j) * 4 * TILE
-                dots = dot4_each(dots, low_nibbles(packed), tokens, inputs)
-                dots = dot4_each(dots, high_nibbles(packed), tokens, inputs + 16 * TILE)
-            acc = scale_each(acc, dots, load(scales, g * BLOCK), token_scales, g * TILE)
-            acc = fma_each(acc, load(minimums, g * BLOCK), sums, g * TILE, 1)
+                packed = load_bytes(weights, begin + j * 64)
+                inputs = g * GROUP * TILE + j * 4
+                dots = dot4_each(dots, low_nibbles(packed), tokens, inputs, GROUP)
+                dots = dot4_each(dots, high_nibbles(packed), tokens, inputs + 16, GROUP)
+            scales = load_halves(weights, begin + Q4_SCALES)
+            minimums = load_halves(weights, begin + Q4_MINIMUMS)
+            acc = scale_each(acc, dots, scales, token_scales, g * TILE)
+            acc = fma_each(acc, minimums, sums, g * TILE, 1)
         store_each(acc, out, 0, stride)
 
     return q4_tile
@@ -258,6 +287,7 @@ def _make_q4_tile(n: int) -> Tile:
 
 _f32_1, _f32_2, _f32_4, _f32_8 = (_make_f32_tile(n) for n in (1, 2, 4, 8))
 _bf16_1, _bf16_2, _bf16_4, _bf16_8 = (_make_bf16_tile(n) for n in (1, 2, 4, 8))
+_split_1, _split_2, _split_4, _split_8 = (_make_bf16_split_tile(n) for n in (1, 2, 4, 8))
 _q8_1, _q8_2, _q8_4, _q8_8 = (_make_q8_tile(n) for n in (1, 2, 4, 8))
 _q4_1, _q4_2, _q4_4, _q4_8 = (_make_q4_tile(n) for n in (1, 2, 4, 8))
 
@@ -307,28 +337,50 @@ def matmul_bf16(
 
 
 @inlined
+def matmul_bf16_split(
+    w: BF16, layer: int, first: int, count: int, rows: SplitRows, tile: int, n: int,
+    out: Array, out_row: int, column: int,
+) -> None:  # fmt: skip
+    """As `jit.matmul_bf16_split`; needs a processor with bfloat16 instructions (`USE_BF16`)."""
+    _, n_blocks, n_pairs, _, _ = w.values.shape
+    stride = out.shape[1]
+    tokens = at(rows.values, tile * n_pairs * 2 * TILE)
+    rest = at(rows.rest, tile * n_pairs * 2 * TILE)
+    for b in range(count):
+        weights = at(w.values, (layer * n_blocks + first + b) * n_pairs * 2 * BLOCK)
+        to = at(out, out_row * stride + column + b * BLOCK)
+        if n == 1:
+            _split_1(weights, n_pairs, tokens, rest, to, stride)
+        elif n == 2:
+            _split_2(weights, n_pairs, tokens, rest, to, stride)
+        elif n <= 4:
+            _split_4(weights, n_pairs, tokens, rest, to, stride)
+        else:
+            _split_8(weights, n_pairs, tokens, rest, to, stride)
+
+
+@inlined
 def matmul_q8(
     w: Q8, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
     out: Array, out_row: int, column: int,
 ) -> None:  # fmt: skip
     """As `jit.matmul_q8`."""
-    _, n_blocks, n_groups, _, _ = w.values.shape
+    _, n_blocks, n_groups, _ = w.values.shape
     stride = out.shape[1]
     tokens = at(rows.values, tile * n_groups * GROUP * TILE)
     token_scales = at(rows.scales, tile * n_groups * TILE)
     starts = at(rows.starts, tile * n_groups * TILE)
     for b in range(count):
-        block = (layer * n_blocks + first + b) * n_groups
-        weights, scales = at(w.values, block * GROUP * BLOCK), at(w.scales, block * BLOCK)
+        weights = at(w.values, (layer * n_blocks + first + b) * n_groups * Q8_BYTES)
         to = at(out, out_row * stride + column + b * BLOCK)
         if n == 1:
-            _q8_1(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+            _q8_1(weights, n_groups, tokens, token_scales, starts, to, stride)
         elif n == 2:
-            _q8_2(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+            _q8_2(weights, n_groups, tokens, token_scales, starts, to, stride)
         elif n <= 4:
-            _q8_4(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+            _q8_4(weights, n_groups, tokens, token_scales, starts, to, stride)
         else:
-            _q8_8(weights, scales, n_groups, tokens, token_scales, starts, to, stride)
+            _q8_8(weights, n_groups, tokens, token_scales, starts, to, stride)
 
 
 @inlined
@@ -337,24 +389,22 @@ def matmul_q4(
     out: Array, out_row: int, column: int,
 ) -> None:  # fmt: skip
     """As `jit.matmul_q4`."""
-    _, n_blocks, n_groups, _, _ = w.values.shape
+    _, n_blocks, n_groups, _ = w.values.shape
     stride = out.shape[1]
     tokens = at(rows.values, tile * n_groups * GROUP * TILE)
     token_scales = at(rows.scales, tile * n_groups * TILE)
     sums = at(rows.sums, tile * n_groups * TILE)
     for b in range(count):
-        block = (layer * n_blocks + first + b) * n_groups
-        weights, scales = at(w.values, block * GROUP * BLOCK // 2), at(w.scales, block * BLOCK)
-        minimums = at(w.minimums, block * BLOCK)
+        weights = at(w.values, (layer * n_blocks + first + b) * n_groups * Q4_BYTES)
         to = at(out, out_row * stride + column + b * BLOCK)
         if n == 1:
-            _q4_1(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+            _q4_1(weights, n_groups, tokens, token_scales, sums, to, stride)
         elif n == 2:
-            _q4_2(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+            _q4_2(weights, n_groups, tokens, token_scales, sums, to, stride)
         elif n <= 4:
-            _q4_4(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+            _q4_4(weights, n_groups, tokens, token_scales, sums, to, stride)
         else:
-            _q4_8(weights, scales, minimums, n_groups, tokens, token_scales, sums, to, stride)
+            _q4_8(weights, n_groups, tokens, token_scales, sums, to, stride)
 
 
 # --- the KV cache and attention -----------------------------------------------------------------

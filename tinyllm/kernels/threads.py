@@ -1,11 +1,11 @@
 """A small team of threads that share one forward pass, and how they stay in step.
 
 All threads run the same function over the same *regions* (a matrix product, an attention, …).
-A region is cut into chunks of outputs; each thread claims the next chunk from a counter until none
-is left, and a region is over when its chunks are *done*, not when every thread has arrived. So a
-thread that the operating system holds up costs no more than the chunk it was working on: the
-others take the rest and go on, and it catches up by finding every later region claimed. And since
-a chunk computes whole outputs, who does it can't change a bit.
+A region is cut into chunks of outputs. Every thread has a share of them, claims its own one by one,
+and then claims what is left of the others'; a region is over when its chunks are *done*, not when
+every thread has arrived. So a thread that the operating system holds up costs no more than the
+chunk it was working on: the others take the rest and go on, and it catches up by finding every
+later region claimed. And since a chunk computes whole outputs, who does it can't change a bit.
 
 A counter is one 64-bit word, (job << 24 | count): a new job finds the words of the last one and
 takes them for zero, so that nothing needs resetting while a late thread may still look at it.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -42,7 +42,8 @@ SPINS = 3000  # looks before a nap: about 50 microseconds
 NAP = 50  # microseconds
 NAPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
 
-# The words of `control`: a region's two counters follow from REGIONS on.
+# The words of `control`. From REGIONS on a region has one a thread, how many of the chunks that are
+# that thread's own are claimed, and one more, how many of all are done.
 JOB = 0  # even: that job is running; odd: none is
 REGIONS = 1
 
@@ -166,6 +167,15 @@ def nap(typing_context, microseconds):  # type: ignore[no-untyped-def]
 # --- regions ------------------------------------------------------------------------------------
 
 
+class Turn(NamedTuple):
+    """One thread's place in a job."""
+
+    control: Array
+    thread: int
+    n_threads: int
+    job: int
+
+
 @lean
 def _count(word: int, job: int) -> int:
     """How far `job` has counted in this word; a later job's word means: past the end."""
@@ -176,34 +186,49 @@ def _count(word: int, job: int) -> int:
 
 
 @lean
-def next_chunk(control: Array, region: int, n_chunks: int, job: int) -> int:
-    """Claim a chunk of a region: its number, or -1 when all are taken."""
-    index = (REGIONS + 2 * region) * WORD
-    word = atomic_load(control, index)
-    while True:
-        count = _count(word, job)
-        if count >= n_chunks:
-            return -1
-        seen = compare_and_swap(control, index, word, (job << COUNT_BITS) | (count + 1))
-        if seen == word:
-            return count
-        word = seen
+def share(n_chunks: int, thread: int, n_threads: int) -> int:
+    """The first of the chunks that are a thread's own; the next thread's first is its end."""
+    return n_chunks * thread // n_threads
 
 
 @lean
-def end_region(control: Array, region: int, n_chunks: int, job: int, mine: int) -> None:
+def next_chunk(turn: Turn, region: int, n_chunks: int) -> int:
+    """Claim a chunk of a region: its number, or -1 when all are taken.
+
+    A thread takes its own share first, in order, so that it reads memory in one long run; then what
+    the others have left of theirs.
+    """
+    for i in range(turn.n_threads):
+        owner = (turn.thread + i) % turn.n_threads
+        first = share(n_chunks, owner, turn.n_threads)
+        size = share(n_chunks, owner + 1, turn.n_threads) - first
+        index = (REGIONS + (turn.n_threads + 1) * region + owner) * WORD
+        word = atomic_load(turn.control, index)
+        while True:
+            count = _count(word, turn.job)
+            if count >= size:
+                break
+            claim = (turn.job << COUNT_BITS) | (count + 1)
+            seen = compare_and_swap(turn.control, index, word, claim)
+            if seen == word:
+                return first + count
+            word = seen
+    return -1
+
+
+@lean
+def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
     """Report `mine` chunks as done and wait until all of the region's are."""
-    index = (REGIONS + 2 * region + 1) * WORD
-    word = atomic_load(control, index)
+    index = (REGIONS + (turn.n_threads + 1) * region + turn.n_threads) * WORD
+    word = atomic_load(turn.control, index)
     while mine > 0:
-        seen = compare_and_swap(
-            control, index, word, (job << COUNT_BITS) | (_count(word, job) + mine)
-        )
+        total = (turn.job << COUNT_BITS) | (_count(word, turn.job) + mine)
+        seen = compare_and_swap(turn.control, index, word, total)
         if seen == word:
             break
         word = seen
     spins = 0
-    while _count(atomic_load(control, index), job) < n_chunks:
+    while _count(atomic_load(turn.control, index), turn.job) < n_chunks:
         spins += 1
         if spins < SPINS:
             pause()
@@ -212,15 +237,15 @@ def end_region(control: Array, region: int, n_chunks: int, job: int, mine: int) 
 
 
 @uncached  # numba can't load a generator from its cache
-def chunks(control: Array, region: int, n_chunks: int, job: int) -> Iterator[int]:
+def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
     """The chunks of a region that fall to this thread; the loop ends when the region is over."""
     mine = 0
-    chunk = next_chunk(control, region, n_chunks, job)
+    chunk = next_chunk(turn, region, n_chunks)
     while chunk >= 0:
         yield chunk
         mine += 1
-        chunk = next_chunk(control, region, n_chunks, job)
-    end_region(control, region, n_chunks, job, mine)
+        chunk = next_chunk(turn, region, n_chunks)
+    end_region(turn, region, n_chunks, mine)
 
 
 @lean
@@ -256,7 +281,7 @@ class Team:
         if n_threads < 1:
             raise ValueError(f"threads must be at least 1, not {n_threads}")
         self.n_threads = n_threads
-        self.control = np.zeros((REGIONS + 2 * n_regions) * WORD, np.int64)
+        self.control = np.zeros((REGIONS + (n_threads + 1) * n_regions) * WORD, np.int64)
         self.control[JOB * WORD] = 1
         self._job = 0
         self._called = threading.Condition()

@@ -39,6 +39,14 @@ _F32X16, _I32X16 = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _F16X16 = ir.VectorType(ir.HalfType(), LANES)
 
 
+class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no name for it
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+_BF16X32 = ir.VectorType(_BFloat(), 2 * LANES)
+
+
 class Vector(types.Type):  # type: ignore[misc]  # numba is untyped
     """The numba type of a vector; `llvm` is what it is to LLVM."""
 
@@ -191,6 +199,19 @@ def load_bytes(typing_context, array, offset):  # type: ignore[no-untyped-def]
     """64 bytes as sixteen ints of 4 bytes each; `offset` counts elements of any integer array."""
     del typing_context
     return _op(i32x16, [array, offset], lambda b, data, at: _load(b, data, at, _I32X16))
+
+
+@operation
+def load_halves(typing_context, array, offset):  # type: ignore[no-untyped-def]
+    """Sixteen float16 numbers from a byte array, widened exactly."""
+    del typing_context
+    if array.dtype != types.uint8:
+        raise TypingError(f"load_halves reads bytes, not {array}")
+
+    def emit(builder: Any, data: Any, at: Any) -> Any:
+        return builder.fpext(_load(builder, data, at, _F16X16), _F32X16)
+
+    return _op(f32x16, [array, offset], emit)
 
 
 @operation
@@ -395,26 +416,23 @@ def horizontal_sum(typing_context, value):  # type: ignore[no-untyped-def]
 
 
 @operation
-def store_int8(typing_context, value, array, offset, stride):  # type: ignore[no-untyped-def]
-    """The low byte of each lane, four by four: lanes 4i … 4i+3 at offset + i · stride.
+def store_int8(typing_context, value, array, offset):  # type: ignore[no-untyped-def]
+    """array[offset : offset + 16] = the low byte of each lane.
 
     `value` is a float vector to which 1.5 · 2²³ was added: its low byte is the rounded integer.
     Returns the sum of the sixteen integers, int32.
     """
     del typing_context
 
-    def emit(builder: Any, v: Any, data: Any, at: Any, step: Any) -> Any:
+    def emit(builder: Any, v: Any, data: Any, at: Any) -> Any:
         narrow = builder.trunc(builder.bitcast(v, _I32X16), ir.VectorType(ir.IntType(8), LANES))
-        for i in range(LANES // 4):
-            lanes = ir.Constant(ir.VectorType(_I32, 4), [4 * i + lane for lane in range(4)])
-            _store(builder, builder.shuffle_vector(narrow, narrow, lanes), data, at)
-            at = builder.add(at, step)
+        _store(builder, narrow, data, at)
         wide = builder.sext(narrow, _I32X16)
         return _call(builder, "llvm.vector.reduce.add.v16i32", _I32, wide)
 
     if array.dtype != types.int8:
         raise TypingError(f"store_int8 writes int8, not {array}")
-    return _op(types.int32, [value, array, offset, stride], emit)
+    return _op(types.int32, [value, array, offset], emit)
 
 
 # --- bundles: one vector per token of a tile ------------------------------------------------------
@@ -439,12 +457,18 @@ def _bundle_op(returns: types.Type, arguments: Sequence[types.Type], n: int, emi
     return _op(returns, arguments, all_tokens)
 
 
-def _operand(builder: Any, data: Any, offset: Any, stride: Any, i: int) -> Any:
-    """Token i's scalar, data[offset + i · stride], in every lane."""
+def _token(builder: Any, offset: Any, stride: Any, i: int) -> Any:
+    """Where token i's operand is: offset + i · stride."""
     step = builder.mul(stride, ir.Constant(stride.type, i))
     if step.type != offset.type:
         step = builder.sext(step, offset.type)
-    return _splat(builder, builder.load(builder.gep(data, [builder.add(offset, step)])))
+    return builder.add(offset, step)
+
+
+def _operand(builder: Any, data: Any, offset: Any, stride: Any, i: int) -> Any:
+    """Token i's scalar, data[offset + i · stride], in every lane."""
+    place = builder.gep(data, [_token(builder, offset, stride, i)])
+    return _splat(builder, builder.load(place))
 
 
 def _literal(n: Any) -> int:
@@ -486,8 +510,8 @@ def splat_each(typing_context, n, array, offset, stride):  # type: ignore[no-unt
 
 
 @operation
-def dot4_each(typing_context, acc, weights, rows, offset):  # type: ignore[no-untyped-def]
-    """acc[i] += weights · rows[offset + 4i : … + 4], over the four bytes of each lane.
+def dot4_each(typing_context, acc, weights, rows, offset, stride):  # type: ignore[no-untyped-def]
+    """acc[i] += weights · rows[offset + i · stride : … + 4], over the four bytes of each lane.
 
     `weights` are unsigned bytes, `rows` int8: one `vpdpbusd` a token, exact in int32.
     """
@@ -495,11 +519,29 @@ def dot4_each(typing_context, acc, weights, rows, offset):  # type: ignore[no-un
     if acc.dtype != i32x16 or weights != i32x16 or rows.dtype != types.int8:
         raise TypingError(f"dot4_each cannot add {weights} · {rows} to {acc}")
 
-    def emit(builder: Any, i: int, a: Any, w: Any, data: Any, at: Any) -> Any:
-        quad = _load(builder, data, builder.add(at, ir.Constant(at.type, 4 * i)), _I32)
+    def emit(builder: Any, i: int, a: Any, w: Any, data: Any, at: Any, step: Any) -> Any:
+        quad = _load(builder, data, _token(builder, at, step, i), _I32)
         return _dpbusd(builder, a, w, _splat(builder, quad))
 
-    return _bundle_op(acc, [acc, weights, rows, offset], acc.count, emit)
+    return _bundle_op(acc, [acc, weights, rows, offset, stride], acc.count, emit)
+
+
+@operation
+def dot2_each(typing_context, acc, weights, rows, offset, stride):  # type: ignore[no-untyped-def]
+    """acc[i] += weights · rows[offset + i · stride : … + 2], over the two bfloat16s of each lane.
+
+    One `vdpbf16ps` a token: products are exact, sums float32, denormals count as zero.
+    """
+    del typing_context
+    if acc.dtype != f32x16 or weights != i32x16 or rows.dtype != types.uint16:
+        raise TypingError(f"dot2_each cannot add {weights} · {rows} to {acc}")
+
+    def emit(builder: Any, i: int, a: Any, w: Any, data: Any, at: Any, step: Any) -> Any:
+        pair = _splat(builder, _load(builder, data, _token(builder, at, step, i), _I32))
+        w, pair = (builder.bitcast(v, _BF16X32) for v in (w, pair))
+        return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _F32X16, a, w, pair)
+
+    return _bundle_op(acc, [acc, weights, rows, offset, stride], acc.count, emit)
 
 
 @operation
