@@ -41,7 +41,7 @@ Array = NDArray[Any]
 
 OWN_ROWS = 2  # up to this many rows every thread norms for itself: less work than a region's wait
 TILES = 8  # tiles of 8 rows that a chunk of a matrix product goes through
-SPREAD_ROWS = 8  # up to this many rows a long context is spread over the threads
+SPREAD_ROWS = 32  # up to this many rows a long context is spread over the threads
 OUT_BLOCKS = 3  # blocks of 16 outputs in a chunk of the output and down projections
 HEAD_BLOCKS = 24  # and of the logits
 
