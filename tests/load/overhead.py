@@ -2,15 +2,14 @@
 
     python -m tests.load.overhead --pairs 7
 
-Both generate the same greedy answer to the same prompt, in turns: once over HTTP with a streaming
-client in a process of its own, once through `Engine.submit` in this one. The figure is the median
-of the pairs' ratios; the first of each is thrown away.
+Both generate the same greedy answer to the same prompt, in turns: once over HTTP, from a server in
+a process of its own, once through `Engine.submit` in this one. The figure is the median of the
+pairs' ratios; the first of each is thrown away.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.load import servers
-from tests.load.client import stream_chat
+from tests.load.client import stream_chat_alone
 from tinyllm.engine.engine import Engine
 from tinyllm.engine.types import Prompt, Request
 from tinyllm.lm import load
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> float:
 
     def served(port: int) -> float:
         start = time.perf_counter()
-        call = asyncio.run(stream_chat(port, body))
+        call = stream_chat_alone(port, body)
         assert call.completion_tokens == args.tokens, call.error
         return time.perf_counter() - start
 
