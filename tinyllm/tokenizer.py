@@ -66,6 +66,7 @@ class Tokenizer:
         self._templates = dict(chat_templates or {})
         self._named_tokens = dict(named_tokens or {})
         self._pieces = _Pieces(backend)
+        self._known_bytes: dict[int, bytes] = {}  # what `token_bytes` has been asked for
 
         # The tokenizer for text: the same model, but it knows each control token only by a secret
         # name. Ids beyond the vocabulary are given out anew here, so `_true_ids` leads back.
@@ -182,11 +183,16 @@ class Tokenizer:
         A control token gives its own text; an id that no token has gives b"" (embedding tables are
         often padded beyond the vocabulary).
         """
+        known = self._known_bytes.get(token_id)
+        if known is not None:
+            return known
         added = self._added.get(token_id)
-        if added is not None:
-            return added.content.encode("utf-8")
         piece = self._full.id_to_token(token_id) if token_id >= 0 else None
-        return b"" if piece is None else self._pieces.bytes_of(piece)
+        if added is None and piece is None:
+            return b""
+        raw = added.content.encode("utf-8") if added else self._pieces.bytes_of(piece or "")
+        self._known_bytes[token_id] = raw
+        return raw
 
     def token_text(self, token_id: int) -> str:
         r"""A token for display: on one line, with `\n` and stray bytes (`\xe2`) escaped."""
@@ -298,16 +304,19 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._rest = b""  # the beginning of a character
 
     def push(self, token: int) -> str:
         """Take a token; return the characters that are complete with it, perhaps none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        raw = self._rest + self._tokenizer.token_bytes(token)
+        text, n_read = codecs.utf_8_decode(raw, "replace", False)
+        self._rest = raw[n_read:]
+        return text
 
     def flush(self) -> str:
         """End the text: U+FFFD once for bytes that never became a character, else nothing."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
+        text, _ = codecs.utf_8_decode(self._rest, "replace", True)
+        self._rest = b""
         return text
 
 

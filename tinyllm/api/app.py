@@ -93,6 +93,7 @@ class Frame:
         status: int | None = None
         entry: dict[str, Any] = {"key": ""}
         scope["tinyllm.log"] = entry
+        scope["tinyllm.send"] = send
 
         async def framed(message: Message) -> None:
             nonlocal status

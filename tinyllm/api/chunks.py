@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from tinyllm.api.dialect import Dialect
@@ -49,53 +48,61 @@ class ChunkWriter:
         self._fingerprint = plan.model.fingerprint
         self._roles = [True] * self._n  # still to be sent
         self._held: list[ChunkChoice | None] = [None] * self._n
-        self._late: list[deque[ChunkChoice]] = [deque() for _ in range(self._n)]
+        self._late: list[list[ChunkChoice]] = [[] for _ in range(self._n)]
         self._begun = 0  # choices whose first chunk is out; always the first so many
         self._open = self._n
         self._last: ChunkChoice | None = None
+        self._ready: list[Chunk] = []  # to be handed over
 
-    def start(self) -> Iterator[Chunk]:
+    def start(self) -> list[Chunk]:
         """What can be said before the first token."""
         if self._dialect.eager_role:
             for index in range(self._n):
-                yield from self._emit(self._choice(index, Piece()))
+                self._emit(self._choice(index, Piece()))
+        return self._taken()
 
-    def push(self, part: Part) -> Iterator[Chunk]:
+    def push(self, part: Part) -> list[Chunk]:
         """The chunks that a part makes possible."""
+        piece = part.piece
         if self._exclude:
-            part.piece.thought = ""
-        while len(part.piece.calls) > 1:  # one at a time: a call's name comes before its arguments
-            first = Piece(calls=[part.piece.calls.pop(0)])
-            yield from self._write(self._choice(part.index, first))
-        if part.finish is None:
-            if part.piece.told:
-                yield from self._write(self._choice(part.index, part.piece))
-            return
+            piece.thought = ""
+        for call in piece.calls[:-1]:  # one at a time: a call's name comes before its arguments
+            self._write(self._choice(part.index, Piece(calls=[call])))
+        piece.calls = piece.calls[-1:]
+        if part.finish is not None:
+            self._finish(part)
+        elif piece.told:
+            self._write(self._choice(part.index, piece))
+        return self._taken()
+
+    def _finish(self, part: Part) -> None:
+        """A choice's last piece."""
         self._open -= 1
         if self._dialect.eager_role:
             if part.piece.told:
-                yield from self._write(self._choice(part.index, part.piece))
+                self._write(self._choice(part.index, part.piece))
             last = self._choice(part.index, Piece())
         else:
             held = self._held[part.index]
             last = self._choice(part.index, part.piece)
             if held is not None and last["delta"]:
-                yield from self._emit(held)
+                self._emit(held)
             elif held is not None:
                 last = _joined(held, last)
         last["finish_reason"] = part.finish
         if self._scores and self._n > 1 and part.confidence is not None:
             last["confidence_score"] = part.confidence
         if self._open:
-            yield from self._emit(last)
+            self._emit(last)
         else:
             self._last = last
 
-    def end(self) -> Iterator[Chunk]:
+    def end(self) -> list[Chunk]:
         """The overall last chunk, or two."""
         if self._last is None:
             raise RuntimeError("not every choice has finished")
-        chunks = list(self._emit(self._last))
+        self._emit(self._last)
+        chunks = self._taken()
         if self._include_usage:
             if self._dialect.eager_role:
                 chunks.append(self._chunk([]))
@@ -105,12 +112,16 @@ class ChunkWriter:
             chunks[-1]["confidence_score"] = confidence
         if self._generation.plan.truncation is not None:
             chunks[-1]["prompt_truncation"] = self._generation.plan.truncation
-        yield from chunks
+        return chunks
 
-    def _write(self, choice: ChunkChoice) -> Iterator[Chunk]:
+    def _taken(self) -> list[Chunk]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _write(self, choice: ChunkChoice) -> None:
         """Send a piece; S sends the one before instead."""
         if self._dialect.eager_role:
-            yield from self._emit(choice)
+            self._emit(choice)
             return
         index = choice["index"]
         held = self._held[index]
@@ -119,22 +130,19 @@ class ChunkWriter:
             return
         self._held[index] = choice
         if held is not None:
-            yield from self._emit(held)
+            self._emit(held)
 
-    def _emit(self, choice: ChunkChoice) -> Iterator[Chunk]:
+    def _emit(self, choice: ChunkChoice) -> None:
         """Send a choice's chunk once every choice before it has begun."""
         index = choice["index"]
+        if index < self._begun:
+            self._ready.append(self._chunk([choice]))
+            return
         self._late[index].append(choice)
-        while index <= self._begun < self._n and self._late[self._begun]:
-            yield from self._flush(self._begun)
+        while self._begun < self._n and self._late[self._begun]:
+            self._ready += [self._chunk([late]) for late in self._late[self._begun]]
+            self._late[self._begun].clear()
             self._begun += 1
-            index = self._begun
-        if choice["index"] < self._begun:
-            yield from self._flush(choice["index"])
-
-    def _flush(self, index: int) -> Iterator[Chunk]:
-        while self._late[index]:
-            yield self._chunk([self._late[index].popleft()])
 
     def _chunk(self, choices: list[ChunkChoice]) -> Chunk:
         chunk: Chunk = {
@@ -156,11 +164,11 @@ class ChunkWriter:
             "finish_reason": None,
         }
         if piece.logprobs:
-            choice["logprobs"] = {"content": piece.logprobs, "refusal": None}
+            choice["logprobs"] = {"content": list(piece.logprobs), "refusal": None}
         elif self._dialect.eager_role:
             choice["logprobs"] = None
         if piece.steps:
-            choice["trace"] = {"version": VERSION, "steps": piece.steps}
+            choice["trace"] = {"version": VERSION, "steps": list(piece.steps)}
         return choice
 
     def _delta(self, index: int, piece: Piece) -> Delta:

@@ -224,7 +224,7 @@ class Generation:
                 part = self._read(event)
                 if part is None:
                     continue
-                for i, step in enumerate(part.piece.steps):
+                for step in part.piece.steps:
                     if self._inside is None or step.index >= self._n_inside:
                         continue
                     assert isinstance(event, Token) and self._desk is not None
@@ -234,7 +234,7 @@ class Generation:
                     look = self._desk.look(self._inside, event, step, drawn)
                     async for _ in self._pings(look, ping):
                         yield None
-                    part.piece.steps[i] = look.result()
+                    part.piece.steps = [look.result()]
                 yield part
             events = await self._mailbox.get(ping)
             if not events:
@@ -273,7 +273,7 @@ class Generation:
             if self._writers:
                 step = self._writers[event.index].write(event)
                 if not (self._hide_thought and reader.n_thought > n_thought):
-                    piece.steps.append(step)
+                    piece.steps = [step]
             self._called[event.index] |= bool(piece.calls)
             return Part(event.index, piece)
         if isinstance(event, Started):

@@ -7,6 +7,7 @@ woken once for all that has arrived since it last looked.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 from tinyllm.engine.types import Event
@@ -49,6 +50,9 @@ class Mailbox:
         self._bell = bell
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._patience = 0.0  # of the reader, in seconds
+        self._waits_since = 0.0
         self.gone = False
         self.overflowed = False
 
@@ -76,19 +80,32 @@ class Mailbox:
         if not self._events and not self.gone and not self.overflowed:
             loop = asyncio.get_running_loop()
             self._reader = loop.create_future()
-            alarm = None if timeout is None else loop.call_later(timeout, self._wake)
+            if timeout is not None:
+                self._patience, self._waits_since = timeout, time.monotonic()
+                if self._alarm is None:
+                    self._alarm = loop.call_later(timeout, self._ring_alarm)
             try:
                 await self._reader
             finally:
                 self._reader = None
-                if alarm is not None:
-                    alarm.cancel()
         if self.gone or self.overflowed:
             raise ClientGone
-        events = list(self._events)
-        for _ in events:
-            self._events.popleft()
-        return events
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def _ring_alarm(self) -> None:
+        """Wake a reader whose patience is at its end.
+
+        One alarm outlasts many waits, since events come much faster than it: it looks whether the
+        wait that it meets has been long enough, and else comes back for the rest.
+        """
+        self._alarm = None
+        if self._reader is None:
+            return
+        left = self._waits_since + self._patience - time.monotonic()
+        if left <= 0:
+            self._wake()
+        else:
+            self._alarm = asyncio.get_running_loop().call_later(left, self._ring_alarm)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -7,7 +7,7 @@ strings over the same tokens, so what the guide ended, the reader has cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tinyllm.api.protocol import TokenLogprob, TopLogprob
 from tinyllm.api.stops import StopStrings
@@ -24,9 +24,9 @@ class Piece:
 
     content: str = ""
     thought: str = ""
-    calls: list[CallStart | CallArguments] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    steps: list[StepRecord] = field(default_factory=list)  # of a trace
+    calls: Sequence[CallStart | CallArguments] = ()
+    logprobs: Sequence[TokenLogprob] = ()
+    steps: Sequence[StepRecord] = ()  # of a trace
 
     def __bool__(self) -> bool:
         return bool(self.content or self.thought or self.calls)
@@ -34,7 +34,7 @@ class Piece:
     @property
     def told(self) -> bool:
         """Whether there is anything in it to send."""
-        return bool(self) or bool(self.logprobs) or bool(self.steps)
+        return bool(self.content or self.thought or self.calls or self.logprobs or self.steps)
 
 
 class ChoiceReader:
@@ -85,13 +85,12 @@ class ChoiceReader:
         """Take the next token."""
         self.n_tokens += 1
         self.sum_logprob += token.logprob
-        was_answering = self._thinking.answering
-        part = self._thinking.push(token.token)
+        part = "answer" if self._thinking.answering else self._thinking.push(token.token)
         if part == "thought":
             text = "" if token.token in self._silent else self._thoughts.push(token.token)
             return self._thought(text)
         if part == "marker":
-            return self._thought("" if was_answering else self._thoughts.flush())
+            return self._thought(self._thoughts.flush())
         if token.token in self._silent:
             return Piece()
         start = self._decoded
@@ -114,7 +113,7 @@ class ChoiceReader:
             return Piece()
         piece = self._release(self._stops.push(rest) + self._stops.flush())
         if not self._stops.hit:
-            piece.logprobs += [entry for _, entry in self._waiting]
+            piece.logprobs = [*piece.logprobs, *(entry for _, entry in self._waiting)]
         return piece
 
     def _thought(self, text: str) -> Piece:
@@ -126,8 +125,10 @@ class ChoiceReader:
     def _release(self, text: str) -> Piece:
         """A piece of words, with the log-probabilities of the tokens that it shows."""
         self._shown += len(text)
-        ready = [entry for start, entry in self._waiting if start < self._shown]
-        self._waiting = [(start, entry) for start, entry in self._waiting if start >= self._shown]
+        ready: Sequence[TokenLogprob] = ()
+        if self._waiting:
+            ready = [entry for start, entry in self._waiting if start < self._shown]
+            self._waiting = self._waiting[len(ready) :]
         if self._blank:
             text = text.lstrip()
             self._blank = not text

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import h11
 import uvicorn
@@ -181,6 +182,23 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
+class Connection(h11.Connection):
+    """h11's, with a short way for what is sent most: the next piece of a chunked body.
+
+    That piece changes nothing in h11's states, and its frame is two lines (RFC 9112, 7.1).
+    """
+
+    _chunked = False  # the body that is being sent
+
+    def send(self, event: Any) -> Any:
+        if type(event) is h11.Data and self._chunked and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        output = super().send(event)
+        if type(event) is h11.Response:
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in output.lower()
+        return output
+
+
 class PatientProtocol(H11Protocol):
     """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
 
@@ -190,6 +208,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = Connection(h11.SERVER)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
