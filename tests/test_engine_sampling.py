@@ -67,6 +67,15 @@ def edge(sampler: Sampler, row: np.ndarray) -> bool:
     return bool(near_draw or np.abs(mass - sampler.params.top_p).min() < 1e-6)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1), stream=st.integers(0, 2**16), step=st.integers(0, 2**40)
+)  # fmt: skip
+def test_the_same_uniform_numbers(seed: int, stream: int, step: int) -> None:
+    got = kernels.uniform(np.uint64(seed), np.uint64(stream), np.uint64(step))
+    assert got == plain.uniform(seed, stream, step)
+
+
 @settings(max_examples=100, deadline=None)
 @given(row=rows(), k=st.integers(1, 20))
 def test_the_largest_logits(row: np.ndarray, k: int) -> None:

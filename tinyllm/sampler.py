@@ -290,7 +290,7 @@ class Sampler:
             raise ValueError(f"the logits {problem}")
         if params.temperature == 0.0:
             return best, "argmax"
-        return self._draw(x, uniform(self.seed, self.stream, len(self.picked))), "sample"
+        return self._draw(x, self._uniform()), "sample"
 
     # What takes the time, apart from the rest so that it can be compiled (engine/sampling.py).
 
@@ -298,6 +298,9 @@ class Sampler:
         params = self.params
         x = apply_temperature(x, params.temperature)
         return draw(apply_top_p(apply_top_k(x, params.top_k), params.top_p), u)
+
+    def _uniform(self) -> float:
+        return uniform(self.seed, self.stream, len(self.picked))
 
     def _log_normalizer(self, logits: Logits) -> float:
         return log_normalizer(logits)

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from tinyllm.distribution import Distribution
 from tinyllm.engine.types import Look, TraceParams
 from tinyllm.kernels import draw as kernels
-from tinyllm.sampler import Logits, Pick, Sampler, SamplingParams, apply_temperature, uniform
+from tinyllm.sampler import (
+    MAX_SEED,
+    Logits,
+    Pick,
+    Sampler,
+    SamplingParams,
+    apply_temperature,
+    uniform,
+)
 
 
 class RowScratch:
@@ -22,14 +30,16 @@ class RowScratch:
     def __init__(self, vocab_size: int) -> None:
         self.exps = np.empty(vocab_size, np.float32)
         self.sums = np.empty(0, np.float64)
+        self.best = 0
         self.top = np.float32(0)
         self._of: Logits | None = None
 
     def fill(self, row: Logits) -> None:
-        """Make `exps`, `sums` and `top` those of `row`; nothing to do if they are already."""
+        """Make all of it that of `row`; nothing to do if it is already."""
         if self._of is row:
             return
-        self.top = row[row.argmax()]
+        self.best = int(row.argmax())  # the first on ties
+        self.top = row[self.best]
         self.sums = kernels.exp_row(row, self.top, self.exps)
         self._of = row
 
@@ -40,6 +50,34 @@ class CompiledSampler(Sampler):
     def __init__(self, params: SamplingParams, stream: int, scratch: RowScratch) -> None:
         super().__init__(params, stream)
         self._scratch = scratch
+        self._penalises = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        self._biased = np.array(list(params.logit_bias), np.int64)
+        self._biases = np.array(list(params.logit_bias.values()), np.float32)
+
+    def _choose(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> tuple[int, str]:
+        """Without a copy of the row where nothing changes it, or a few biases a greedy choice."""
+        greedy, biased = self.params.temperature == 0.0, len(self._biased) > 0
+        if allowed is not None or self._penalises or (biased and not greedy):
+            return super()._choose(logits, allowed)
+        if biased:
+            if self._biased.max() >= len(logits):
+                return super()._choose(logits, allowed)  # says so
+            before = logits[self._biased]
+            logits[self._biased] = before + self._biases
+            best = int(logits.argmax())
+            good = logits[best] > -np.inf
+            logits[self._biased] = before
+        else:
+            self._scratch.fill(logits)
+            best = self._scratch.best
+            good = self._scratch.top > -np.inf
+        if not good:
+            return super()._choose(logits, allowed)  # says what is wrong
+        return (best, "argmax") if greedy else (self._draw(logits, self._uniform()), "sample")
+
+    def _uniform(self) -> float:
+        seed, stream = np.uint64(self.seed & MAX_SEED), np.uint64(self.stream)
+        return float(kernels.uniform(seed, stream, np.uint64(len(self.picked))))
 
     def _draw(self, x: Logits, u: float) -> int:
         row, params = self._scratch, self.params
