@@ -134,6 +134,34 @@ def test_a_long_prompt_stretches_steps_to_three_usual_ones_at_most(
     assert steps < 4000 / 10  # and the prompt gets on
 
 
+def test_a_step_stays_short_far_into_a_prompt_and_at_the_start_of_the_next() -> None:
+    """Attention as it was measured: a token costs double behind every thousand before it."""
+    pace = Pace(max_chunk=256)
+    usual = seconds(4, 0)
+    pace.observe(4, 0, usual)
+    for start in (0, 3000, 100):
+        context, taken, chunks = start, [], []
+        while context < start + 1000:
+            chunks.append(pace.prefill_tokens(4, context))
+            extra = 1e-4 * (chunks[-1] + 2) * (1 + context / 1000) if chunks[-1] else 0.0
+            taken.append(usual + extra)
+            pace.observe(4, chunks[-1], taken[-1], context)
+            context += chunks[-1]
+        assert max(taken) <= 3 * usual
+        assert max(chunks) >= 20 / (1 + start / 1000)
+
+
+def test_a_step_that_something_else_held_up_is_not_the_rule() -> None:
+    pace = Pace(max_chunk=256)
+    pace.observe(2, 0, 1e-3)
+    for _ in range(20):
+        n = pace.prefill_tokens(2)
+        pace.observe(2, n, 1e-3 + 5e-5 * n)
+    before = pace.prefill_tokens(2)
+    pace.observe(2, before, 0.1)
+    assert pace.prefill_tokens(2) >= before / 2
+
+
 def test_without_streams_to_hold_up_a_chunk_is_whole() -> None:
     pace = Pace(max_chunk=256)
     pace.observe(0, 256, 1.0)

@@ -380,9 +380,10 @@ class Engine:
                 self._end_job(job, "timeout")
 
     def _observe(self, plan: Sequence[Work], seconds: float) -> None:
-        n_prefill = sum(work.n_tokens for work in plan if isinstance(work, Prefill))
-        n_decoding = sum(isinstance(work, Decode) for work in plan)
-        self._scheduler.pace.observe(n_decoding, n_prefill, seconds)
+        prefills = [work for work in plan if isinstance(work, Prefill)]
+        n_prefill = sum(work.n_tokens for work in prefills)
+        context = sum(work.n_tokens * work.context for work in prefills) / max(n_prefill, 1)
+        self._scheduler.pace.observe(len(plan) - len(prefills), n_prefill, seconds, context)
         counters = self._counters
         counters.steps += 1
         counters.batch_size = len(plan)

@@ -36,10 +36,11 @@ class Decode:
 
 @dataclass(frozen=True)
 class Prefill:
-    """The next `n_tokens` of a prompt."""
+    """The next `n_tokens` of a prompt, behind a context of the tokens that are in already."""
 
     job: Job
     n_tokens: int
+    context: int
 
 
 Work = Decode | Prefill
@@ -118,61 +119,81 @@ class Scheduler:
         if budget:
             self._steps += 1
         prefills: list[Work] = []
-        while budget > 0 and prompts:
+        taken = 0
+        while taken < budget and prompts:
             # The shortest first gives the earliest answers; the oldest can't be starved by it.
             oldest = self._steps % OLDEST_EVERY == 0 and not prefills
             job = min(prompts, key=lambda j: j.order if oldest else j.n_left)
             prompts.remove(job)
             if job.prompt_cache is None and not open_prompt(job):
                 continue
-            n_tokens = min(job.n_left, budget)
-            budget -= n_tokens
-            prefills.append(Prefill(job, n_tokens))
+            context = len(job.ids) - job.n_left
+            budget = min(budget, self.pace.prefill_tokens(len(decodes), context))
+            if taken < budget:
+                n_tokens = min(job.n_left, budget - taken)
+                taken += n_tokens
+                prefills.append(Prefill(job, n_tokens, context))
         return [*decodes, *prefills]
 
 
 class Pace:
-    """How many prompt tokens a step may carry, so that it stays near two usual ones.
+    """How many prompt tokens a step may carry, so that no stream waits for long.
 
-    A usual step is one that only decodes, with as many rows. What a prompt token adds to it is
-    learnt from the steps that are run: quickly when it turns out dearer (far into a prompt
-    attention has more to look at), slowly when it turns out cheaper. Nothing but speed depends on
-    the chunks, since the model gives the same bits whatever they are (and the tests compare them).
+    A usual step is one that only decodes, with as many rows; what is promised is that a prompt
+    makes none longer by more than three of them. A chunk of n tokens behind a context of c adds
+
+        price · (n + CHUNK) · (1 + c / FAR)
+
+    since attention looks at all of the context for each token, and has to fetch it once however
+    few tokens there are. The price is learnt from the steps that are run: quickly when it turns
+    out higher, slowly when it turns out lower. Nothing but speed depends on the chunks, since the
+    model gives the same bits whatever they are (and the tests compare them).
     """
 
-    STRETCH = 2.2  # what a mixed step may take, in usual steps; three are promised
-    FIRST = 2  # tokens, as long as their cost isn't known
+    STRETCH = 2.4  # what a mixed step should take, in usual steps; four are promised
+    CHUNK = 2.0  # what a chunk costs by itself, in tokens
+    FAR = 850.0  # tokens of context that double a token's price
+    FIRST = 4  # tokens, as long as the price isn't known
     REFRESH = 32  # mixed steps, after which one goes without prefill to measure again
 
     def __init__(self, max_chunk: int) -> None:
         self.max_chunk = max_chunk
         self._usual: dict[int, float] = {}  # rows → seconds of a step that only decodes
-        self._cost: float | None = None  # seconds that a prompt token adds
+        self._price: float | None = None  # seconds
         self._mixed_steps = 0
+        self._tried = 0  # the most tokens that a step has had
 
-    def prefill_tokens(self, n_decoding: int) -> int:
-        """Prompt tokens for the next step, beside `n_decoding` rows."""
+    def prefill_tokens(self, n_decoding: int, context: int = 0) -> int:
+        """Tokens for the next step of a prompt with `context` before them, beside so many rows."""
         room = max(self.max_chunk - n_decoding, 1)  # all rows of a step fit one pass of the model
         if not n_decoding:
             return room
         if n_decoding not in self._usual or self._mixed_steps >= self.REFRESH:
             return 0
-        if self._cost is None:
+        if self._price is None:
             return min(self.FIRST, room)
         spare = (self.STRETCH - 1) * self._usual[n_decoding]
-        return min(max(int(spare / self._cost), 1), room) if self._cost else room
+        price = self._price * (1 + context / self.FAR)
+        n_tokens = int(spare / price - self.CHUNK) if price else room
+        return max(1, min(n_tokens, room, 2 * self._tried + 2))  # no leap far past it
 
-    def observe(self, n_decoding: int, n_prefill: int, seconds: float) -> None:
-        """Learn from a step that was run."""
+    def observe(
+        self, n_decoding: int, n_prefill: int, seconds: float, context: float = 0.0
+    ) -> None:
+        """Learn from a step that was run; `context` is the mean of its prompt tokens'."""
         if not n_decoding:
             return
         usual = self._usual.get(n_decoding, seconds)
         if not n_prefill:
             # Down at once and up slowly: what a step takes when nothing else is in its way.
-            self._usual[n_decoding] = usual + (0.05 if seconds > usual else 0.5) * (seconds - usual)
+            self._usual[n_decoding] = usual + (0.1 if seconds > usual else 0.5) * (seconds - usual)
             self._mixed_steps = 0
             return
         self._mixed_steps += 1
-        cost = max(seconds - usual, 0.0) / n_prefill
-        before = cost if self._cost is None else self._cost
-        self._cost = before + (0.5 if cost > before else 0.1) * (cost - before)
+        self._tried = max(self._tried, n_prefill)
+        size = (n_prefill + self.CHUNK) * (1 + context / self.FAR)
+        price = max(seconds - usual, 0.0) / size
+        before = price if self._price is None else self._price
+        if before:
+            price = min(price, 2 * before)  # a step that something else held up isn't the rule
+        self._price = before + (0.5 if price > before else 0.1) * (price - before)
