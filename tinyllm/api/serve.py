@@ -24,6 +24,7 @@ from tinyllm.api.errors import ApiError, envelope
 from tinyllm.api.service import ServedModel, Service
 from tinyllm.api.settings import Settings
 from tinyllm.api.vision import LateVision
+from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
 from tinyllm.fetch import is_here, resolve
 from tinyllm.parts import Parts
@@ -78,6 +79,8 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         threads=settings.threads or None,
         kv_cache_mb=settings.kv_cache_mb,
     )
+    if isinstance(lm.runner, CompiledModel):
+        lm.runner.pool.claim_memory()  # the budget is fixed: take all of it before anybody waits
     engine = Engine(
         lm.runner,
         max_batch=settings.max_batch,

@@ -80,6 +80,17 @@ class PagePool:
                 if self._users[page] == 0:
                     self._free.append(page)
 
+    def claim_memory(self) -> None:
+        """Have the system hand out the memory of all free pages now.
+
+        Else it does so at the first touch, in the middle of a step: it clears two megabytes then,
+        and a virtual machine may have to get them from its host, which takes longer than a step.
+        """
+        with self._lock:
+            for page in self._free:
+                self.arrays.keys[page] = 0
+                self.arrays.values[page] = 0
+
     def is_shared(self, page: int) -> bool:
         """Does more than one sequence hold this page?"""
         return self._users[page] > 1
