@@ -345,31 +345,32 @@ def test_halves_like_numpy() -> None:
 @both
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 @pytest.mark.parametrize("n_keys", [1, 15, 16, 63, 64, 65, 130] if JIT else [1, 17])
-def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int) -> None:
-    config = ModelConfig(64, 64, 2, 4, 2, 32, 64, 256, 1e4, 1e-5, True)
+@pytest.mark.parametrize("head_dim", [32, 64])  # vectors take 64 elements at once where they can
+def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_dim: int) -> None:
+    config = ModelConfig(64, 64, 2, 4, 2, head_dim, 64, 256, 1e4, 1e-5, True)
     pool = PagePool(config, kv_dtype, 8)
     # What was never written, or belongs to an earlier sequence, must not matter: poison it.
     for array in pool.arrays:
         array[...] = np.float32(np.nan) if kv_dtype == "f32" else np.float16(np.nan).view(np.uint16)
     rng = np.random.default_rng(6)
-    keys, values = rng.standard_normal((2, n_keys, 32)).astype(np.float32)
+    keys, values = rng.standard_normal((2, n_keys, head_dim)).astype(np.float32)
     if kv_dtype == "f16":
         keys, values = (a.astype(np.float16).astype(np.float32) for a in (keys, values))
     pages = np.array([[0, 0, 0, 0], [5, 2, 7, 1]], np.int32)
-    half = np.zeros(32, pool.arrays.keys.dtype)
+    half = np.zeros(head_dim, pool.arrays.keys.dtype)
     for t in range(n_keys):
         page, slot = int(pages[1, t // 64]), t % 64
         kernels.append_key(pool.arrays.keys, page, 1, 1, slot, keys, t, half)
         kernels.append_value(pool.arrays.values, page, 1, 1, slot, values, t)
 
-    q = np.zeros((24, 32), np.float32)
-    q[3:11] = rng.standard_normal((8, 32)) * 2
+    q = np.zeros((24, head_dim), np.float32)
+    q[3:11] = rng.standard_normal((8, head_dim)) * 2
     visible = np.zeros(24, np.int64)
     seen = [max(1, n_keys - i) for i in range(8)]
     visible[2:10] = seen
     scratch = AttendScratch(*(np.zeros(s, np.float32) for s in ((8, 64), (8, 16), 8)))
-    state = [np.zeros(s, np.float32) for s in (24, 24, (24, 32))]
-    merged = [np.zeros(s, np.float32) for s in (24, 24, (24, 32))]
+    state = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
+    merged = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
     merged[0][:] = jit.NOTHING_YET
     for n in (3, 4, 8):
         for array in (*merged[1:], *state):

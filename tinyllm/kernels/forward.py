@@ -67,9 +67,7 @@ class ModelArrays(NamedTuple):
 class Pool(NamedTuple):
     """The KV cache's pages, float32 or float16 (as uint16)."""
 
-    keys: (
-        Array  # (n_pages, n_layers, n_kv_heads, 4, head_dim · 16): […, t, d · 16 + i], key 16t + i
-    )
+    keys: Array  # (n_pages, n_layers, n_kv_heads, head_dim, 64)
     values: Array  # (n_pages, n_layers, n_kv_heads, 64, head_dim)
 
 

@@ -414,7 +414,7 @@ def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
 # --- the KV cache and attention -----------------------------------------------------------------
 #
 # A page holds 64 tokens of every layer and key/value head: values as (64, head_dim), keys turned,
-# (4, head_dim, 16), so that 16 keys' scores come out of one vector of sums.
+# (head_dim, 64), so that 16 keys' scores come out of one vector of sums.
 
 
 @lean
@@ -431,13 +431,11 @@ def append_key(
     keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
     """Token `slot` of a page: its (rotated) key, k[lane, :head_dim]. `half` is scratch."""
-    head_dim = keys.shape[4] // BLOCK
-    for d in range(head_dim):
-        at = d * BLOCK + slot % BLOCK
+    for d in range(keys.shape[3]):
         if keys.itemsize == 2:
-            keys[page, layer, head, slot // BLOCK, at] = float_to_half(k[lane, d])
+            keys[page, layer, head, d, slot] = float_to_half(k[lane, d])
         else:
-            keys[page, layer, head, slot // BLOCK, at] = k[lane, d]
+            keys[page, layer, head, d, slot] = k[lane, d]
 
 
 @lean
@@ -496,8 +494,7 @@ def attend(
             for t in range(seen):
                 score = np.float32(0.0)
                 for d in range(head_dim):
-                    at = d * BLOCK + t % BLOCK
-                    score += q[q_row + i, d] * _stored(keys, page, layer, head, t // BLOCK, at)
+                    score += q[q_row + i, d] * _stored(keys, page, layer, head, d, t)
                 s.scores[i, t] = score
                 if score > new_best:
                     new_best = score

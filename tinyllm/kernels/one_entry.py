@@ -88,7 +88,7 @@ def attention(q: Array, keys: Array, values: Array, dtype: str) -> tuple[float, 
     n_keys, head_dim = keys.shape
     n_pages = -(-n_keys // PAGE)
     stored = np.float32 if dtype == "f32" else np.uint16
-    k_pool = np.zeros((n_pages, 1, 1, PAGE // BLOCK, head_dim * BLOCK), stored)
+    k_pool = np.zeros((n_pages, 1, 1, head_dim, PAGE), stored)
     v_pool = np.zeros((n_pages, 1, 1, PAGE, head_dim), stored)
     half = np.zeros(head_dim, stored)
     for i in range(n_keys):

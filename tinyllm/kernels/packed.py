@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,13 @@ def huge_memory(nbytes: int) -> NDArray[np.uint8]:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:nbytes]
+
+
+def huge_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of zeros in such memory; it takes room only where something is written."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    array: Array = huge_memory(nbytes).view(dtype).reshape(shape)
+    return array
 
 
 def in_huge_memory(packed: Packed) -> Packed:

@@ -17,7 +17,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
 from tinyllm.kernels.forward import Pool
 from tinyllm.kernels.jit import PAGE
-from tinyllm.kernels.layout import BLOCK
+from tinyllm.kernels.packed import huge_zeros
 
 
 class PagePool:
@@ -39,8 +39,8 @@ class PagePool:
         stored = np.float32 if kv_dtype == "f32" else np.uint16
         heads = (n_pages, config.n_layers, config.n_kv_heads)
         # Keys are turned, 16 tokens to a vector; see `jit.attend`.
-        keys = np.zeros((*heads, PAGE // BLOCK, config.head_dim * BLOCK), stored)
-        values = np.zeros((*heads, PAGE, config.head_dim), stored)
+        keys = huge_zeros((*heads, config.head_dim, PAGE), stored)
+        values = huge_zeros((*heads, PAGE, config.head_dim), stored)
         self.arrays = Pool(keys, values)
         self.n_pages = n_pages
         self.page_nbytes = (keys[:1].nbytes + values[:1].nbytes) if n_pages else 0
@@ -195,10 +195,8 @@ class PagedCache:
 
     def keys(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's keys, rotated: (length, n_kv_heads, head_dim) float32."""
-        head_dim = self.pool.config.head_dim
-        turned = self.pool.arrays.keys[self.pages, layer]  # (pages, n_kv, 4, head_dim · 16)
-        turned = turned.reshape(*turned.shape[:3], head_dim, BLOCK)
-        return self._in_order(turned.transpose(0, 2, 4, 1, 3))  # (pages, 4, 16, n_kv, head_dim)
+        turned = self.pool.arrays.keys[self.pages, layer]  # (pages, n_kv, head_dim, 64)
+        return self._in_order(turned.transpose(0, 3, 1, 2))
 
     def values(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's values: (length, n_kv_heads, head_dim) float32."""

@@ -86,6 +86,7 @@ from tinyllm.kernels.vectors import (
 Array = NDArray[Any]
 Tile = Callable[..., None]
 
+FEW = 4  # rows of attention for which there are registers to take four vectors at once
 PANEL = 32  # inputs summed before they join the rest: short sums keep float32's rounding small
 
 
@@ -415,11 +416,11 @@ def append_key(
     keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
     """As `jit.append_key`; `half`, (head_dim,) of the pool's dtype, takes the converted key."""
-    head_dim = keys.shape[4] // BLOCK
+    head_dim = keys.shape[3]
     for d in range(0, head_dim, BLOCK):
         store(half, d, load(k, lane * k.shape[1] + d))
     for d in range(head_dim):
-        keys[page, layer, head, slot // BLOCK, d * BLOCK + slot % BLOCK] = half[d]
+        keys[page, layer, head, d, slot] = half[d]
 
 
 @lean
@@ -433,8 +434,91 @@ def append_value(
         store(values, begin + d, load(v, lane * v.shape[1] + d))
 
 
-def _make_attend(n: int) -> Callable[..., None]:
+# One page of keys and values for a bundle of n query rows, named by pointers: to the first query,
+# to the page's keys and values, to the bundle's scores (n, 64) and mixed values (n, head_dim).
+#
+# Meanwhile the memory that comes next is asked for: the page's values while its keys are scored,
+# the next page's keys (`ahead`) while the values are mixed. A page is too short for the processor
+# to see the stream by itself.
+
+
+def _make_score(n: int) -> Callable[..., None]:
     @lean
+    def score_32(q: Any, keys: Any, values: Any, scores: Any, head_dim: int, n_keys: int) -> None:
+        for t in range(0, n_keys, 2 * BLOCK):
+            s0, s1 = zeros(n), zeros(n)
+            for d in range(head_dim):
+                prefetch(values, t * head_dim + d * 2 * BLOCK)
+                k = d * PAGE + t
+                s0 = fma_each(s0, load(keys, k), q, d, head_dim)
+                s1 = fma_each(s1, load(keys, k + BLOCK), q, d, head_dim)
+            store_each(s0, scores, t, PAGE)
+            store_each(s1, scores, t + BLOCK, PAGE)
+
+    @lean
+    def score_64(q: Any, keys: Any, values: Any, scores: Any, head_dim: int, n_keys: int) -> None:
+        s0, s1, s2, s3 = zeros(n), zeros(n), zeros(n), zeros(n)
+        for d in range(head_dim):
+            k = d * PAGE
+            prefetch(values, k)
+            prefetch(values, k + 2 * BLOCK)
+            s0 = fma_each(s0, load(keys, k), q, d, head_dim)
+            s1 = fma_each(s1, load(keys, k + BLOCK), q, d, head_dim)
+            s2 = fma_each(s2, load(keys, k + 2 * BLOCK), q, d, head_dim)
+            s3 = fma_each(s3, load(keys, k + 3 * BLOCK), q, d, head_dim)
+        store_each(s0, scores, 0, PAGE)
+        store_each(s1, scores, BLOCK, PAGE)
+        store_each(s2, scores, 2 * BLOCK, PAGE)
+        store_each(s3, scores, 3 * BLOCK, PAGE)
+
+    return score_64 if n <= FEW else score_32
+
+
+def _make_mix(n: int) -> Callable[..., None]:
+    @lean
+    def mix_32(
+        scores: Any, shrink: Array, values: Any, ahead: Any, mixed: Any, head_dim: int, n_keys: int
+    ) -> None:
+        for d in range(0, head_dim, 2 * BLOCK):
+            m0 = mul_each(load_each(n, mixed, d, head_dim), shrink, 0, 1)
+            m1 = mul_each(load_each(n, mixed, d + BLOCK, head_dim), shrink, 0, 1)
+            for t in range(n_keys):
+                v = t * head_dim + d
+                prefetch(ahead, v)
+                m0 = fma_each(m0, load(values, v), scores, t, PAGE)
+                m1 = fma_each(m1, load(values, v + BLOCK), scores, t, PAGE)
+            store_each(m0, mixed, d, head_dim)
+            store_each(m1, mixed, d + BLOCK, head_dim)
+
+    @lean
+    def mix_64(
+        scores: Any, shrink: Array, values: Any, ahead: Any, mixed: Any, head_dim: int, n_keys: int
+    ) -> None:
+        for d in range(0, head_dim, 4 * BLOCK):
+            m0 = mul_each(load_each(n, mixed, d, head_dim), shrink, 0, 1)
+            m1 = mul_each(load_each(n, mixed, d + BLOCK, head_dim), shrink, 0, 1)
+            m2 = mul_each(load_each(n, mixed, d + 2 * BLOCK, head_dim), shrink, 0, 1)
+            m3 = mul_each(load_each(n, mixed, d + 3 * BLOCK, head_dim), shrink, 0, 1)
+            for t in range(n_keys):
+                v = t * head_dim + d
+                prefetch(ahead, v)
+                prefetch(ahead, v + 2 * BLOCK)
+                m0 = fma_each(m0, load(values, v), scores, t, PAGE)
+                m1 = fma_each(m1, load(values, v + BLOCK), scores, t, PAGE)
+                m2 = fma_each(m2, load(values, v + 2 * BLOCK), scores, t, PAGE)
+                m3 = fma_each(m3, load(values, v + 3 * BLOCK), scores, t, PAGE)
+            store_each(m0, mixed, d, head_dim)
+            store_each(m1, mixed, d + BLOCK, head_dim)
+            store_each(m2, mixed, d + 2 * BLOCK, head_dim)
+            store_each(m3, mixed, d + 3 * BLOCK, head_dim)
+
+    return mix_64 if n <= FEW else mix_32
+
+
+def _make_attend(n: int) -> Callable[..., None]:
+    score, mix = _make_score(n), _make_mix(n)
+
+    @uncached
     def attend_rows(
         q: Array,
         q_row: int,
@@ -470,20 +554,10 @@ def _make_attend(n: int) -> Callable[..., None]:
                 following = pages[sequence, page_start // PAGE + 1]
             ahead = ((following * n_layers + layer) * n_heads + head) * PAGE * head_dim
 
-            # Scores, 2 × 16 keys a step. A page's values are fetched meanwhile, and the next
-            # page's keys while the values are mixed: a page is too short for the processor to
-            # see the stream by itself.
-            for t in range(0, n_keys, 2 * BLOCK):
-                left, right = zeros(n), zeros(n)
-                begin = base + t * head_dim
-                for d in range(head_dim):
-                    prefetch(values, begin + d * 2 * BLOCK)
-                    a = load(keys, begin + d * BLOCK)
-                    b = load(keys, begin + (head_dim + d) * BLOCK)
-                    left = fma_each(left, a, q, q_row * head_dim + d, head_dim)
-                    right = fma_each(right, b, q, q_row * head_dim + d, head_dim)
-                store_each(left, s.scores, t, PAGE)
-                store_each(right, s.scores, t + BLOCK, PAGE)
+            score(
+                at(q, q_row * head_dim), at(keys, base), at(values, base), at(s.scores, 0),
+                head_dim, n_keys,
+            )  # fmt: skip
 
             # Scores → weights, row by row; masked and never-written keys become exp(-inf) = 0.
             for i in range(n):
@@ -494,8 +568,11 @@ def _make_attend(n: int) -> Callable[..., None]:
                 s2 = keep_first(load(s.scores, row + 32), seen - 32, nothing)
                 s3 = keep_first(load(s.scores, row + 48), seen - 48, nothing)
                 best = horizontal_max(maximum(maximum(s0, s1), maximum(s2, s3)))
-                best = max(best, top[first + i])
-                shrink = exp_one(top[first + i] - best)
+                shrink = np.float32(1.0)  # e⁰, exactly
+                if best > top[first + i]:
+                    shrink = exp_one(top[first + i] - best)
+                else:
+                    best = top[first + i]
                 highest = splat(np.float32(best))
                 p0, p1 = exp(sub(s0, highest)), exp(sub(s1, highest))
                 p2, p3 = exp(sub(s2, highest)), exp(sub(s3, highest))
@@ -508,21 +585,10 @@ def _make_attend(n: int) -> Callable[..., None]:
                 s.shrink[i] = shrink
                 top[first + i] = best
 
-            # Weights · values, 2 × 16 elements of the head a step.
-            for d in range(0, head_dim, 2 * BLOCK):
-                begin = first * head_dim + d
-                left = load_each(n, mixed, begin, head_dim)
-                right = load_each(n, mixed, begin + BLOCK, head_dim)
-                left = mul_each(left, s.shrink, 0, 1)
-                right = mul_each(right, s.shrink, 0, 1)
-                for t in range(n_keys):
-                    prefetch(keys, ahead + t * head_dim + d)
-                    a = load(values, base + t * head_dim + d)
-                    b = load(values, base + t * head_dim + d + BLOCK)
-                    left = fma_each(left, a, s.scores, t, PAGE)
-                    right = fma_each(right, b, s.scores, t, PAGE)
-                store_each(left, mixed, begin, head_dim)
-                store_each(right, mixed, begin + BLOCK, head_dim)
+            mix(
+                at(s.scores, 0), s.shrink, at(values, base), at(keys, ahead),
+                at(mixed, first * head_dim), head_dim, n_keys,
+            )  # fmt: skip
 
         for i in range(n):
             total[first + i] = horizontal_sum(load(s.sums, i * BLOCK))
@@ -554,10 +620,11 @@ def attend(
     first: int,
 ) -> None:
     """As `jit.attend`; like the matmuls it computes whole bundles, so all rows need slack of 8."""
-    if n <= 3:
+    few = values.shape[4] % (4 * BLOCK) == 0  # for few rows, 64 elements of a head at once
+    if few and n <= 3:
         _attend_3(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
                   s, top, total, mixed, first)  # fmt: skip
-    elif n <= 4:
+    elif few and n <= 4:
         _attend_4(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
                   s, top, total, mixed, first)  # fmt: skip
     else:
