@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.tiny_connector import FACTS, write_connector
-from tinyllm.connector import KINDS, LEFT, NUMBERS, RIGHT, WHOLE, Connector, Reading
+from tinyllm.connector import KINDS, LEFT, NUMBERS, RIGHT, WHOLE, Connector, Reading, how_many
 from tinyllm.errors import WeightsError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,6 +51,7 @@ def reading(kind: str, names: dict[int, str], **more: object) -> Reading:
         colour=np.stack([sure(colours, str(more.get("colour", "red")))] * 3),
         background=sure((*colours, "none"), str(more.get("background", "white"))),
         attention=np.full((4, 64), 1 / 64, np.float32),
+        centres=np.zeros((16, 16), np.float32),
         floor=float(str(more.get("floor", 0.0))),
     )
 
@@ -62,6 +63,20 @@ def test_probabilities_sum_to_one(connector: Connector) -> None:
     for array in (found.kind, found.number, found.name, found.colour, found.background):
         np.testing.assert_allclose(array.sum(-1), 1, atol=1e-6)
         assert array.dtype == np.float32
+
+
+def test_as_many_things_as_there_are_peaks() -> None:
+    centres = np.zeros((16, 16), np.float32)
+    for y, x in ((0, 0), (5, 7), (5, 10), (15, 3)):  # one at a corner, one at an edge
+        centres[y, x] = 1
+    centres[5, 8] = 0.9  # beside a higher one: none of its own
+    np.testing.assert_array_equal(how_many(centres), np.eye(7)[4])
+    centres[:] = 0
+    np.testing.assert_array_equal(how_many(centres), np.eye(7)[0])
+    centres[2, 2], centres[9, 9] = 0.5, 0.8
+    np.testing.assert_allclose(how_many(centres)[:3], [0.1, 0.5, 0.4], atol=1e-6)
+    centres[::2, ::2] = 1
+    np.testing.assert_array_equal(how_many(centres), np.eye(7)[6])  # as many as it has words for
 
 
 def test_layers_are_those_of_the_class_tokens_and_of_the_patches(connector: Connector) -> None:
@@ -76,6 +91,8 @@ def test_layers_are_those_of_the_class_tokens_and_of_the_patches(connector: Conn
         (reading("one", {WHOLE: "star"}, colour="green"), "a green star on a white background."),
         (reading("two", {LEFT: "socks", RIGHT: "star"}),
          "socks on the left and a red star on the right."),
+        (reading("two", {LEFT: "socks", RIGHT: "socks"}, background="none"),
+         "two pictures of socks."),
         (reading("several", {WHOLE: "dog"}, number="four", background="red"),
          "four pictures of a dog on a red background."),
         (reading("several", {WHOLE: "dog"}, number="one", background="none"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "What is the capital of France?"
@@ -83,7 +84,8 @@ def run(weights_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Terminal
     started: list[Terminal] = []
 
     def start(command: str, *args: str) -> Terminal:
-        model = [] if command == "inspect" else ["--model", str(weights_folder)]
+        given = command == "inspect" or "--model" in args
+        model = [] if given else ["--model", str(weights_folder)]
         started.append(Terminal(command, *args, *model, env=env))
         return started[-1]
 
@@ -178,8 +180,6 @@ def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
     t.process.send("/image nowhere.png\r")
     t.asks("there is no file nowhere.png")
     picture = tmp_path / "dot.png"
-    from PIL import Image
-
     Image.new("RGB", (8, 8)).save(picture)
     t.process.send(f"/image {picture}\r")
     t.asks("with the next message: dot.png")
@@ -197,6 +197,22 @@ def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
     t.process.sendcontrol("d")
     assert t.ends() == 0
     assert QUESTION in (tmp_path / "tinyllm" / "chat_history").read_text()
+
+
+def test_a_conversation_about_a_picture(
+    run: Callable[..., Terminal], dinov2_folder: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "shape.png"
+    image = Image.new("RGB", (200, 200), "white")
+    ImageDraw.Draw(image).ellipse((50, 50, 150, 150), fill=(214, 40, 40))
+    image.save(picture)
+    sees = ("--model", "smollm2-135m-vision", "--temperature", "0", "--no-history")
+    t = run("chat", *sees, "--image", str(picture))
+    t.asks("with the next message: shape.png")
+    t.process.send("What is in this image?\r")
+    t.asks("a red circle on a white background")
+    t.process.sendcontrol("d")
+    assert t.ends() == 0
 
 
 def test_control_c_stops_an_answer_and_not_the_chat(run: Callable[..., Terminal]) -> None:

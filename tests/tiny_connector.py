@@ -13,7 +13,7 @@ from tinyllm.connector import expected_shapes
 FACTS = {
     "names": ["dog", "apple", "socks", "circle", "star"], "n_shapes": 2,
     "colours": ["red", "green", "white"], "class_layers": [1, 2], "patch_layers": [1],
-    "width": 8, "votes": 6, "caption_rows": 24, "floor": 0.0,
+    "width": 8, "votes": 6, "mixed": 5, "caption_rows": 24, "floor": 0.0,
 }  # fmt: skip
 ROOM = {"d": 4, "a": 3, "b": 2}
 

@@ -52,6 +52,7 @@ class Reading:
     colour: Array  # (3, len(colours))
     background: Array  # (len(colours) + 1,); the last: no plain colour
     attention: Array  # (4, GRID²): where each of SLOTS looks
+    centres: Array  # (side, side) over the patches: chance that the middle of a thing is there
     floor: float  # probability below which a name is not given
 
     def top(self, slot: int = WHOLE, k: int = 5) -> list[tuple[str, float]]:
@@ -64,13 +65,16 @@ class Reading:
         """What is in the picture, in one sentence."""
         kind = KINDS[int(self.kind.argmax())]
         things = {slot: self._thing(slot) for slot in (WHOLE, LEFT, RIGHT)}
-        if kind == "two":
+        number = 2 + int(self.number[2:].argmax())  # several are at least two
+        if kind == "two" and things[LEFT] != things[RIGHT]:
             return sentence(kind, (things[LEFT], things[RIGHT]))
+        if kind == "two":  # of the same, after all
+            kind, number, things[WHOLE] = "several", 2, things[LEFT]
         ground = int(self.background.argmax())
         return sentence(
             kind,
             (things[WHOLE],),
-            number=2 + int(self.number[2:].argmax()),  # several are at least two
+            number=number,
             background=self.colours[ground] if ground < len(self.colours) else None,
         )
 
@@ -191,34 +195,44 @@ class Connector:
                 class token, then the patches of a square picture, row by row.
         """
         w = self.w
-        patches = np.concatenate(
-            [_pool(_norm(states[layer][1:])) for layer in self.patch_layers], axis=1
-        )  # (P, patch layers · width); P = GRID²
+        patches = np.concatenate([_norm(states[layer][1:]) for layer in self.patch_layers], axis=1)
+        cells = _pool(patches)  # (P, patch layers · width); P = GRID²
         whole = np.concatenate([_norm(states[layer][0]) for layer in self.class_layers])
 
-        keys = patches @ w["slots.key"].T  # (P, d)
+        keys = cells @ w["slots.key"].T  # (P, d)
         scale = np.float32(keys.shape[1] ** -0.5)
         scores = w["slots.query"] @ keys.T * scale + w["slots.position"]
         attention = ops.softmax(scores)  # (4, P)
-        seen = attention @ patches  # (4, patch layers · width)
+        seen = attention @ cells  # (4, patch layers · width)
 
         name = seen[:GROUND] @ w["name.patch"].T + w["name.bias"]  # (3, names)
         name[WHOLE] += w["name.class"] @ whole + w["name.class_bias"]
-        # Each patch votes; the mean of the votes knows how many things there are.
-        votes = np.maximum(patches @ w["votes.weight"].T + w["votes.bias"], 0).mean(axis=0)
+        # Each cell votes; the mean of the votes knows what kind of scene it is.
+        votes = np.maximum(cells @ w["votes.weight"].T + w["votes.bias"], 0).mean(axis=0)
         summary = np.concatenate([votes, whole])
+        centres = self._centres(patches)
         return Reading(
             names=self.names,
             colours=self.colours,
             n_shapes=self.n_shapes,
             kind=ops.softmax(w["kind.weight"] @ summary + w["kind.bias"]),
-            number=ops.softmax(w["number.weight"] @ summary + w["number.bias"]),
+            number=how_many(centres),
             name=ops.softmax(name),
             colour=ops.softmax(seen[:GROUND] @ w["colour.weight"].T + w["colour.bias"]),
             background=ops.softmax(w["ground.weight"] @ seen[GROUND] + w["ground.bias"]),
             attention=attention,
+            centres=centres,
             floor=self.floor,
         )
+
+    def _centres(self, patches: Array) -> Array:
+        """(side², patch layers · width) → the chance of a thing's middle, (side, side)."""
+        w, side = self.w, int(len(patches) ** 0.5)
+        mixed = np.maximum(patches @ w["mix.weight"].T + w["mix.bias"], 0)  # (side², c)
+        mixed = mixed.reshape(side, side, -1)
+        near = np.maximum(_around(mixed) @ w["near.weight"].T + w["near.bias"], 0)
+        logits = _around(near) @ w["heat.weight"].T + w["heat.bias"]  # (side, side, 1)
+        return np.asarray((1 + np.tanh(logits[..., 0] / 2)) / 2)  # the sigmoid
 
     def halves(self, reading: Reading) -> dict[int, Box]:
         """Where to look again, closer, in a picture of two things: slot → square.
@@ -269,11 +283,8 @@ def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int |
     """Name → shape of every tensor of a connector; a letter stands for a length it may choose."""
     width = int(facts["width"])
     patch, whole = len(facts["patch_layers"]) * width, len(facts["class_layers"]) * width
-    names, colours, summary = (
-        len(facts["names"]),
-        len(facts["colours"]),
-        int(facts["votes"]) + whole,
-    )
+    names, colours = len(facts["names"]), len(facts["colours"])
+    votes, mixed = int(facts["votes"]), int(facts["mixed"])
     return {
         "slots.key": ("d", patch), "slots.query": (len(SLOTS), "d"),
         "slots.position": (len(SLOTS), GRID * GRID),
@@ -281,9 +292,11 @@ def expected_shapes(facts: Mapping[str, Any], dim: int) -> dict[str, tuple[int |
         "name.class": (names, whole), "name.class_bias": (names,),
         "colour.weight": (colours, patch), "colour.bias": (colours,),
         "ground.weight": (colours + 1, patch), "ground.bias": (colours + 1,),
-        "votes.weight": (int(facts["votes"]), patch), "votes.bias": (int(facts["votes"]),),
-        "kind.weight": (len(KINDS), summary), "kind.bias": (len(KINDS),),
-        "number.weight": (len(NUMBERS), summary), "number.bias": (len(NUMBERS),),
+        "votes.weight": (votes, patch), "votes.bias": (votes,),
+        "kind.weight": (len(KINDS), votes + whole), "kind.bias": (len(KINDS),),
+        "mix.weight": (mixed, patch), "mix.bias": (mixed,),
+        "near.weight": (mixed, 9 * mixed), "near.bias": (mixed,),
+        "heat.weight": (1, 9 * mixed), "heat.bias": (1,),
         "rows.before": ("a", dim), "rows.pad": (1, dim), "rows.after": ("b", dim),
     }  # fmt: skip
 
@@ -292,6 +305,31 @@ def _fits(shape: Sequence[int], wanted: Sequence[int | str]) -> bool:
     return len(shape) == len(wanted) and all(
         isinstance(want, str) or have == want for have, want in zip(shape, wanted, strict=True)
     )
+
+
+def how_many(centres: Array) -> Array:
+    """From the chances of a middle, (side, side), to those of each of NUMBERS, (7,).
+
+    Each peak, a place that none of its eight neighbours exceeds, is a thing with the chance that
+    stands there, whatever the others are: a Poisson binomial distribution. More things than the
+    last of NUMBERS count as that many.
+    """
+    peaks = centres[centres >= _around(centres[..., None]).max(axis=-1)]
+    number: Array = np.eye(len(NUMBERS), dtype=np.float32)[0]
+    for chance in peaks:
+        more = number * chance
+        number -= more
+        number[1:] += more[:-1]
+        number[-1] += more[-1]
+    return number
+
+
+def _around(grid: Array) -> Array:
+    """Each place and its neighbours, zeros beyond the edge: (n, n, c) → (n, n, 9 c)."""
+    n = len(grid)
+    padded = np.pad(grid, ((1, 1), (1, 1), (0, 0)))
+    shifted = [padded[y : y + n, x : x + n] for y in range(3) for x in range(3)]
+    return np.asarray(np.concatenate(shifted, axis=-1))
 
 
 def _norm(x: NDArray[np.floating[Any]]) -> Array:

@@ -49,6 +49,8 @@ COLOUR = (
     "What is the color of the {}?",
 )  # fmt: skip
 SHAPE = ("What shape is this?", "Which shape do you see?", "What shape is in the picture?")
+IS = ("Is this {}?", "Is it {}?", "Does this picture show {}?", "Would you say that this is {}?")
+IS_THERE = ("Is there {} in the picture?", "Do you see {}?", "Is there {} in this image?")
 SYSTEMS = (
     "You are a helpful assistant.", "Answer briefly.", "You are a vision assistant.",
     "You answer questions about pictures.", "Be concise and honest.",
@@ -62,6 +64,15 @@ class Example:
     system: str | None
     turns: tuple[tuple[str, tuple[str | None, ...]], ...]  # (role, pieces); None: an image
     captions: tuple[str, ...]  # one for each image, in order
+    answer: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a picture, and the answer that is wanted."""
+
+    kind: str  # what sort of question it is
+    question: str
     answer: str
 
 
@@ -109,88 +120,119 @@ def _told(what: Content) -> str:
     return "I see " + what.caption
 
 
-def question(what: Content, rng: np.random.Generator) -> tuple[str, str]:
+def question(what: Content, rng: np.random.Generator) -> Asked:
     """A question that can be asked about it, and its answer."""
 
     def one_of(choices: tuple[str, ...]) -> str:
         return str(rng.choice(choices))
 
-    general = one_of(WHAT)
+    names, told = [_an(thing) for thing in what.things], _told(what)
+    other = _thing(rng)
+    stranger, alike = _an(other), any(thing and _overlap(thing, other) for thing in what.things)
     if what.kind == "nothing":
-        other = (WHICH, HOW_MANY, GROUND, LEFT, SHAPE)[int(rng.integers(5))]
-        return (general if rng.random() < 0.7 else one_of(other)), CANT_TELL
-    names = [_an(thing) for thing in what.things]
-    chance = rng.random()
-    if chance < 0.5:
-        return general, _told(what)
-    if chance < 0.58:  # is it there?
-        there = what.things[int(rng.integers(len(what.things)))]
-        other = _thing(rng)
-        if rng.random() < 0.5 and there:
-            return f"Is there {_an(there)} in the picture?", f"Yes, {_told(what)}"
-        if other not in what.things:
-            return f"Is there {_an(other)} in the picture?", f"No, {_told(what)}"
-        return general, _told(what)
+        other = one_of(
+            (*WHICH, *HOW_MANY, *GROUND, *LEFT, *SHAPE, *(q.format(stranger) for q in IS))
+        )
+        return Asked("nothing", one_of(WHAT) if rng.random() < 0.6 else other, CANT_TELL)
+    which = int(rng.integers(len(names)))
+    known = what.things[which] is not None
+    some = one_of(IS_THERE)
+    asked = [
+        (8, Asked("general", one_of(WHAT), told)),
+        (2 * known, Asked("is there, yes", some.format(names[which]), f"Yes, {told}")),
+        (2 * (not alike), Asked("is there, no", some.format(stranger), f"No, {told}")),
+    ]
     if what.kind == "two":
-        left, right = f"On the left is {names[0]}.", f"On the right is {names[1]}."
-        if chance < 0.7:
-            return one_of(LEFT), left
-        if chance < 0.82:
-            return one_of(RIGHT), right
-        if chance < 0.92:
-            return one_of(HOW_MANY), f"There are two things: {names[0]} and {names[1]}."
-        return one_of(WHICH), _told(what)
+        sides = [f"On the left is {names[0]}.", f"On the right is {names[1]}."]
+        questions, side = (LEFT, RIGHT), ("left", "right")
+        here, elsewhere = sides[which], names[1 - which]
+        asked += [
+            (3, Asked("left", one_of(questions[0]), sides[0])),
+            (3, Asked("right", one_of(questions[1]), sides[1])),
+            (2 * known, Asked("is left or right, yes",
+                              f"Is {names[which]} on the {side[which]}?", f"Yes, {_low(here)}")),
+            (2 * (names[0] != names[1]),
+             Asked("is left or right, no",
+                   f"Is {elsewhere} on the {side[which]}?", f"No, {_low(here)}")),
+            (2, Asked("how many", one_of(HOW_MANY),
+                      f"There are two things: {names[0]} and {names[1]}.")),
+            (1, Asked("which", one_of(WHICH), told)),
+        ]  # fmt: skip
+        return _one_of(asked, rng)
     thing = str(what.things[0])
-    shape = thing.split()[-1] if thing.split()[-1] in SHAPES and len(thing.split()) == 2 else None
-    if chance < 0.68:
-        if what.background is None:
-            return one_of(GROUND), "I can't tell which colour the background has."
-        return one_of(GROUND), f"The background is {what.background}."
-    if shape and chance < 0.9:
-        if rng.random() < 0.3:
-            return one_of(SHAPE), f"It is {names[0]}."
-        return one_of(COLOUR).format(shape), f"The {shape} is {thing.split()[0]}."
+    ground = f"The background is {what.background}."
+    if what.background is None:
+        ground = "I can't tell which colour the background has."
+    asked.append((2, Asked("background", one_of(GROUND), ground)))
+    colour, _, shape = thing.partition(" ")
+    if shape in SHAPES and colour in COLOURS:
+        asked += [
+            (3, Asked("colour", one_of(COLOUR).format(shape), f"The {shape} is {colour}.")),
+            (1, Asked("shape", one_of(SHAPE), f"It is {names[0]}.")),
+        ]
     if what.kind == "one":
-        if chance < 0.78:
-            return one_of(HOW_MANY), f"There is one thing: {names[0]}."
-        return one_of(WHICH), f"It is {names[0]}."
+        is_it, it_is = one_of(IS), f"it is {names[0]}."
+        asked += [
+            (3, Asked("is this, yes", is_it.format(names[0]), f"Yes, {it_is}")),
+            (3 * (not alike), Asked("is this, no", is_it.format(stranger), f"No, {it_is}")),
+            (2, Asked("how many", one_of(HOW_MANY), f"There is one thing: {names[0]}.")),
+            (2, Asked("which", one_of(WHICH), f"It is {names[0]}.")),
+        ]
+        return _one_of(asked, rng)
     number = NUMBERS[what.number]
-    if chance < 0.88:
-        asked = f"How many {thing}s are there?" if rng.random() < 0.4 else one_of(HOW_MANY)
-        return asked, f"There are {number}: {number} pictures of {names[0]}."
-    return one_of(WHICH), _told(what)
+    counted = f"There are {number}: {number} pictures of {names[0]}."
+    asked += [
+        (3, Asked("how many", one_of(HOW_MANY), counted)),
+        (2, Asked("how many", f"How many {thing}s are there?", counted)),
+        (1, Asked("which", one_of(WHICH), told)),
+    ]
+    return _one_of(asked, rng)
+
+
+def _overlap(thing: str, other: str) -> bool:
+    """Whether one may be said of the other: a black cat is a cat, too."""
+    return f" {thing} ".find(f" {other} ") >= 0 or f" {other} ".find(f" {thing} ") >= 0
+
+
+def _one_of(asked: list[tuple[int, Asked]], rng: np.random.Generator) -> Asked:
+    """One of them, as often as its weight says."""
+    weights = np.array([weight for weight, _ in asked], float)
+    return asked[int(rng.choice(len(asked), p=weights / weights.sum()))][1]
+
+
+def _low(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def example(rng: np.random.Generator) -> Example:
     """A conversation, as a stream of them is drawn."""
     what = content(rng)
-    asked, answer = question(what, rng)
+    asked = question(what, rng)
     system = str(rng.choice(SYSTEMS)) if rng.random() < 0.2 else None
     chance = rng.random()
-    pieces: tuple[str | None, ...] = (None, asked)
+    pieces: tuple[str | None, ...] = (None, asked.question)
     if chance < 0.2:
-        pieces = (None, "\n" + asked)
+        pieces = (None, "\n" + asked.question)
     elif chance < 0.35:
-        pieces = (asked, None)
+        pieces = (asked.question, None)
     elif chance < 0.42:
-        pieces = (f"{asked}\n", None)
+        pieces = (f"{asked.question}\n", None)
     if rng.random() < 0.12:  # a second question about the same picture
-        before, told = question(what, rng)
-        first: tuple[str | None, ...] = (None, before)
+        before = question(what, rng)
+        first: tuple[str | None, ...] = (None, before.question)
+        then = (asked.question or "And?",)
         return Example(
-            system, (("user", first), ("assistant", (told,)), ("user", (asked or "And?",))),
-            (what.caption,), answer,
+            system, (("user", first), ("assistant", (before.answer,)), ("user", then)),
+            (what.caption,), asked.answer,
         )  # fmt: skip
     if rng.random() < 0.06:  # two pictures
         other = content(rng)
         parts = [CANT_TELL if w.kind == "nothing" else _told(w) for w in (what, other)]
-        asked = str(rng.choice(("What's in these images?", "What do these pictures show?",
-                                "Describe both pictures.", "Describe the images.")))  # fmt: skip
+        both = str(rng.choice(("What's in these images?", "What do these pictures show?",
+                               "Describe both pictures.", "Describe the images.")))  # fmt: skip
         told = f"First picture: {parts[0]} Second picture: {parts[1]}"
-        return Example(
-            system, (("user", (None, None, asked)),), (what.caption, other.caption), told
-        )
-    return Example(system, (("user", pieces),), (what.caption,), answer)
+        return Example(system, (("user", (None, None, both)),), (what.caption, other.caption), told)
+    return Example(system, (("user", pieces),), (what.caption,), asked.answer)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,18 +75,41 @@ STYLES = {
 }  # fmt: skip
 # OpenMoji's lines are strokes above its colours, so that one artist gives three styles.
 REDRAWN = ("openmoji-thin", "openmoji-lines")
-TRAINING_STYLES = {  # and how often each is drawn
-    "google": 0.25, "fluent-3d": 0.2, "fluent-flat": 0.2,
-    "openmoji": 0.15, "openmoji-thin": 0.12, "openmoji-lines": 0.08,
-}  # fmt: skip
 DEVELOPMENT_STYLE = "twitter"
-# Looked at once, at the end; concepts don't depend on it, and it lacks some.
+# Sets that go by names and draw but some of the concepts, which don't depend on them.
+ICONS = {
+    "noto-v1": Package(
+        "npm", "@iconify-json/noto-v1", "1.2.5", "iconify-json-noto-v1-1.2.5.tgz",
+        "sha512-/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+        "Apache-2.0 (Noto Emoji's first drawings)", "package/icons.json",
+    ),
+    "fxemoji": Package(
+        "npm", "@iconify-json/fxemoji", "1.2.2", "iconify-json-fxemoji-1.2.2.tgz",
+        "sha512-UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+        "Apache-2.0 (Firefox OS Emoji)", "package/icons.json",
+    ),
+    "streamline": Package(
+        "npm", "@iconify-json/streamline-emojis", "1.2.4",
+        "iconify-json-streamline-emojis-1.2.4.tgz",
+        "sha512-iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
+        "CC-BY-4.0 (Streamline Emojis)", "package/icons.json",
+    ),
+    # Looked at once, at the end.
+    "emojione": Package(
+        "npm", "@iconify-json/emojione", "1.2.3", "iconify-json-emojione-1.2.3.tgz",
+        "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        "CC-BY-4.0 (Emoji One 2)", "package/icons.json",
+    ),
+}  # fmt: skip
 FINAL_STYLE = "emojione"
-FINAL = Package(
-    "npm", "@iconify-json/emojione", "1.2.3", "iconify-json-emojione-1.2.3.tgz",
-    "sha512-T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-    "CC-BY-4.0 (Emoji One 2)", "package/icons.json",
-)  # fmt: skip
+# Training pictures by split: styles, and how often each is drawn.
+TRAINING_STYLES = {
+    "train": {
+        "google": 0.25, "fluent-3d": 0.2, "fluent-flat": 0.2,
+        "openmoji": 0.15, "openmoji-thin": 0.12, "openmoji-lines": 0.08,
+    },
+    "more": {"noto-v1": 0.46, "fxemoji": 0.27, "streamline": 0.27},
+}  # fmt: skip
 
 # Words for things that can be pointed at; symbols, flags and mere arrows are left out.
 GROUPS = (
@@ -184,8 +208,8 @@ def fetch(package: Package) -> Path:
 @functools.cache
 def pictures(style: str) -> dict[str, bytes]:
     """Code → the file of its picture, for one style."""
-    if style == FINAL_STYLE:
-        return _icons()
+    if style in ICONS:
+        return _icons(ICONS[style])
     package = STYLES[style]
     found: dict[str, bytes] = {}
     for name, data in _members(fetch(package), package.pictures):
@@ -219,18 +243,29 @@ def _entries() -> dict[str, dict[str, str]]:
     return {_plain("-".join(f"{ord(c):x}" for c in k)): v for k, v in json.loads(data).items()}
 
 
-def _icons() -> dict[str, bytes]:
-    """Code → drawing, of a set that goes by names."""
-    ((_, data),) = _members(fetch(FINAL), FINAL.pictures)
+def _icons(package: Package) -> dict[str, bytes]:
+    """Code → drawing, of a set that goes by names: today's, or those that Unicode gave first."""
+
+    def letters(name: str) -> str:
+        return re.sub("[^a-z0-9]", "", name.lower().removesuffix("-1"))
+
+    ((_, data),) = _members(fetch(package), package.pictures)
     icons = json.loads(data)
-    frame = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icons["width"]} {icons["height"]}">'
-    )
+    drawn = {}
+    for name, icon in sorted(icons["icons"].items()):
+        left, top, *size = (
+            icon.get(key, icons.get(key, 0)) for key in ("left", "top", "width", "height")
+        )
+        box = f'viewBox="{left} {top} {size[0]} {size[1]}"'
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{icon["body"]}</svg>'
+        drawn[letters(name)] = svg.encode()
     found = {}
     for code, entry in _entries().items():
-        icon = icons["icons"].get(re.sub("[^a-z0-9]+", "-", entry["name"].lower().replace("’", "")))
-        if icon:
-            found[code] = f"{frame}{icon['body']}</svg>".encode()
+        first = "" if "-" in code else unicodedata.name(chr(int(code, 16)), "")
+        for name in (entry["name"], first):
+            if letters(name) in drawn:
+                found[code] = drawn[letters(name)]
+                break
     return found
 
 
@@ -287,5 +322,5 @@ def _plain(code: str) -> str:
 
 if __name__ == "__main__":
     print(f"{len(concepts())} concepts that {len(STYLES)} styles draw")
-    for style, package in STYLES.items():
+    for style, package in {**STYLES, **ICONS}.items():
         print(f"{style}: {package.name} {package.version}, {package.licence}")

@@ -1,6 +1,7 @@
 """How good the model is, on pictures that no training step saw, each figure with its interval.
 
     python evaluate.py [--split development|validation|final] [--scenes 960] [--dtype q8]
+    python evaluate.py --questions 300
 
 Every picture goes the whole way: tinyllm's encoder, the connector, and a greedy answer of the
 language model, which is searched for the right words. What is judged beside it is the connector's
@@ -11,14 +12,16 @@ own reading, a linear probe on the class token, and plain chance. Answers are ke
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import re
+import zlib
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from answers import CANT_TELL
+from answers import CANT_TELL, content, question
 from data import CACHE, concepts
 from features import DIM, features
 from scenes import COLOURS, SHAPES, Scene, Split, contents, held_out, scene
@@ -107,16 +110,40 @@ def answers(options: argparse.Namespace) -> list[dict[str, Any]]:
         assert lm.vision is not None
     with path.open("a") as file:
         for i in missing:
-            pixels = np.asarray(scene(i, options.split)[1])
-            kept[i] = {
-                "scene": i,
-                "caption": lm.vision.embedder.read(pixels).caption,
-                "question": QUESTIONS[i // 16 % len(QUESTIONS)],
-            }
-            kept[i]["answer"] = lm.chat(kept[i]["question"], images=[pixels], max_tokens=60)
+            caption = lm.vision.embedder.read(np.asarray(scene(i, options.split)[1])).caption
+            asked = QUESTIONS[i // 16 % len(QUESTIONS)]
+            kept[i] = {"scene": i, "caption": caption, "question": asked}
+            kept[i]["answer"] = ask(lm, asked, caption)
             file.write(json.dumps(kept[i], ensure_ascii=False) + "\n")
             file.flush()
     return [kept[i] for i in range(options.scenes) if i in kept]
+
+
+def ask(lm: tinyllm.LM, question: str, caption: str) -> str:
+    """The greedy answer about a picture that the connector says this of."""
+    assert lm.vision is not None
+    prompt = lm.prompt(question, [np.zeros((8, 8, 3), np.uint8)])
+    rows = lm.vision.embedder.connector.rows(caption)  # in place of that picture's
+    prompt = dataclasses.replace(prompt, image_rows=rows)
+    return lm.generate(prompt, max_tokens=60, temperature=0).text.strip()
+
+
+def questions(options: argparse.Namespace) -> None:
+    """Sentences as the connector writes them, questions of every kind, and how many of the greedy
+    answers are the wanted one, word for word; no picture is needed."""
+    lm = tinyllm.load("smollm2-135m-vision", dtype=options.dtype, threads=options.threads)
+    marks: Marks = defaultdict(list)
+    for i in range(options.questions):
+        rng = np.random.default_rng([i, zlib.crc32(b"questions")])
+        what = content(rng)
+        asked = question(what, rng)
+        answer = ask(lm, asked.question, what.caption)
+        marks[asked.kind].append(answer == asked.answer)
+        if answer != asked.answer:
+            print(f"{asked.kind}: {what.caption} {asked.question} {answer}", flush=True)
+    print("| question | answered as wanted |\n|---|---|")
+    for kind, right in sorted(marks.items()):
+        print(f"| {kind} | {interval(sum(right), len(right))} |")
 
 
 def linear_probe(split: Split, n_train: int, n: int) -> str:
@@ -141,19 +168,8 @@ def linear_probe(split: Split, n_train: int, n: int) -> str:
     return interval(int(found.sum()), len(y))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--split", choices=["development", "validation", "final"], default="development"
-    )
-    parser.add_argument("--scenes", type=int, default=960)
-    parser.add_argument("--dtype", choices=["f32", "bf16", "q8", "q4"], default="q8")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--share", default="0/1", help="answer the k-th of n shares, as in 0/3")
-    parser.add_argument("--afresh", action="store_true", help="forget kept answers")
-    parser.add_argument("--probe", type=int, default=0, help="training scenes of a linear probe")
-    options = parser.parse_args()
-
+def pictures(options: argparse.Namespace) -> None:
+    """Show the pictures of a split, and print how often the answer and the reading are right."""
     spoken, read = defaultdict(list), defaultdict(list)
     faithful = []
     scenes = contents(options.split, options.scenes)
@@ -176,6 +192,22 @@ def main() -> None:
     if options.probe:
         found = linear_probe(options.split, options.probe, options.scenes)
         print(f"linear probe on the class token, exact name: {found}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--split", choices=["development", "validation", "final"], default="development"
+    )
+    parser.add_argument("--scenes", type=int, default=960)
+    parser.add_argument("--dtype", choices=["f32", "bf16", "q8", "q4"], default="q8")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--share", default="0/1", help="answer the k-th of n shares, as in 0/3")
+    parser.add_argument("--afresh", action="store_true", help="forget kept answers")
+    parser.add_argument("--probe", type=int, default=0, help="training scenes of a linear probe")
+    parser.add_argument("--questions", type=int, default=0, help="ask so many, without pictures")
+    options = parser.parse_args()
+    (questions if options.questions else pictures)(options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The heads that read a picture: what `tinyllm.connector` computes, in torch, for training.
 
-`Look` finds where things are and in which colours, `Count` how many there are, and `Naming` names
-what the slots see. They are trained one after the other: naming a thousand things on rows that are
-pooled already is fifty times cheaper than through all the cells.
+`Look` finds where things are and in which colours, `Kind` what sort of scene it is, `Centres` the
+middle of each thing; they are trained by gradients. What the slots see is named by linear
+discriminants, which are solved for (`discriminants`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from data import concepts
-from features import CLASS, PATCH
+from features import CLASS, PATCH, SIDE
 from scenes import COLOURS, SHAPES, Scene
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyllm.connector import GRID, GROUND, KINDS, LEFT, NUMBERS, RIGHT, SLOTS, WHOLE
+from tinyllm.connector import GRID, GROUND, KINDS, LEFT, RIGHT, SLOTS, WHOLE
 
 VOTES = 128
+MIXED = 48
 IGNORE = -100
 
 
@@ -52,57 +53,82 @@ class Look(nn.Module):
         }
 
 
-class Count(nn.Module):
-    """Class rows (B, CLASS) and cells (B, 64, PATCH) → logits: what kind of scene, how many."""
+class Kind(nn.Module):
+    """Class rows (B, CLASS) and cells (B, 64, PATCH) → logits: what kind of scene."""
 
     def __init__(self, dropout: float = 0.2, noise: float = 0.1) -> None:
         super().__init__()
         self.votes = nn.Linear(PATCH, VOTES)
         self.kind = nn.Linear(VOTES + CLASS, len(KINDS))
-        self.number = nn.Linear(VOTES + CLASS, len(NUMBERS))
         self.dropout, self.noise = nn.Dropout(dropout), noise
 
-    def forward(self, whole: Tensor, cells: Tensor) -> dict[str, Tensor]:
+    def forward(self, whole: Tensor, cells: Tensor) -> Tensor:
         if self.training:
             whole = whole + self.noise * torch.randn_like(whole)
         votes = functional.relu(self.votes(cells)).mean(1)
-        summary = torch.cat([self.dropout(votes), self.dropout(whole)], dim=-1)
-        return {"kind": self.kind(summary), "number": self.number(summary)}
+        return self.kind(torch.cat([self.dropout(votes), self.dropout(whole)], dim=-1))
 
 
-class Naming(nn.Module):
-    """A class row (B, CLASS) and what a slot saw (B, PATCH) → logits over names, for either.
+class Centres(nn.Module):
+    """Patches (B, SIDE, SIDE, kept) → logits that the middle of a thing is there, (B, SIDE, SIDE).
 
-    Both are whitened first: without that, a few directions in which all pictures differ drown the
-    many that tell a thousand things apart. `tensors_of` multiplies it into the weights.
+    Two convolutions over the principal components of the patches: fewer numbers than the patches
+    have, so that training is quick. `tensors_of` multiplies them into the weights.
     """
 
-    def __init__(
-        self, n_names: int | None = None, dropout: float = 0.3, noise: float = 0.3
-    ) -> None:
+    def __init__(self, width: int = MIXED, kept: int = 128, noise: float = 0.1) -> None:
         super().__init__()
-        self.patch = nn.Linear(PATCH, n_names or len(names()))
-        self.whole = nn.Linear(CLASS, n_names or len(names()), bias=False)
-        for name, width in (("patch", PATCH), ("whole", CLASS)):
-            self.register_buffer(f"{name}_mean", torch.zeros(width))
-            self.register_buffer(f"{name}_white", torch.eye(width))
-        self.dropout, self.noise = nn.Dropout(dropout), noise
+        self.mix = nn.Linear(kept, width)
+        self.near = nn.Conv2d(width, width, 3, padding=1)
+        self.heat = nn.Conv2d(width, 1, 3, padding=1)
+        self.heat.bias.data.fill_(-3.0)  # middles are few
+        self.register_buffer("mean", torch.zeros(PATCH))
+        self.register_buffer("components", torch.eye(PATCH)[:kept])
+        self.noise, self.dropout = noise, nn.Dropout2d(0.1)
 
-    def whiten(self, name: str, rows: Tensor, damping: float = 0.1) -> None:
-        """Measure on rows (N, width) what makes them uncorrelated and of one variance."""
-        mean = rows.mean(0)
+    def analyse(self, rows: Tensor) -> None:
+        """Measure the principal components on rows (N, PATCH), each scaled to variance 1."""
+        kept, mean = len(self.components), rows.mean(0)
         values, turn = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-        scale = (values + damping * values.mean()).rsqrt()
-        self.get_buffer(f"{name}_mean").copy_(mean)
-        self.get_buffer(f"{name}_white").copy_(turn * scale @ turn.T)
+        self.mean.copy_(mean)
+        self.components.copy_((turn[:, -kept:] * values[-kept:].rsqrt()).T)
 
-    def forward(self, whole: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        whole = (whole - self.whole_mean) @ self.whole_white
-        seen = (seen - self.patch_mean) @ self.patch_white
-        if self.training:
-            whole = self.dropout(whole + self.noise * torch.randn_like(whole))
-            seen = self.dropout(seen + self.noise * torch.randn_like(seen))
-        return self.whole(whole), self.patch(seen)
+    def squeeze(self, patches: Tensor) -> Tensor:
+        """(B, SIDE², PATCH) → (B, SIDE, SIDE, kept)."""
+        return ((patches - self.mean) @ self.components.T).unflatten(1, (SIDE, SIDE))
+
+    def forward(self, squeezed: Tensor) -> Tensor:
+        if self.training:  # a look of its own for each picture, and noise
+            squeezed = squeezed * (1 + 0.2 * torch.randn_like(squeezed[:, :1, :1]))
+            squeezed = squeezed + self.noise * torch.randn_like(squeezed)
+        mixed = self.dropout(functional.relu(self.mix(squeezed)).permute(0, 3, 1, 2))
+        return self.heat(self.dropout(functional.relu(self.near(mixed))))[:, 0]
+
+
+def discriminants(
+    rows: Tensor, names: Tensor, n_names: int, prior: float = 2.0, damping: float = 0.03
+) -> tuple[Tensor, Tensor]:
+    """Fisher's linear discriminants: weights (n_names, width) and biases (n_names,).
+
+    A row's logit for a name is that of a Gaussian around the name's mean, all names of one
+    covariance: directions in which pictures of one thing differ, from one hand to another, count
+    for little.
+
+    Args:
+        rows: (N, width) of single things.
+        names: (N,) what each is.
+        prior: pictures of the mean of all that each name is given besides its own.
+        damping: added to the covariance's diagonal, as a share of its mean.
+    """
+    common = rows.mean(0)
+    sums = torch.zeros(n_names, rows.shape[1]).index_add_(0, names, rows)
+    counts = torch.bincount(names, minlength=n_names)[:, None]
+    means = (sums + prior * common) / (counts + prior)
+    apart = rows - means[names]
+    covariance = apart.T @ apart / len(rows)
+    covariance += damping * covariance.diagonal().mean() * torch.eye(len(covariance))
+    weights = torch.linalg.solve(covariance, (means - common).T).T
+    return weights, -0.5 * ((means + common) * weights).sum(1)
 
 
 def targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
@@ -155,46 +181,58 @@ def look_loss(said: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tenso
     return loss - (evenly * torch.log(said["attention"][there] + 1e-6)).sum(-1).mean()
 
 
-def count_loss(said: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """The two cross entropies."""
-    return sum(
-        (functional.cross_entropy(said[name], wanted[name]) for name in ("kind", "number")),
-        torch.zeros(()),
-    )
+def heat_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """What `Centres` should say: the patches that things' middles are in, and soft hills around
+    them, where it is no harm to say so; (N, SIDE, SIDE) each."""
+    middle = torch.arange(SIDE) + 0.5
+    middles, hills = torch.zeros(2, len(scenes), SIDE, SIDE)
+    for i, scene in enumerate(scenes):
+        for thing in scene.things:
+            left, top, right, bottom = (SIDE * x for x in thing.box)
+            x, y, spread = (left + right) / 2, (top + bottom) / 2, max(0.6, (right - left) / 8)
+            far = (middle[:, None] - y) ** 2 + (middle[None, :] - x) ** 2
+            hills[i] = torch.maximum(hills[i], torch.exp(-far / (2 * spread**2)))
+            middles[i, min(int(y), SIDE - 1), min(int(x), SIDE - 1)] = 1
+    return middles, hills
 
 
-def naming_loss(
-    logits: tuple[Tensor, Tensor], bias: Tensor, names: Tensor, has_class: Tensor
-) -> Tensor:
-    """Cross entropies of the class row's and the cells' logits, each alone and both together.
+def centres_loss(logits: Tensor, middles: Tensor, hills: Tensor, number: Tensor) -> Tensor:
+    """A focal loss on where middles are (Law and Deng 2018, https://arxiv.org/abs/1808.01244), and
+    the cross entropy of how many peaks there are."""
+    chance = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
+    hit = -(middles * (1 - chance) ** 2 * chance.log()).sum((1, 2))
+    false = -((1 - middles) * (1 - hills) ** 4 * chance**2 * (1 - chance).log()).sum((1, 2))
+    said = how_many(chance).gather(1, number[:, None])
+    return ((hit + false) / number.clamp(min=1)).mean() - (said + 1e-6).log().mean()
 
-    Args:
-        bias: the cells' bias, which both share.
-        names: (B,) what is right.
-        has_class: (B,) 1 where the class row is of this thing alone, 0 for one of two things.
-    """
-    whole, patch = logits
 
-    def entropy(logits: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, names, reduction="none", label_smoothing=0.1)
-
-    both = entropy(whole + patch) + 0.5 * entropy(whole + bias)
-    return (has_class * both + (1 - 0.5 * has_class) * entropy(patch)).mean()
+def how_many(chance: Tensor, most: int = 9) -> Tensor:
+    """(B, SIDE, SIDE) → the chance of each number of things, (B, most + 1), where each peak is one
+    with the chance that stands there."""
+    highest = functional.max_pool2d(chance[:, None], 3, stride=1, padding=1)[:, 0]
+    peaks = torch.where(chance == highest, chance, 0).flatten(1).topk(most).values
+    number = functional.one_hot(torch.zeros(len(chance), dtype=torch.long), most + 1).float()
+    for peak in peaks.unbind(1):
+        more = functional.pad(number[:, :-1], (1, 0))
+        number = number * (1 - peak[:, None]) + more * peak[:, None]
+    return number
 
 
 def tensors_of(
-    look: Mapping[str, Tensor], count: Mapping[str, Tensor], naming: Mapping[str, Tensor]
+    look: Mapping[str, Tensor], kind: Mapping[str, Tensor], centres: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The heads' weights under the names that `tinyllm.connector` gives them."""
-    patch, whole = (naming[f"{n}.weight"] @ naming[f"{n}_white"] for n in ("patch", "whole"))
+    mix = centres["mix.weight"] @ centres["components"]
     tensors = {
         "slots.key": look["key.weight"], "slots.query": look["query"],
         "slots.position": look["position"],
-        "name.patch": patch, "name.bias": naming["patch.bias"] - patch @ naming["patch_mean"],
-        "name.class": whole, "name.class_bias": -whole @ naming["whole_mean"],
+        "mix.weight": mix, "mix.bias": centres["mix.bias"] - mix @ centres["mean"],
     }  # fmt: skip
-    for name in ("colour", "ground", "votes", "kind", "number"):
-        module = look if name in ("colour", "ground") else count
-        for kind in ("weight", "bias"):
-            tensors[f"{name}.{kind}"] = module[f"{name}.{kind}"]
+    for name in ("near", "heat"):  # (out, in, 3, 3) → (out, 3 · 3 · in)
+        tensors[f"{name}.weight"] = centres[f"{name}.weight"].permute(0, 2, 3, 1).flatten(1)
+        tensors[f"{name}.bias"] = centres[f"{name}.bias"]
+    for name in ("colour", "ground", "votes", "kind"):
+        module = look if name in ("colour", "ground") else kind
+        for part in ("weight", "bias"):
+            tensors[f"{name}.{part}"] = module[f"{name}.{part}"]
     return tensors

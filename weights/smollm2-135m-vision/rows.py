@@ -16,7 +16,7 @@ CAPTION_ROWS = 28  # the longest caption of two things takes 26
 IMAGE = "\x00"  # where the image's rows go in a rendered chat; nobody types it
 # What the rows start as: this text's embeddings.
 BEFORE = "I look at a picture and answer only with what it shows, briefly and completely. It shows"
-AFTER = "\n"
+AFTER = "\nI answer just what is asked:"
 
 
 class Rows(nn.Module):
@@ -42,11 +42,11 @@ class Rows(nn.Module):
 
 def embedded(
     lm: Any, tokenizer: Tokenizer, rows: Rows, examples: Sequence[Example]
-) -> tuple[Tensor, Tensor]:
-    """Conversations as embeddings, (B, T, dim), and labels (B, T), -100 but for the answers."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Conversations as embeddings (T, dim) and labels (T,), -100 but for the answers."""
     table = lm.get_input_embeddings().weight
     end = tokenizer.special_tokens["<|im_end|>"]
-    sequences, labels = [], []
+    found = []
     for one in examples:
         chat = [{"role": "system", "content": one.system}] if one.system else []
         for role, pieces in one.turns:
@@ -62,18 +62,25 @@ def embedded(
             parts.append(table[tokenizer.encode(text, allow_special=True)].float())
         answer = [*tokenizer.encode(one.answer), end]
         prompt = torch.cat(parts)
-        sequences.append(torch.cat([prompt, table[answer].float()]))
-        labels.append(torch.tensor([-100] * len(prompt) + answer))
-    return (
-        nn.utils.rnn.pad_sequence(sequences, batch_first=True),
-        nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
-    )
+        labels = torch.tensor([-100] * len(prompt) + answer)
+        found.append((torch.cat([prompt, table[answer].float()]), labels))
+    return found
 
 
-def loss_of(lm: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of the answers' tokens; what is no answer gets no logits."""
-    hidden = lm.model(inputs_embeds=embeddings.to(lm.dtype)).last_hidden_state
-    wanted = labels[:, 1:]
-    chosen = wanted != -100
-    logits = lm.lm_head(hidden[:, :-1][chosen]).float()
-    return functional.cross_entropy(logits, wanted[chosen])
+def loss_of(lm: Any, conversations: Sequence[tuple[Tensor, Tensor]], together: int = 2) -> Tensor:
+    """Mean cross entropy of the answers' tokens; what is no answer gets no logits.
+
+    Those of about one length go through the model together: filling up costs time.
+    """
+    by_length = sorted(conversations, key=lambda pair: len(pair[1]))
+    loss, n = torch.zeros(()), 0
+    for start in range(0, len(by_length), together):
+        embeddings, labels = zip(*by_length[start : start + together], strict=True)
+        padded = nn.utils.rnn.pad_sequence(embeddings, batch_first=True).to(lm.dtype)
+        wanted = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)[:, 1:]
+        chosen = wanted != -100
+        hidden = lm.model(inputs_embeds=padded).last_hidden_state[:, :-1]
+        logits = lm.lm_head(hidden[chosen]).float()
+        loss = loss + functional.cross_entropy(logits, wanted[chosen], reduction="sum")
+        n += int(chosen.sum())
+    return loss / n

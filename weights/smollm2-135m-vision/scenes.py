@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from data import DEVELOPMENT_STYLE, FINAL_STYLE, TRAINING_STYLES, Concept, concepts, draw, pictures
+from data import (
+    DEVELOPMENT_STYLE,
+    FINAL_STYLE,
+    ICONS,
+    TRAINING_STYLES,
+    Concept,
+    concepts,
+    draw,
+    pictures,
+)
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
@@ -27,7 +36,7 @@ COLOURS = {
     "grey": (130, 130, 130), "white": (250, 250, 250),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "diamond")
-Split = Literal["train", "validation", "development", "final"]
+Split = Literal["train", "more", "validation", "development", "final"]
 Kind = Literal["one", "two", "count", "nothing"]
 # Sixteen scenes: what kind each is, and whether of emoji or of shapes.
 KINDS: tuple[tuple[Kind, bool], ...] = (
@@ -81,7 +90,7 @@ class Plan:
 def scene(index: int, split: Split = "train") -> tuple[Scene, Image.Image]:
     """The scene of that number, and its picture, RGB, SIDE × SIDE.
 
-    "train" and "validation" draw in the training styles (validation has its own indices),
+    "train", "more" and "validation" draw in the training styles (validation has its own indices),
     "development" and "final" in styles that no training step sees, each emoji as it is.
     """
     plan = _plan(index, split)
@@ -90,12 +99,12 @@ def scene(index: int, split: Split = "train") -> tuple[Scene, Image.Image]:
         if drawn is None or plan.scene.kind == "two":
             code = concept.codes[int(rng.integers(len(concept.codes)))]
             drawn = draw(str(plan.style), code)
-            if split == "train":
+            if split in TRAINING_STYLES:
                 drawn = vary(drawn, rng)
         _paste(image, drawn, box, rng)
     for (colour, shape), box in zip(plan.pairs, plan.boxes, strict=False):
         _draw_shape(image, shape, colour, box, rng)
-    if split == "train" and plan.scene.kind != "nothing":
+    if split in TRAINING_STYLES and plan.scene.kind != "nothing":
         image = _wear(image, rng)
     return plan.scene, image
 
@@ -118,8 +127,9 @@ def _plan(index: int, split: Split) -> Plan:
     style, named, coloured = None, (), ()
     if emoji:
         style = FINAL_STYLE if split == "final" else DEVELOPMENT_STYLE
-        if split in ("train", "validation"):
-            style = str(rng.choice(list(TRAINING_STYLES), p=list(TRAINING_STYLES.values())))
+        styles = TRAINING_STYLES.get("train" if split == "validation" else split)
+        if styles:
+            style = str(rng.choice(list(styles), p=list(styles.values())))
         # The first thing of scene after scene goes through the concepts in a shuffled order.
         known = drawn_by(style)
         order = np.random.default_rng([index // len(known), len(known)])
@@ -132,7 +142,7 @@ def _plan(index: int, split: Split) -> Plan:
             (c, s)
             for c in COLOURS
             for s in SHAPES
-            if c != background and (split != "train" or not held_out(c, s))
+            if c != background and (split not in TRAINING_STYLES or not held_out(c, s))
         ]
         one, other = (pairs[i] for i in rng.choice(len(pairs), 2, replace=False))
         coloured = (one, other) if kind == "two" else (one,) * n
@@ -144,7 +154,7 @@ def _plan(index: int, split: Split) -> Plan:
 @functools.cache
 def drawn_by(style: str) -> tuple[Concept, ...]:
     """The concepts of which a style has pictures, each with those alone."""
-    if style != FINAL_STYLE:
+    if style not in ICONS:
         return concepts()
     there = pictures(style)
     found = (Concept(c.name, tuple(x for x in c.codes if x in there)) for c in concepts())
