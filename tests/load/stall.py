@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> list[Stall]:
     if args.direct:
         lm = load("smollm2-135m-instruct", dtype=args.dtype, backend="compiled",
                   threads=args.threads)  # fmt: skip
-        lm.runner.pool.claim_memory()  # as the server does
+        lm.runner.pool.claim_memory(1 << 30)  # all: as in a server that has run for a while
         engine = Engine(lm.runner)
         engine.start()
         stalls = [directly(engine, n, args.prompt_tokens, n) for n in levels]

@@ -32,6 +32,8 @@ from tinyllm.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+CLAIMED_TOKENS = 2048  # room in the KV cache that is in memory before anybody waits for it
+
 
 def load_models(settings: Settings) -> list[ServedModel]:
     """Every model that the settings name, on a running engine for each language model.
@@ -80,7 +82,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         kv_cache_mb=settings.kv_cache_mb,
     )
     if isinstance(lm.runner, CompiledModel):
-        lm.runner.pool.claim_memory()  # the budget is fixed: take all of it before anybody waits
+        lm.runner.pool.claim_memory(CLAIMED_TOKENS)
     engine = Engine(
         lm.runner,
         max_batch=settings.max_batch,

@@ -80,14 +80,15 @@ class PagePool:
                 if self._users[page] == 0:
                     self._free.append(page)
 
-    def claim_memory(self) -> None:
-        """Have the system hand out the memory of all free pages now.
+    def claim_memory(self, n_tokens: int) -> None:
+        """Have the system hand out the memory of the next pages now, enough for `n_tokens`.
 
         Else it does so at the first touch, in the middle of a step: it clears two megabytes then,
         and a virtual machine may have to get them from its host, which takes longer than a step.
         """
         with self._lock:
-            for page in self._free:
+            n_pages = -(-n_tokens // PAGE)
+            for page in self._free[::-1][:n_pages]:
                 self.arrays.keys[page] = 0
                 self.arrays.values[page] = 0
 
