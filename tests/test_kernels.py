@@ -357,11 +357,11 @@ def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_
     if kv_dtype == "f16":
         keys, values = (a.astype(np.float16).astype(np.float32) for a in (keys, values))
     pages = np.array([[0, 0, 0, 0], [5, 2, 7, 1]], np.int32)
-    half = np.zeros(head_dim, pool.arrays.keys.dtype)
+    half = np.zeros(head_dim, pool.arrays.cells.dtype)
     for t in range(n_keys):
         page, slot = int(pages[1, t // 64]), t % 64
-        kernels.append_key(pool.arrays.keys, page, 1, 1, slot, keys, t, half)
-        kernels.append_value(pool.arrays.values, page, 1, 1, slot, values, t)
+        kernels.append_key(pool.arrays.cells, page, 1, 1, slot, keys, t, half)
+        kernels.append_value(pool.arrays.cells, page, 1, 1, slot, values, t)
 
     q = np.zeros((24, head_dim), np.float32)
     q[3:11] = rng.standard_normal((8, head_dim)) * 2
@@ -392,15 +392,21 @@ def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_
             assert np.abs(got - want).max() < 2e-5
 
 
-def test_rope() -> None:
+@both
+def test_rope(kernels: ModuleType) -> None:
     rng = np.random.default_rng(7)
     x = rng.standard_normal((3, 32)).astype(np.float32)
     angles = rng.standard_normal((5, 16))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     want = naive.apply_rope(x[:, None], np.tile(angles[4], (3, 1)))[:, 0] * 0.25
+    out = np.full((5, 32), np.nan, np.float32)
     for lane in range(3):
-        jit.rope(x, lane, cos, sin, 4, 0.25)
-    assert np.allclose(x, want, atol=1e-6)
+        kernels.rope(x, lane, cos, sin, 4, 0.25, out, 1 + lane)
+    assert np.allclose(out[1:4], want, atol=1e-6)
+    assert np.isnan(out[[0, 4]]).all()
+    for lane in range(3):
+        kernels.rope(x, lane, cos, sin, 4, 0.25, x, lane)  # in place
+    assert np.array_equal(x, out[1:4])
 
 
 # --- formats ------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class CompiledModel:
         pages = PagePool(config, self.kv_dtype, max(1, kv_cache_mb * 1_000_000 // page_nbytes))
         self.pool = pages
         self._batch = make_batch(config)
+        self._counting = np.arange(max(config.max_seq_len, MAX_ROWS))
         self.scratch = make_scratch(config, dtype, threads)
         own = make_own(config, self.kv_dtype, threads)
         self._team = Team(threads, n_regions=9 * config.n_layers + 4)
@@ -153,8 +154,9 @@ class CompiledModel:
             raise ValueError(f"tokens must be one-dimensional, not of shape {tokens.shape}")
         if not isinstance(segment.cache, PagedCache) or segment.cache.pool is not self.pool:
             raise ValueError("the cache isn't one of this model's: make it with new_cache()")
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.config.vocab_size):
-            bad = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)][0]
+        ids = tokens.tolist()  # for a token or two, quicker to look through than an array
+        if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            bad = next(i for i in ids if not 0 <= i < self.config.vocab_size)
             raise ValueError(f"token id {bad} is not in the vocabulary of {self.config.vocab_size}")
         if segment.image_positions is not None:
             rows, at = segment.image_rows, segment.image_positions
@@ -201,7 +203,7 @@ class CompiledModel:
             position = segment.cache.length
             pages = segment.cache.pages  # type: ignore[attr-defined]
             b.tokens[rows] = segment.tokens[start : start + n]
-            b.position[rows] = np.arange(position, position + n)
+            b.position[rows] = self._counting[position : position + n]
             b.sequence[rows] = sequence
             b.pages[sequence, : len(pages)] = pages
             longest = max(longest, position + n)
@@ -217,8 +219,10 @@ class CompiledModel:
             is_last = start + n == len(segment.tokens)
             wanted[i] = n if segment.logits == "all" else int(segment.logits == "last" and is_last)
             n_rows += n
-            b.logit_rows[n_logits : n_logits + wanted[i]] = np.arange(n_rows - wanted[i], n_rows)
-            n_logits += wanted[i]
+            if wanted[i]:
+                last = slice(n_rows - wanted[i], n_rows)
+                b.logit_rows[n_logits : n_logits + wanted[i]] = self._counting[last]
+                n_logits += wanted[i]
         b.counts[:] = n_rows, n_parts, n_logits, longest
         return wanted
 

@@ -60,7 +60,7 @@ ROWS: dict[str, Callable[[int, int], Any]] = {
 
 append_key, append_value = fast.append_key, fast.append_value
 attend, merge = fast.attend, fast.merge
-norm_row, swiglu = fast.norm_row, fast.swiglu
+norm_row, rope, swiglu = fast.norm_row, fast.rope, fast.swiglu
 add_row, divide_row = fast.add_row, fast.divide_row
 
 

@@ -31,9 +31,10 @@ from tinyllm.kernels.dispatch import (
     merge,
     norm_row,
     put,
+    rope,
     swiglu,
 )
-from tinyllm.kernels.jit import CHUNK, NOTHING_YET, PAGE, rope
+from tinyllm.kernels.jit import CHUNK, NOTHING_YET, PAGE
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, AttendScratch
 from tinyllm.kernels.threads import JOB, WORD, Turn, atomic_add, atomic_load, chunks, next_job
 
@@ -65,10 +66,13 @@ class ModelArrays(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The KV cache's pages, float32 or float16 (as uint16)."""
+    """The KV cache's pages, float32 or float16 (as uint16).
 
-    keys: Array  # (n_pages, n_layers, n_kv_heads, head_dim, 64)
-    values: Array  # (n_pages, n_layers, n_kv_heads, 64, head_dim)
+    A head's keys and values of a page lie side by side: one long run of memory is read half as
+    quick again as two short ones.
+    """
+
+    cells: Array  # (n_pages, n_layers, n_kv_heads, 2, 64 · head_dim), see `jit.py`
 
 
 class Batch(NamedTuple):
@@ -131,7 +135,7 @@ def run(
 ) -> int:
     """One thread's part of the work, as `threads.Work` has it: all regions of a job, in order."""
     n_layers, dim = model.attn_norm.shape
-    n_heads, n_kv_heads, head_dim = model.n_heads, pool.values.shape[2], pool.values.shape[4]
+    n_heads, n_kv_heads, head_dim = model.n_heads, pool.cells.shape[2], s.q.shape[1]
     group = n_heads // n_kv_heads
     own = take_own(thread, all_own)
     row, out = own.row, own.out
@@ -348,23 +352,21 @@ def place_head(
     Heads come in the order of `qkv`: all queries, all keys, all values. Queries go to q, turned and
     scaled for the dot product; keys, turned, and values go to the cache.
     """
-    n_kv_heads, head_dim = pool.values.shape[2], pool.values.shape[4]
+    n_kv_heads, head_dim = pool.cells.shape[2], q.shape[1]
     group = n_heads // n_kv_heads
     for lane in range(n):
         r = first + lane
         position = positions[r]
         page, slot = pages[sequences[r], position // PAGE], position % PAGE
         if unit < n_heads:
-            rope(out, lane, cos, sin, position, 1.0 / np.sqrt(head_dim))
             to = (unit // group * max_rows + r) * group + unit % group
-            for d in range(head_dim):
-                q[to, d] = out[lane, d]
+            rope(out, lane, cos, sin, position, 1.0 / np.sqrt(head_dim), q, to)
         elif unit < n_heads + n_kv_heads:
-            rope(out, lane, cos, sin, position, 1.0)
-            append_key(pool.keys, page, layer, unit - n_heads, slot, out, lane, half)
+            rope(out, lane, cos, sin, position, 1.0, out, lane)
+            append_key(pool.cells, page, layer, unit - n_heads, slot, out, lane, half)
         else:
             head = unit - n_heads - n_kv_heads
-            append_value(pool.values, page, layer, head, slot, out, lane)
+            append_value(pool.cells, page, layer, head, slot, out, lane)
 
 
 @lean
@@ -392,8 +394,8 @@ def attend_rows(
         count = min(8, n - i)
         stop = min(start + CHUNK, own.visible[i + count - 1])
         q_row = (head * max_rows + first) * group + i
-        attend(q, q_row, count, own.visible, pool.keys, pool.values, pages, sequence, layer, head,
-               start, stop, scratch, own.top, own.total, own.value, i)  # fmt: skip
+        attend(q, q_row, count, own.visible, pool.cells, pages, sequence, layer, head, start, stop,
+               scratch, own.top, own.total, own.value, i)  # fmt: skip
 
 
 @lean

@@ -36,6 +36,7 @@ from tinyllm.kernels.layout import (
 Array = NDArray[Any]
 
 PAGE = 64  # tokens in a page of the KV cache, and in one step of the online softmax
+KEYS, VALUES = 0, 1  # the halves of a head's part of a page
 CHUNK = 512  # keys whose softmax is computed from scratch; chunks are then merged in order
 NOTHING_YET = np.float32(-1e30)  # the running maximum before any key; finite, so that 0·x stays 0
 
@@ -218,14 +219,20 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 
 
 @lean
-def rope(values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float) -> None:
-    """Rotate values[lane, :head_dim] by its position's angles, then scale it; half-split pairs."""
+def rope(
+    values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float, out: Array,
+    row: int,
+) -> None:  # fmt: skip
+    """out[row, :head_dim] = values[lane], rotated by its position's angles, times `scale`.
+
+    The pairs are half a head apart. `out` may be `values`.
+    """
     half = cos.shape[1]
     for i in range(half):
         a, b = values[lane, i], values[lane, half + i]
         c, s = cos[position, i], sin[position, i]
-        values[lane, i] = (a * c - b * s) * np.float32(scale)
-        values[lane, half + i] = (b * c + a * s) * np.float32(scale)
+        out[row, i] = (a * c - b * s) * np.float32(scale)
+        out[row, half + i] = (b * c + a * s) * np.float32(scale)
 
 
 # --- matrices -----------------------------------------------------------------------------------
@@ -413,41 +420,48 @@ def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
 
 # --- the KV cache and attention -----------------------------------------------------------------
 #
-# A page holds 64 tokens of every layer and key/value head: values as (64, head_dim), keys turned,
-# (head_dim, 64), so that 16 keys' scores come out of one vector of sums.
+# A page holds 64 tokens of every layer and key/value head: keys turned, (head_dim, 64), so that 16
+# keys' scores come out of one vector of sums, and right behind them their values, (64, head_dim).
+# `cells` is all pages, (n_pages, n_layers, n_kv_heads, 2, 64 · head_dim), float32 or, as uint16,
+# float16.
 
 
 @lean
-def _stored(array: Array, page: int, layer: int, head: int, i: int, j: int) -> np.float32:
-    """A cached number as float32; uint16 pools hold float16."""
-    value = array[page, layer, head, i, j]
-    if array.itemsize == 2:
+def _stored(cells: Array, page: int, layer: int, head: int, kind: int, i: int) -> np.float32:
+    """A cached number as float32."""
+    value = cells[page, layer, head, kind, i]
+    if cells.itemsize == 2:
         return half_to_float(int(value))
     return np.float32(value)
 
 
 @lean
+def _keep(
+    cells: Array, page: int, layer: int, head: int, kind: int, i: int, value: np.float32
+) -> None:
+    if cells.itemsize == 2:
+        cells[page, layer, head, kind, i] = float_to_half(value)
+    else:
+        cells[page, layer, head, kind, i] = value
+
+
+@lean
 def append_key(
-    keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
+    cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
     """Token `slot` of a page: its (rotated) key, k[lane, :head_dim]. `half` is scratch."""
-    for d in range(keys.shape[3]):
-        if keys.itemsize == 2:
-            keys[page, layer, head, d, slot] = float_to_half(k[lane, d])
-        else:
-            keys[page, layer, head, d, slot] = k[lane, d]
+    for d in range(cells.shape[4] // PAGE):
+        _keep(cells, page, layer, head, KEYS, d * PAGE + slot, k[lane, d])
 
 
 @lean
 def append_value(
-    values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
+    cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
     """Token `slot` of a page: its value, v[lane, :head_dim]."""
-    for d in range(values.shape[4]):
-        if values.itemsize == 2:
-            values[page, layer, head, slot, d] = float_to_half(v[lane, d])
-        else:
-            values[page, layer, head, slot, d] = v[lane, d]
+    head_dim = cells.shape[4] // PAGE
+    for d in range(head_dim):
+        _keep(cells, page, layer, head, VALUES, slot * head_dim + d, v[lane, d])
 
 
 @lean
@@ -456,8 +470,7 @@ def attend(
     q_row: int,
     n: int,
     visible: Array,
-    keys: Array,
-    values: Array,
+    cells: Array,
     pages: Array,
     sequence: int,
     layer: int,
@@ -494,7 +507,8 @@ def attend(
             for t in range(seen):
                 score = np.float32(0.0)
                 for d in range(head_dim):
-                    score += q[q_row + i, d] * _stored(keys, page, layer, head, d, t)
+                    key = d * PAGE + t
+                    score += q[q_row + i, d] * _stored(cells, page, layer, head, KEYS, key)
                 s.scores[i, t] = score
                 if score > new_best:
                     new_best = score
@@ -506,7 +520,10 @@ def attend(
                 weight = exp(s.scores[i, t] - new_best)
                 weight_sum += weight
                 for d in range(head_dim):
-                    mixed[first + i, d] += weight * _stored(values, page, layer, head, t, d)
+                    value = t * head_dim + d
+                    mixed[first + i, d] += weight * _stored(
+                        cells, page, layer, head, VALUES, value
+                    )
             best = new_best
         top[first + i] = best
         total[first + i] = weight_sum

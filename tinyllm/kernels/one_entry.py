@@ -52,8 +52,8 @@ def norm(x: Array, weight: Array, eps: float, dim: int) -> float:
 
 def turned(x: Array, cos: Array, sin: Array, dim: int) -> float:
     """Entry `dim` of a head, (head_dim,), rotated by a position's angles, (head_dim / 2,)."""
-    out = _row(x).copy()
-    jit.rope(out, 0, _row(cos), _row(sin), 0, 1.0)
+    out = np.zeros((1, len(x)), np.float32)
+    dispatch.rope(_row(x), 0, _row(cos), _row(sin), 0, 1.0, out, 0)
     return float(out[0, dim])
 
 
@@ -88,12 +88,11 @@ def attention(q: Array, keys: Array, values: Array, dtype: str) -> tuple[float, 
     n_keys, head_dim = keys.shape
     n_pages = -(-n_keys // PAGE)
     stored = np.float32 if dtype == "f32" else np.uint16
-    k_pool = np.zeros((n_pages, 1, 1, head_dim, PAGE), stored)
-    v_pool = np.zeros((n_pages, 1, 1, PAGE, head_dim), stored)
+    cells = np.zeros((n_pages, 1, 1, 2, PAGE * head_dim), stored)
     half = np.zeros(head_dim, stored)
     for i in range(n_keys):
-        dispatch.append_key(k_pool, i // PAGE, 0, 0, i % PAGE, _row(keys[i]), 0, half)
-        dispatch.append_value(v_pool, i // PAGE, 0, 0, i % PAGE, _row(values[i]), 0)
+        dispatch.append_key(cells, i // PAGE, 0, 0, i % PAGE, _row(keys[i]), 0, half)
+        dispatch.append_value(cells, i // PAGE, 0, 0, i % PAGE, _row(values[i]), 0)
     queries = np.zeros((8, head_dim), np.float32)
     queries[0] = q * np.float32(1.0 / math.sqrt(head_dim))
     visible = np.full(8, n_keys, np.int64)
@@ -108,8 +107,8 @@ def attention(q: Array, keys: Array, values: Array, dtype: str) -> tuple[float, 
     for i, (top, total, mixed) in enumerate(parts):
         start, stop = i * CHUNK, min((i + 1) * CHUNK, n_keys)
         dispatch.attend(
-            queries, 0, 1, visible, k_pool, v_pool, pages, 0, 0, 0, start, stop, scratch, top,
-            total, mixed, 0,
+            queries, 0, 1, visible, cells, pages, 0, 0, 0, start, stop, scratch, top, total,
+            mixed, 0,
         )  # fmt: skip
         if i:
             dispatch.merge(*parts[0], 0, top, total, mixed, 0)

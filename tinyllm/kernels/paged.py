@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
 from tinyllm.kernels.forward import Pool
-from tinyllm.kernels.jit import PAGE
+from tinyllm.kernels.jit import KEYS, PAGE, VALUES
 from tinyllm.kernels.packed import huge_zeros
 
 
@@ -37,13 +37,10 @@ class PagePool:
         self.config = config
         self.kv_dtype = kv_dtype
         stored = np.float32 if kv_dtype == "f32" else np.uint16
-        heads = (n_pages, config.n_layers, config.n_kv_heads)
-        # Keys are turned, 16 tokens to a vector; see `jit.attend`.
-        keys = huge_zeros((*heads, config.head_dim, PAGE), stored)
-        values = huge_zeros((*heads, PAGE, config.head_dim), stored)
-        self.arrays = Pool(keys, values)
+        shape = (n_pages, config.n_layers, config.n_kv_heads, 2, PAGE * config.head_dim)
+        self.arrays = Pool(huge_zeros(shape, stored))
         self.n_pages = n_pages
-        self.page_nbytes = (keys[:1].nbytes + values[:1].nbytes) if n_pages else 0
+        self.page_nbytes = self.arrays.cells[:1].nbytes
         self._users = [0] * n_pages
         self._free = list(range(n_pages - 1, -1, -1))  # the lowest first, so memory stays compact
         self._lock = threading.RLock()
@@ -89,8 +86,7 @@ class PagePool:
         with self._lock:
             n_pages = -(-n_tokens // PAGE)
             for page in self._free[::-1][:n_pages]:
-                self.arrays.keys[page] = 0
-                self.arrays.values[page] = 0
+                self.arrays.cells[page] = 0
 
     def is_shared(self, page: int) -> bool:
         """Does more than one sequence hold this page?"""
@@ -98,8 +94,7 @@ class PagePool:
 
     def copy(self, source: int, target: int) -> None:
         """Copy a page's contents."""
-        self.arrays.keys[target] = self.arrays.keys[source]
-        self.arrays.values[target] = self.arrays.values[source]
+        self.arrays.cells[target] = self.arrays.cells[source]
 
 
 class PagedCache:
@@ -196,13 +191,16 @@ class PagedCache:
 
     def keys(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's keys, rotated: (length, n_kv_heads, head_dim) float32."""
-        turned = self.pool.arrays.keys[self.pages, layer]  # (pages, n_kv, head_dim, 64)
-        return self._in_order(turned.transpose(0, 3, 1, 2))
+        turned = self._stored(layer, KEYS)  # (pages, n_kv, head_dim · 64)
+        return self._in_order(turned.reshape(*turned.shape[:2], -1, PAGE).transpose(0, 3, 1, 2))
 
     def values(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's values: (length, n_kv_heads, head_dim) float32."""
-        stored = self.pool.arrays.values[self.pages, layer]  # (pages, n_kv, 64, head_dim)
-        return self._in_order(stored.transpose(0, 2, 1, 3))
+        stored = self._stored(layer, VALUES)  # (pages, n_kv, 64 · head_dim)
+        return self._in_order(stored.reshape(*stored.shape[:2], PAGE, -1).transpose(0, 2, 1, 3))
+
+    def _stored(self, layer: int, kind: int) -> NDArray[Any]:
+        return self.pool.arrays.cells[self.pages, layer, :, kind]
 
     def _in_order(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         shape = (-1, self.pool.config.n_kv_heads, self.pool.config.head_dim)

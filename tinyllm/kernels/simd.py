@@ -19,6 +19,7 @@ from tinyllm.kernels.build import inlined, lean, uncached
 from tinyllm.kernels.jit import (
     EXP_HIGHEST,
     EXP_LOWEST,
+    KEYS,
     LN2_HIGH,
     LN2_LOW,
     LOG2_E,
@@ -133,6 +134,22 @@ def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Arr
     for k in range(0, dim, BLOCK):
         v = mul(load(x, row * dim + k), scale)
         store(out, k, mul(v, load(weight, layer * dim + k)))
+
+
+@lean
+def rope(
+    values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float, out: Array,
+    row: int,
+) -> None:  # fmt: skip
+    """As `jit.rope`."""
+    half = cos.shape[1]
+    of, to, angle = lane * values.shape[1], row * out.shape[1], position * half
+    factor = splat(np.float32(scale))
+    for i in range(0, half, BLOCK):
+        a, b = load(values, of + i), load(values, of + half + i)
+        c, s = load(cos, angle + i), load(sin, angle + i)
+        store(out, to + i, mul(sub(mul(a, c), mul(b, s)), factor))
+        store(out, to + half + i, mul(add(mul(b, c), mul(a, s)), factor))
 
 
 @lean
@@ -413,25 +430,26 @@ def matmul_q4(
 
 @lean
 def append_key(
-    keys: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
+    cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
     """As `jit.append_key`; `half`, (head_dim,) of the pool's dtype, takes the converted key."""
-    head_dim = keys.shape[3]
+    head_dim = cells.shape[4] // PAGE
     for d in range(0, head_dim, BLOCK):
         store(half, d, load(k, lane * k.shape[1] + d))
     for d in range(head_dim):
-        keys[page, layer, head, d, slot] = half[d]
+        cells[page, layer, head, KEYS, d * PAGE + slot] = half[d]
 
 
 @lean
 def append_value(
-    values: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
+    cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
     """As `jit.append_value`."""
-    _, n_layers, n_heads, _, head_dim = values.shape
-    begin = (((page * n_layers + layer) * n_heads + head) * PAGE + slot) * head_dim
+    _, n_layers, n_heads, _, size = cells.shape
+    head_dim = size // PAGE
+    begin = ((page * n_layers + layer) * n_heads + head) * 2 * size + size + slot * head_dim
     for d in range(0, head_dim, BLOCK):
-        store(values, begin + d, load(v, lane * v.shape[1] + d))
+        store(cells, begin + d, load(v, lane * v.shape[1] + d))
 
 
 # One page of keys and values for a bundle of n query rows, named by pointers: to the first query,
@@ -523,8 +541,7 @@ def _make_attend(n: int) -> Callable[..., None]:
         q: Array,
         q_row: int,
         visible: Array,
-        keys: Array,
-        values: Array,
+        cells: Array,
         pages: Array,
         sequence: int,
         layer: int,
@@ -537,7 +554,8 @@ def _make_attend(n: int) -> Callable[..., None]:
         mixed: Array,
         first: int,
     ) -> None:
-        _, n_layers, n_heads, _, head_dim = values.shape
+        _, n_layers, n_heads, _, size = cells.shape
+        head_dim = size // PAGE
         nothing = splat(np.float32(-np.inf))
         store_each(zeros(n), s.sums, 0, BLOCK)
         for d in range(0, head_dim, BLOCK):
@@ -547,16 +565,17 @@ def _make_attend(n: int) -> Callable[..., None]:
 
         for page_start in range(start, stop, PAGE):
             page = pages[sequence, page_start // PAGE]
-            base = ((page * n_layers + layer) * n_heads + head) * PAGE * head_dim
+            keys = ((page * n_layers + layer) * n_heads + head) * 2 * size
+            values = at(cells, keys + size)
             n_keys = min(PAGE, stop - page_start)
             following = page
             if page_start + PAGE < stop:
                 following = pages[sequence, page_start // PAGE + 1]
-            ahead = ((following * n_layers + layer) * n_heads + head) * PAGE * head_dim
+            ahead = ((following * n_layers + layer) * n_heads + head) * 2 * size
 
             score(
-                at(q, q_row * head_dim), at(keys, base), at(values, base), at(s.scores, 0),
-                head_dim, n_keys,
+                at(q, q_row * head_dim), at(cells, keys), values, at(s.scores, 0), head_dim,
+                n_keys,
             )  # fmt: skip
 
             # Scores → weights, row by row; masked and never-written keys become exp(-inf) = 0.
@@ -586,7 +605,7 @@ def _make_attend(n: int) -> Callable[..., None]:
                 top[first + i] = best
 
             mix(
-                at(s.scores, 0), s.shrink, at(values, base), at(keys, ahead),
+                at(s.scores, 0), s.shrink, values, at(cells, ahead),
                 at(mixed, first * head_dim), head_dim, n_keys,
             )  # fmt: skip
 
@@ -605,8 +624,7 @@ def attend(
     q_row: int,
     n: int,
     visible: Array,
-    keys: Array,
-    values: Array,
+    cells: Array,
     pages: Array,
     sequence: int,
     layer: int,
@@ -620,16 +638,16 @@ def attend(
     first: int,
 ) -> None:
     """As `jit.attend`; like the matmuls it computes whole bundles, so all rows need slack of 8."""
-    few = values.shape[4] % (4 * BLOCK) == 0  # for few rows, 64 elements of a head at once
+    few = mixed.shape[1] % (4 * BLOCK) == 0  # for few rows, 64 elements of a head at once
     if few and n <= 3:
-        _attend_3(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
-                  s, top, total, mixed, first)  # fmt: skip
+        _attend_3(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
+                  top, total, mixed, first)  # fmt: skip
     elif few and n <= 4:
-        _attend_4(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
-                  s, top, total, mixed, first)  # fmt: skip
+        _attend_4(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
+                  top, total, mixed, first)  # fmt: skip
     else:
-        _attend_8(q, q_row, visible, keys, values, pages, sequence, layer, head, start, stop,
-                  s, top, total, mixed, first)  # fmt: skip
+        _attend_8(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
+                  top, total, mixed, first)  # fmt: skip
 
 
 @lean

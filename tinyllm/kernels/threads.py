@@ -16,6 +16,7 @@ sleeps in short naps, so that the scheduler can give the core to the thread that
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ COUNT_BITS = 24
 COUNT_MASK = (1 << COUNT_BITS) - 1
 SPINS = 3000  # looks before a nap: about 50 microseconds
 NAP = 50  # microseconds
+PR_SET_TIMERSLACK = 29  # of Linux's prctl; the slack is in nanoseconds
 NAPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
 
 # The words of `control`. From REGIONS on a region has one a thread, how many of the chunks that are
@@ -262,6 +264,13 @@ def next_job(control: Array, last: int) -> int:
     return 0
 
 
+def wake_on_time() -> None:
+    """Have this thread's naps end when they should: Linux adds 50 microseconds unless told."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+
+
 # --- the team -----------------------------------------------------------------------------------
 
 Work = Callable[[int, int], int]
@@ -308,6 +317,7 @@ class Team:
             self._called.notify_all()
 
     def _help(self, thread: int) -> None:
+        wake_on_time()
         last = 0
         while not self._closed:
             last = self._work(thread, last)
