@@ -67,6 +67,12 @@ def half_to_float(half: int) -> np.float32:
 
 
 @lean
+def bf16_to_float(bits: int) -> np.float32:
+    """A bfloat16, given as its bits, to float32: it is the upper half of one."""
+    return np.int32(np.int32(bits) << 16).view(np.float32)
+
+
+@lean
 def half_at(values: Array, layer: int, block: int, group: int, at: int) -> np.float32:
     """The float16 in bytes `at` and `at` + 1 of a group, low byte first."""
     low, high = values[layer, block, group, at], values[layer, block, group, at + 1]
@@ -153,14 +159,13 @@ def put_split(
     """
     for g in range(n // GROUP):
         for k in range(GROUP):
-            value = values[start + g * GROUP + k]
-            bits = np.int32(np.float32(value).view(np.int32))
-            high = np.int32(bits & np.int32(-65536))
-            rest = np.float32(value - np.int32(high).view(np.float32))
-            low = np.int32(rest.view(np.int32))
-            low = np.int32(low + np.int32(0x7FFF) + ((low >> np.int32(16)) & np.int32(1)))
-            rows.values[tile, column // GROUP + g, lane, k] = (high >> np.int32(16)) & 0xFFFF
-            rows.rest[tile, column // GROUP + g, lane, k] = (low >> np.int32(16)) & 0xFFFF
+            value = np.float32(values[start + g * GROUP + k])
+            upper = (np.int32(value.view(np.int32)) >> 16) & 0xFFFF
+            rest = np.float32(value - bf16_to_float(upper))
+            bits = np.int32(rest.view(np.int32))
+            rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+            rows.values[tile, column // GROUP + g, lane, k] = upper
+            rows.rest[tile, column // GROUP + g, lane, k] = (rounded >> 16) & 0xFFFF
 
 
 @lean
@@ -284,9 +289,8 @@ def matmul_bf16(
             for r in range(BLOCK):
                 total = np.float32(0.0)
                 for k in range(2 * w.values.shape[2]):
-                    bits = np.int32(w.values[layer, first + b, k // 2, r, k % 2]) << 16
-                    x = rows.values[tile, k // GROUP, i, k % GROUP]
-                    total += np.int32(bits).view(np.float32) * x
+                    weight = bf16_to_float(w.values[layer, first + b, k // 2, r, k % 2])
+                    total += weight * rows.values[tile, k // GROUP, i, k % GROUP]
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
@@ -309,11 +313,10 @@ def matmul_bf16_split(
             for r in range(BLOCK):
                 total = np.float32(0.0)
                 for k in range(2 * w.values.shape[2]):
-                    bits = np.int32(w.values[layer, first + b, k // 2, r, k % 2]) << 16
-                    value = np.int32(rows.values[tile, k // GROUP, i, k % GROUP]) << 16
-                    rest = np.int32(rows.rest[tile, k // GROUP, i, k % GROUP]) << 16
-                    x = np.int32(value).view(np.float32) + np.int32(rest).view(np.float32)
-                    total += np.int32(bits).view(np.float32) * x
+                    weight = bf16_to_float(w.values[layer, first + b, k // 2, r, k % 2])
+                    value = bf16_to_float(rows.values[tile, k // GROUP, i, k % GROUP])
+                    rest = bf16_to_float(rows.rest[tile, k // GROUP, i, k % GROUP])
+                    total += weight * (value + rest)
                 out[out_row + i, column + BLOCK * b + r] = total
 
 
@@ -390,8 +393,7 @@ def embed_f32(w: F32, token: int, x: Array, row: int) -> None:
 def embed_bf16(w: BF16, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
     for k in range(x.shape[1]):
-        bits = np.int32(w.values[0, token // BLOCK, k // 2, token % BLOCK, k % 2]) << 16
-        x[row, k] = np.int32(bits).view(np.float32)
+        x[row, k] = bf16_to_float(w.values[0, token // BLOCK, k // 2, token % BLOCK, k % 2])
 
 
 @lean
@@ -521,9 +523,7 @@ def attend(
                 weight_sum += weight
                 for d in range(head_dim):
                     value = t * head_dim + d
-                    mixed[first + i, d] += weight * _stored(
-                        cells, page, layer, head, VALUES, value
-                    )
+                    mixed[first + i, d] += weight * _stored(cells, page, layer, head, VALUES, value)
             best = new_best
         top[first + i] = best
         total[first + i] = weight_sum

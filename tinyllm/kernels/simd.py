@@ -28,15 +28,11 @@ from tinyllm.kernels.jit import (
     ROUNDER,
 )
 from tinyllm.kernels.layout import (
-    BF16,
     BLOCK,
-    F32,
     GROUP,
-    Q4,
     Q4_BYTES,
     Q4_MINIMUMS,
     Q4_SCALES,
-    Q8,
     Q8_BYTES,
     Q8_SCALES,
     TILE,
@@ -203,19 +199,20 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 
 # --- matrices: a block of 16 outputs for n tokens, then all blocks ------------------------------
 #
-# All arguments of a tile are pointers to where it begins. `out` gets token i's 16 outputs at
-# i · stride.
+# A tile's `weights`, `out` and every array of `inputs` are pointers to where it begins; `out` gets
+# token i's 16 outputs at i · stride.
 
 
 def _make_f32_tile(n: int) -> Tile:
     @lean
-    def f32_tile(weights: Any, width: int, tokens: Any, out: Any, stride: int) -> None:
+    def f32_tile(weights: Any, width: int, inputs: Any, out: Any, stride: int) -> None:
+        (tokens,) = inputs
         acc = zeros(n)
         for start in range(0, width, PANEL):
             part = zeros(n)
             for k in range(start, start + PANEL):
-                inputs = start * TILE + k - start
-                part = fma_each(part, load(weights, k * BLOCK), tokens, inputs, GROUP)
+                x = start * TILE + k - start
+                part = fma_each(part, load(weights, k * BLOCK), tokens, x, GROUP)
             acc = add_each(acc, part)
         store_each(acc, out, 0, stride)
 
@@ -224,15 +221,16 @@ def _make_f32_tile(n: int) -> Tile:
 
 def _make_bf16_tile(n: int) -> Tile:
     @lean
-    def bf16_tile(weights: Any, n_pairs: int, tokens: Any, out: Any, stride: int) -> None:
+    def bf16_tile(weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int) -> None:
+        (tokens,) = inputs
         acc = zeros(n)
         for start in range(0, n_pairs, PANEL // 2):
             part = zeros(n)
             for k in range(start, start + PANEL // 2):
                 pairs = load_bytes(weights, k * 2 * BLOCK)
-                inputs = start * 2 * TILE + (k - start) * 2
-                part = fma_each(part, low_bf16(pairs), tokens, inputs, GROUP)
-                part = fma_each(part, high_bf16(pairs), tokens, inputs + 1, GROUP)
+                x = start * 2 * TILE + (k - start) * 2
+                part = fma_each(part, low_bf16(pairs), tokens, x, GROUP)
+                part = fma_each(part, high_bf16(pairs), tokens, x + 1, GROUP)
             acc = add_each(acc, part)
         store_each(acc, out, 0, stride)
 
@@ -241,17 +239,16 @@ def _make_bf16_tile(n: int) -> Tile:
 
 def _make_bf16_split_tile(n: int) -> Tile:
     @lean
-    def bf16_split_tile(
-        weights: Any, n_pairs: int, tokens: Any, rest: Any, out: Any, stride: int
-    ) -> None:
+    def bf16_split_tile(weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int) -> None:
+        tokens, rest = inputs
         acc = zeros(n)
         for start in range(0, n_pairs, PANEL // 2):
             part, small = zeros(n), zeros(n)
             for k in range(start, start + PANEL // 2):
                 pairs = load_bytes(weights, k * 2 * BLOCK)
-                inputs = start * 2 * TILE + (k - start) * 2
-                part = dot2_each(part, pairs, tokens, inputs, GROUP)
-                small = dot2_each(small, pairs, rest, inputs, GROUP)
+                x = start * 2 * TILE + (k - start) * 2
+                part = dot2_each(part, pairs, tokens, x, GROUP)
+                small = dot2_each(small, pairs, rest, x, GROUP)
             acc = add_each(acc, add_each(part, small))
         store_each(acc, out, 0, stride)
 
@@ -260,10 +257,8 @@ def _make_bf16_split_tile(n: int) -> Tile:
 
 def _make_q8_tile(n: int) -> Tile:
     @lean
-    def q8_tile(
-        weights: Any, n_groups: int, tokens: Any, token_scales: Any, starts: Any, out: Any,
-        stride: int,
-    ) -> None:  # fmt: skip
+    def q8_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+        tokens, token_scales, starts, _ = inputs
         acc = zeros(n)
         for g in range(n_groups):
             dots, begin = splat_each(n, starts, g * TILE, 1), g * Q8_BYTES
@@ -279,18 +274,16 @@ def _make_q8_tile(n: int) -> Tile:
 
 def _make_q4_tile(n: int) -> Tile:
     @lean
-    def q4_tile(
-        weights: Any, n_groups: int, tokens: Any, token_scales: Any, sums: Any, out: Any,
-        stride: int,
-    ) -> None:  # fmt: skip
+    def q4_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+        tokens, token_scales, _, sums = inputs
         acc = zeros(n)
         for g in range(n_groups):
             dots, begin = repeat(n, splat(np.int32(0))), g * Q4_BYTES
             for j in range(4):
                 packed = load_bytes(weights, begin + j * 64)
-                inputs = g * GROUP * TILE + j * 4
-                dots = dot4_each(dots, low_nibbles(packed), tokens, inputs, GROUP)
-                dots = dot4_each(dots, high_nibbles(packed), tokens, inputs + 16, GROUP)
+                x = g * GROUP * TILE + j * 4
+                dots = dot4_each(dots, low_nibbles(packed), tokens, x, GROUP)
+                dots = dot4_each(dots, high_nibbles(packed), tokens, x + 16, GROUP)
             scales = load_halves(weights, begin + Q4_SCALES)
             minimums = load_halves(weights, begin + Q4_MINIMUMS)
             acc = scale_each(acc, dots, scales, token_scales, g * TILE)
@@ -300,129 +293,68 @@ def _make_q4_tile(n: int) -> Tile:
     return q4_tile
 
 
-# With 3 tokens, say, the tile for 4 is used; the fourth lane's leftovers are computed too and land
-# in row 3 of `out`, which must have room for them.
-
-_f32_1, _f32_2, _f32_4, _f32_8 = (_make_f32_tile(n) for n in (1, 2, 4, 8))
-_bf16_1, _bf16_2, _bf16_4, _bf16_8 = (_make_bf16_tile(n) for n in (1, 2, 4, 8))
-_split_1, _split_2, _split_4, _split_8 = (_make_bf16_split_tile(n) for n in (1, 2, 4, 8))
-_q8_1, _q8_2, _q8_4, _q8_8 = (_make_q8_tile(n) for n in (1, 2, 4, 8))
-_q4_1, _q4_2, _q4_4, _q4_8 = (_make_q4_tile(n) for n in (1, 2, 4, 8))
+@uncached
+def _f32_inputs(rows: F32Rows, tile: int) -> Any:
+    return (at(rows.values, tile * rows.values.shape[1] * GROUP * TILE),)
 
 
-@inlined
-def matmul_f32(
-    w: F32, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
-    out: Array, out_row: int, column: int,
-) -> None:  # fmt: skip
-    """As `jit.matmul_f32`."""
-    _, n_blocks, width, _ = w.values.shape
-    stride = out.shape[1]
-    tokens = at(rows.values, tile * width * TILE)
-    for b in range(count):
-        weights = at(w.values, (layer * n_blocks + first + b) * width * BLOCK)
-        to = at(out, out_row * stride + column + b * BLOCK)
-        if n == 1:
-            _f32_1(weights, width, tokens, to, stride)
-        elif n == 2:
-            _f32_2(weights, width, tokens, to, stride)
-        elif n <= 4:
-            _f32_4(weights, width, tokens, to, stride)
-        else:
-            _f32_8(weights, width, tokens, to, stride)
+@uncached
+def _split_inputs(rows: SplitRows, tile: int) -> Any:
+    begin = tile * rows.values.shape[1] * GROUP * TILE
+    return at(rows.values, begin), at(rows.rest, begin)
 
 
-@inlined
-def matmul_bf16(
-    w: BF16, layer: int, first: int, count: int, rows: F32Rows, tile: int, n: int,
-    out: Array, out_row: int, column: int,
-) -> None:  # fmt: skip
-    """As `jit.matmul_bf16`."""
-    _, n_blocks, n_pairs, _, _ = w.values.shape
-    stride = out.shape[1]
-    tokens = at(rows.values, tile * n_pairs * 2 * TILE)
-    for b in range(count):
-        weights = at(w.values, (layer * n_blocks + first + b) * n_pairs * 2 * BLOCK)
-        to = at(out, out_row * stride + column + b * BLOCK)
-        if n == 1:
-            _bf16_1(weights, n_pairs, tokens, to, stride)
-        elif n == 2:
-            _bf16_2(weights, n_pairs, tokens, to, stride)
-        elif n <= 4:
-            _bf16_4(weights, n_pairs, tokens, to, stride)
-        else:
-            _bf16_8(weights, n_pairs, tokens, to, stride)
+@uncached
+def _int8_inputs(rows: Int8Rows, tile: int) -> Any:
+    begin = tile * rows.values.shape[1] * TILE
+    return (
+        at(rows.values, begin * GROUP),
+        at(rows.scales, begin),
+        at(rows.starts, begin),
+        at(rows.sums, begin),
+    )
 
 
-@inlined
-def matmul_bf16_split(
-    w: BF16, layer: int, first: int, count: int, rows: SplitRows, tile: int, n: int,
-    out: Array, out_row: int, column: int,
-) -> None:  # fmt: skip
-    """As `jit.matmul_bf16_split`; needs a processor with bfloat16 instructions (`USE_BF16`)."""
-    _, n_blocks, n_pairs, _, _ = w.values.shape
-    stride = out.shape[1]
-    tokens = at(rows.values, tile * n_pairs * 2 * TILE)
-    rest = at(rows.rest, tile * n_pairs * 2 * TILE)
-    for b in range(count):
-        weights = at(w.values, (layer * n_blocks + first + b) * n_pairs * 2 * BLOCK)
-        to = at(out, out_row * stride + column + b * BLOCK)
-        if n == 1:
-            _split_1(weights, n_pairs, tokens, rest, to, stride)
-        elif n == 2:
-            _split_2(weights, n_pairs, tokens, rest, to, stride)
-        elif n <= 4:
-            _split_4(weights, n_pairs, tokens, rest, to, stride)
-        else:
-            _split_8(weights, n_pairs, tokens, rest, to, stride)
+def _make_matmul(
+    make_tile: Callable[[int], Tile], inputs_of: Callable[[Any, int], Any]
+) -> Callable[..., None]:
+    """The product of a format, from its tiles; `inputs_of` points at a tile's activations.
+
+    With 3 tokens, say, the tile for 4 is used; the fourth lane's leftovers are computed too and
+    land in row 3 of `out`, which must have room for them.
+    """
+    tile_1, tile_2, tile_4, tile_8 = (make_tile(n) for n in (1, 2, 4, 8))
+
+    @inlined
+    def matmul(
+        w: Any, layer: int, first: int, count: int, rows: Any, tile: int, n: int,
+        out: Array, out_row: int, column: int,
+    ) -> None:  # fmt: skip
+        n_blocks, n_steps = w.values.shape[1], w.values.shape[2]
+        size = w.values.strides[1] // w.values.itemsize  # of a block
+        stride = out.shape[1]
+        inputs = inputs_of(rows, tile)
+        for b in range(count):
+            weights = at(w.values, (layer * n_blocks + first + b) * size)
+            to = at(out, out_row * stride + column + b * BLOCK)
+            if n == 1:
+                tile_1(weights, n_steps, inputs, to, stride)
+            elif n == 2:
+                tile_2(weights, n_steps, inputs, to, stride)
+            elif n <= 4:
+                tile_4(weights, n_steps, inputs, to, stride)
+            else:
+                tile_8(weights, n_steps, inputs, to, stride)
+
+    return matmul
 
 
-@inlined
-def matmul_q8(
-    w: Q8, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
-    out: Array, out_row: int, column: int,
-) -> None:  # fmt: skip
-    """As `jit.matmul_q8`."""
-    _, n_blocks, n_groups, _ = w.values.shape
-    stride = out.shape[1]
-    tokens = at(rows.values, tile * n_groups * GROUP * TILE)
-    token_scales = at(rows.scales, tile * n_groups * TILE)
-    starts = at(rows.starts, tile * n_groups * TILE)
-    for b in range(count):
-        weights = at(w.values, (layer * n_blocks + first + b) * n_groups * Q8_BYTES)
-        to = at(out, out_row * stride + column + b * BLOCK)
-        if n == 1:
-            _q8_1(weights, n_groups, tokens, token_scales, starts, to, stride)
-        elif n == 2:
-            _q8_2(weights, n_groups, tokens, token_scales, starts, to, stride)
-        elif n <= 4:
-            _q8_4(weights, n_groups, tokens, token_scales, starts, to, stride)
-        else:
-            _q8_8(weights, n_groups, tokens, token_scales, starts, to, stride)
-
-
-@inlined
-def matmul_q4(
-    w: Q4, layer: int, first: int, count: int, rows: Int8Rows, tile: int, n: int,
-    out: Array, out_row: int, column: int,
-) -> None:  # fmt: skip
-    """As `jit.matmul_q4`."""
-    _, n_blocks, n_groups, _ = w.values.shape
-    stride = out.shape[1]
-    tokens = at(rows.values, tile * n_groups * GROUP * TILE)
-    token_scales = at(rows.scales, tile * n_groups * TILE)
-    sums = at(rows.sums, tile * n_groups * TILE)
-    for b in range(count):
-        weights = at(w.values, (layer * n_blocks + first + b) * n_groups * Q4_BYTES)
-        to = at(out, out_row * stride + column + b * BLOCK)
-        if n == 1:
-            _q4_1(weights, n_groups, tokens, token_scales, sums, to, stride)
-        elif n == 2:
-            _q4_2(weights, n_groups, tokens, token_scales, sums, to, stride)
-        elif n <= 4:
-            _q4_4(weights, n_groups, tokens, token_scales, sums, to, stride)
-        else:
-            _q4_8(weights, n_groups, tokens, token_scales, sums, to, stride)
+# As their namesakes in `jit.py`.
+matmul_f32 = _make_matmul(_make_f32_tile, _f32_inputs)
+matmul_bf16 = _make_matmul(_make_bf16_tile, _f32_inputs)
+matmul_bf16_split = _make_matmul(_make_bf16_split_tile, _split_inputs)  # needs `USE_BF16`
+matmul_q8 = _make_matmul(_make_q8_tile, _int8_inputs)
+matmul_q4 = _make_matmul(_make_q4_tile, _int8_inputs)
 
 
 # --- the KV cache and attention -----------------------------------------------------------------
