@@ -67,7 +67,7 @@ def half_to_float(half: int) -> np.float32:
 
 
 @lean
-def bf16_to_float(bits: int) -> np.float32:
+def bf16_to_float(bits: Any) -> np.float32:
     """A bfloat16, given as its bits, to float32: it is the upper half of one."""
     return np.int32(np.int32(bits) << 16).view(np.float32)
 
