@@ -23,6 +23,7 @@ from tinyllm.api.app import create_app
 from tinyllm.api.errors import ApiError, envelope
 from tinyllm.api.service import ServedModel, Service
 from tinyllm.api.settings import Settings
+from tinyllm.api.short_turns import take_short_turns
 from tinyllm.api.vision import LateVision
 from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
@@ -153,6 +154,7 @@ class Server(uvicorn.Server):
             self.status = 1
             self.should_exit = True
             return
+        take_short_turns()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"tinyllm: ready on http://{shown}:{port}", flush=True)

@@ -294,6 +294,7 @@ class Team:
         self.control[JOB * WORD] = 1
         self._job = 0
         self._called = threading.Condition()
+        self._callers = threading.local()
         self._closed = False
 
     def start(self, work: Work) -> None:
@@ -305,6 +306,9 @@ class Team:
 
     def run(self) -> None:
         """Run a job, together with the helpers that have time. One caller at a time."""
+        if not hasattr(self._callers, "on_time"):
+            wake_on_time()
+            self._callers.on_time = True
         with self._called:
             self._job += 2
             self._called.notify_all()
