@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
 from tinyllm.kernels import machine
 from tinyllm.kernels.build import USE_SIMD
+from tinyllm.kernels.paged import PagedCache
 from tinyllm.model import Segment
 
 PROMPT_CONTEXT = 16  # tokens before the first that is timed, unless asked otherwise
@@ -72,13 +74,15 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     peers: dict[str, dict[str, list[float]]] = {
         path.name: {"decode": [], "prefill": []} for path in options.peer_models
     }
-    measure(model, options, ours)  # warm up
+    progress("reading the prompts")
+    streams = start_streams(model, options)
+    measure(model, options, ours, streams)  # warm up
     for times in ours.values():
         times.clear()
     bandwidth = []
     for i in range(options.rounds):
         progress(f"round {i + 1} of {options.rounds}: ours")
-        measure(model, options, ours)
+        measure(model, options, ours, streams)
         bandwidth.append(machine.read_bandwidth(options.threads, repeats=2))
         for path in options.peer_models:
             progress(f"round {i + 1} of {options.rounds}: {path.name}")
@@ -119,13 +123,30 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     return result
 
 
-def measure(model: CompiledModel, options: BenchOptions, times: dict[str, list[float]]) -> None:
-    """One turn of each of our measurements, in tokens a second."""
-    tokens = np.arange(model.config.vocab_size, dtype=np.int32)[100:]
+def prompt_of(model: CompiledModel, length: int) -> NDArray[np.int32]:
+    """So many tokens, of which none is special."""
+    return np.resize(np.arange(100, model.config.vocab_size, dtype=np.int32), length)
+
+
+def start_streams(model: CompiledModel, options: BenchOptions) -> list[PagedCache]:
+    """The sequences of a batch, each with a prompt read."""
+    streams = [model.new_cache(options.context + 32) for _ in range(options.batch)]
+    for stream in streams:
+        model.forward(prompt_of(model, options.context), stream, logits="none")
+    return streams
+
+
+def measure(
+    model: CompiledModel,
+    options: BenchOptions,
+    times: dict[str, list[float]],
+    streams: Sequence[PagedCache],
+) -> None:
+    """One turn of each of our measurements, in tokens a second; `streams` have read a prompt."""
+    tokens = prompt_of(model, max(options.decode, 32))
     with cache_of(model, options.context + options.decode) as cache:
         if options.decode:
-            prompt = np.resize(tokens, options.context)
-            model.forward(prompt, cache, logits="none")
+            model.forward(prompt_of(model, options.context), cache, logits="none")
             start = time.perf_counter()
             for i in range(options.decode):
                 model.forward(tokens[i : i + 1], cache)
@@ -133,19 +154,16 @@ def measure(model: CompiledModel, options: BenchOptions, times: dict[str, list[f
     with cache_of(model, options.prefill) as cache:
         if options.prefill:
             start = time.perf_counter()
-            model.forward(np.resize(tokens, options.prefill), cache)
+            model.forward(prompt_of(model, options.prefill), cache)
             times["prefill"].append(options.prefill / (time.perf_counter() - start))
-    if options.batch:
-        caches = [model.new_cache(PROMPT_CONTEXT + 32) for _ in range(options.batch)]
-        for cache in caches:
-            model.forward(tokens[:PROMPT_CONTEXT], cache, logits="none")
+    if streams:
         steps = max(1, min(32, options.decode))
         start = time.perf_counter()
         for i in range(steps):
-            model.forward_batch([Segment(tokens[i : i + 1], cache) for cache in caches])
-        times["batch_decode"].append(steps * options.batch / (time.perf_counter() - start))
-        for cache in caches:
-            cache.free()
+            model.forward_batch([Segment(tokens[i : i + 1], cache) for cache in streams])
+        times["batch_decode"].append(steps * len(streams) / (time.perf_counter() - start))
+        for stream in streams:
+            stream.truncate(options.context)
 
 
 @contextmanager
@@ -168,7 +186,7 @@ def beside_busy(model: CompiledModel, options: BenchOptions) -> float:
         )
         times: dict[str, list[float]] = {"decode": []}
         for _ in range(options.rounds):
-            measure(model, only_decode, times)
+            measure(model, only_decode, times, [])
         return statistics.median(times["decode"])
     finally:
         busy.kill()

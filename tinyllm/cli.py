@@ -161,7 +161,12 @@ def bench(
     prefill: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0 skips it")] = 512,
     decode: Annotated[int, typer.Option(min=0, help="Tokens one at a time; 0 skips it")] = 128,
     batch: Annotated[int, typer.Option(min=0, help="Sequences together; 0 skips it")] = 16,
-    context: Annotated[int, typer.Option(min=1, help="Tokens before the first one decoded")] = 16,
+    context: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Tokens before the first one decoded, of one stream and of a batch"
+        ),
+    ] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are reported")] = 7,
     busy: Annotated[bool, typer.Option(help="Also beside one busy core")] = False,
     peer: Annotated[

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm import fetch
-from tinyllm.bench import BenchOptions, beside_busy, environment, kv_bytes, measure
+from tinyllm.bench import BenchOptions, beside_busy, environment, kv_bytes, measure, start_streams
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import machine
@@ -101,15 +101,16 @@ def main() -> None:
         dtype: CompiledModel(config, folder, dtype, THREADS, kv_cache_mb=512) for dtype in FORMATS
     }
     bench = BenchOptions(threads=THREADS, prefill=PREFILL, decode=DECODE, batch=BATCH)
-    for model in models.values():
-        measure(model, bench, defaultdict(list))
+    streams = {dtype: start_streams(model, bench) for dtype, model in models.items()}
+    for dtype, model in models.items():
+        measure(model, bench, defaultdict(list), streams[dtype])
     timers = torch_prefill(folder) if options.torch else {}
     seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for i in range(options.rounds):
         print(f"round {i + 1} of {options.rounds}", file=sys.stderr, flush=True)
         seen["machine"]["bandwidth"].append(machine.read_bandwidth(THREADS, repeats=2))
         for dtype, names in FORMATS.items():
-            measure(models[dtype], bench, seen[dtype])
+            measure(models[dtype], bench, seen[dtype], streams[dtype])
             for name in names:
                 path = options.gguf / f"smollm2-{name}.gguf"
                 for what, value in llama_bench(options.llama / "llama-bench", path).items():
