@@ -14,9 +14,9 @@ import pytest
 
 from tinyllm.compiled import MAX_LOGIT_ROWS, MAX_ROWS, CompiledModel, plan_call
 from tinyllm.config import ModelConfig
-from tinyllm.errors import CacheFull, ConfigError
+from tinyllm.errors import CacheFull, ConfigError, WeightsError
 from tinyllm.kernels import quantize
-from tinyllm.kernels.packed import load_packed
+from tinyllm.kernels.packed import Reading, load_packed
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model, Segment
 from tinyllm.tokenizer import Tokenizer
@@ -93,7 +93,9 @@ def test_carried_blocks_are_the_files_own_values(
     weights_folder: Path, config: ModelConfig, reference: Model
 ) -> None:
     """4-bit weights that a GGUF file held are not rounded a second time."""
-    packed, _ = load_packed(weights_folder, config, "q4")
+    packed, _, reading = load_packed(weights_folder, config, "q4")
+    if reading:
+        reading.wait()
     w = reference.weights
     for layer in (0, 13, config.n_layers - 1):
         down = quantize.Q4(*(a[layer] for a in packed["down"]))
@@ -371,3 +373,16 @@ def test_shapes_are_covered() -> None:
     """The script's model has every tensor that a checkpoint has."""
     config = ModelConfig(32, 32, 1, 2, 1, 32, 40, 128, 1e4, 1e-5, False)
     assert "lm_head.weight" in expected_shapes(config)
+
+
+def test_a_packed_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q8.safetensors"
+    path.write_bytes(bytes(range(100)))
+    memory = np.zeros(90, np.uint8)
+    Reading(path, 10, memory).wait()
+    assert memory.tolist() == list(range(10, 100))
+    with pytest.raises(WeightsError, match=r"q8\.safetensors changed while it was read"):
+        Reading(path, 11, memory).wait()  # one byte short
+    path.unlink()
+    with pytest.raises(WeightsError, match="start again"):
+        Reading(path, 10, memory).wait()

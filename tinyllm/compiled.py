@@ -73,10 +73,10 @@ class CompiledModel:
         self.threads = threads
         path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}-{USE_BF16}"
         if isinstance(weights, (Path, str)):
-            packed, digest = load_packed(Path(weights), config, dtype)
+            packed, digest, reading = load_packed(Path(weights), config, dtype)
             self._fingerprint = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()[:12]
         else:
-            packed = in_huge_memory(pack(config, weights, dtype))
+            packed, reading = in_huge_memory(pack(config, weights, dtype)), None
             self._fingerprint = weights_fingerprint(config, weights, path)
         packed.setdefault("head", packed["embed"])
         self.arrays = fwd.ModelArrays(
@@ -97,6 +97,8 @@ class CompiledModel:
         layout.check_arrays(args, "kernel arguments")
         control = self._team.control
         compile_for(fwd.run, f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
+        if reading:
+            reading.wait()  # it had the other core meanwhile
 
         def work(thread: int, job: int) -> int:
             return fwd.run(thread, job, control, *args)

@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from tinyllm.config import ModelConfig
+from tinyllm.errors import WeightsError
 from tinyllm.kernels import quantize
 from tinyllm.kernels.layout import BF16, BLOCK, F32, Q4, Q8
 from tinyllm.weights import checkpoint_files, load_weights
@@ -130,26 +132,59 @@ def _pack(rows: Sequence[Array], kind: str) -> Any:
 # --- keeping it -----------------------------------------------------------------------------------
 
 
-def load_packed(folder: Path, config: ModelConfig, dtype: str) -> tuple[Packed, str]:
+class Reading:
+    """A file's bytes on their way into memory; `wait` before using them.
+
+    Two threads read, a half each: much of the time goes into getting fresh memory from the system,
+    which every thread does for itself.
+    """
+
+    def __init__(self, path: Path, start: int, memory: NDArray[np.uint8]) -> None:
+        self._path, self._start, self._memory = path, start, memory
+        middle = len(memory) // 2
+        pool = ThreadPoolExecutor(2)
+        self._halves = pool.map(self._read, (0, middle), (middle, len(memory)))
+        pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until all is there. Raises WeightsError if the file was cut short or taken away."""
+        try:
+            whole = all(self._halves)
+        except OSError:
+            whole = False
+        if not whole:
+            raise WeightsError(f"{self._path} changed while it was read: start again")
+
+    def _read(self, first: int, last: int) -> bool:
+        with self._path.open("rb") as file:
+            file.seek(self._start + first)
+            return file.readinto(self._memory[first:last].data) == last - first
+
+
+def load_packed(
+    folder: Path, config: ModelConfig, dtype: str
+) -> tuple[Packed, str, Reading | None]:
     """A checkpoint folder in the format `dtype`, and the digest of what it was made from.
+
+    Its numbers may still be being read: then wait for the third before using them.
 
     Raises:
         WeightsError: as `load_weights`.
     """
     digest = checkpoint_digest(folder, config, dtype)
     path = folder / ".packed" / f"{dtype}.safetensors"
-    packed = _read(path, digest)
-    if packed is None:
+    found = _read(path, digest)
+    if found is None:
         carried = None
         if dtype == "q4" and (folder / CARRIED_FILE).is_file():
             from tinyllm.fetch.carried import load_blocks  # needed once a checkpoint
 
             carried = load_blocks(folder)
         made = pack(config, load_weights(folder, config), dtype, carried)
-        if not _write(path, made, digest):
-            return made, digest
-        packed = _read(path, digest)
-    return (made if packed is None else packed), digest
+        if not _write(path, made, digest) or (found := _read(path, digest)) is None:
+            return made, digest, None
+    packed, reading = found
+    return packed, digest, reading
 
 
 def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
@@ -199,7 +234,7 @@ def _write(path: Path, packed: Packed, digest: str) -> bool:
     return True
 
 
-def _read(path: Path, digest: str) -> Packed | None:
+def _read(path: Path, digest: str) -> tuple[Packed, Reading] | None:
     """What `_write` wrote, if it is there and fits; in memory that decoding reads well."""
     try:
         with safetensors.safe_open(path, framework="numpy") as checked:  # validates the layout
@@ -209,9 +244,8 @@ def _read(path: Path, digest: str) -> Packed | None:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-            memory = huge_memory(path.stat().st_size - 8 - length)
-            if file.readinto(memory.data) != len(memory):
-                return None
+        memory = huge_memory(path.stat().st_size - 8 - length)
+        reading = Reading(path, 8 + length, memory)
     except (OSError, ValueError, safetensors.SafetensorError):
         return None
     numpy_types = {"F32": np.float32, "U16": np.uint16, "U8": np.uint8}
@@ -227,7 +261,7 @@ def _read(path: Path, digest: str) -> Packed | None:
         if name in metadata:
             kind = formats[metadata[name]]
             packed[name] = kind(*(arrays[f"{name}.{field}"] for field in kind._fields))
-    return packed
+    return packed, reading
 
 
 def huge_memory(nbytes: int) -> NDArray[np.uint8]:

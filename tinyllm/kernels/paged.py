@@ -83,10 +83,10 @@ class PagePool:
         Else it does so at the first touch, in the middle of a step: it clears two megabytes then,
         and a virtual machine may have to get them from its host, which takes longer than a step.
         """
-        with self._lock:
-            n_pages = -(-n_tokens // PAGE)
-            for page in self._free[::-1][:n_pages]:
-                self.arrays.cells[page] = 0
+        for page in range(min(-(-n_tokens // PAGE), self.n_pages)):  # the first that are taken
+            with self._lock:  # page by page, so that nobody waits for all of it
+                if self._users[page] == 0:
+                    self.arrays.cells[page] = 0
 
     def is_shared(self, page: int) -> bool:
         """Does more than one sequence hold this page?"""
