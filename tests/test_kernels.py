@@ -392,6 +392,17 @@ def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_
             assert np.abs(got - want).max() < 2e-5
 
 
+def test_claiming_memory_spares_pages_in_use() -> None:
+    pool = PagePool(ModelConfig(64, 64, 2, 4, 2, 32, 64, 256, 1e4, 1e-5, True), "f32", 4)
+    taken = pool.take(2)
+    pool.arrays.cells[...] = 7
+    pool.claim_memory(3 * 64)  # more than is free among the first pages, and …
+    pool.claim_memory(10_000)  # … more than there is
+    assert (pool.arrays.cells[taken] == 7).all()
+    assert not pool.arrays.cells[[2, 3]].any()
+    assert pool.take(2) == [2, 3]
+
+
 @both
 def test_rope(kernels: ModuleType) -> None:
     rng = np.random.default_rng(7)
