@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -393,14 +394,24 @@ def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_
 
 
 def test_claiming_memory_spares_pages_in_use() -> None:
-    pool = PagePool(ModelConfig(64, 64, 2, 4, 2, 32, 64, 256, 1e4, 1e-5, True), "f32", 4)
+    pool = PagePool(ModelConfig(64, 64, 2, 4, 2, 32, 64, 256, 1e4, 1e-5, True), "f32", 6)
     taken = pool.take(2)
     pool.arrays.cells[...] = 7
-    pool.claim_memory(3 * 64)  # more than is free among the first pages, and …
-    pool.claim_memory(10_000)  # … more than there is
-    assert (pool.arrays.cells[taken] == 7).all()
-    assert not pool.arrays.cells[[2, 3]].any()
-    assert pool.take(2) == [2, 3]
+
+    def cleared() -> list[int]:
+        for thread in threading.enumerate():
+            if thread.name == "tinyllm-claim":
+                thread.join()
+        return [page for page in range(6) if not pool.arrays.cells[page].any()]
+
+    pool.claim_memory(3 * 64)
+    assert cleared() == [2]
+    assert pool.take(1) == [2]
+    assert cleared() == [2]
+    assert pool.take(1) == [3]  # the first beyond them: as many again
+    assert cleared() == [2, 4, 5]
+    assert pool.take(2) == [4, 5]
+    assert (pool.arrays.cells[[*taken, 3]] == 7).all()
 
 
 @both

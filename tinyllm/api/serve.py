@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -84,8 +83,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         kv_cache_mb=settings.kv_cache_mb,
     )
     if isinstance(lm.runner, CompiledModel):
-        claim = partial(lm.runner.pool.claim_memory, CLAIMED_TOKENS)
-        threading.Thread(target=claim, name="tinyllm-claim", daemon=True).start()
+        lm.runner.pool.claim_memory(CLAIMED_TOKENS)
     engine = Engine(
         lm.runner,
         max_batch=settings.max_batch,

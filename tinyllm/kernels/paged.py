@@ -7,6 +7,7 @@ shares its pages by count and copies the last, partly filled one only when eithe
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -41,6 +42,7 @@ class PagePool:
         self.arrays = Pool(huge_zeros(shape, stored))
         self.n_pages = n_pages
         self.page_nbytes = self.arrays.cells[:1].nbytes
+        self._claimed = 0  # pages from the first on whose memory is ours already, if anyone cares
         self._users = [0] * n_pages
         self._free = list(range(n_pages - 1, -1, -1))  # the lowest first, so memory stays compact
         self._lock = threading.RLock()
@@ -61,6 +63,8 @@ class PagePool:
             pages = [self._free.pop() for _ in range(n)]
             for page in pages:
                 self._users[page] = 1
+            if 0 < self._claimed <= max(pages, default=0):
+                self._claim_in_background(2 * self._claimed)
             return pages
 
     def share(self, pages: list[int]) -> None:
@@ -78,12 +82,23 @@ class PagePool:
                     self._free.append(page)
 
     def claim_memory(self, n_tokens: int) -> None:
-        """Have the system hand out the memory of the next pages now, enough for `n_tokens`.
+        """Have the system hand out the memory of pages for `n_tokens` behind the caller's back.
 
         Else it does so at the first touch, in the middle of a step: it clears two megabytes then,
         and a virtual machine may have to get them from its host, which takes longer than a step.
+        Whenever all that was claimed is in use, as much again is.
         """
-        for page in range(min(-(-n_tokens // PAGE), self.n_pages)):  # the first that are taken
+        with self._lock:
+            self._claim_in_background(-(-n_tokens // PAGE))
+
+    def _claim_in_background(self, n_pages: int) -> None:
+        first, self._claimed = self._claimed, min(n_pages, self.n_pages)
+        pages = range(first, self._claimed)
+        with contextlib.suppress(RuntimeError):  # no thread to be had: then at the first touch
+            threading.Thread(target=self._touch, args=(pages,), name="tinyllm-claim").start()
+
+    def _touch(self, pages: range) -> None:
+        for page in pages:
             with self._lock:  # page by page, so that nobody waits for all of it
                 if self._users[page] == 0:
                     self.arrays.cells[page] = 0

@@ -17,6 +17,7 @@ sleeps in short naps, so that the scheduler can give the core to the thread that
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -266,9 +267,8 @@ def next_job(control: Array, last: int) -> int:
 
 def wake_on_time() -> None:
     """Have this thread's naps end when they should: Linux adds 50 microseconds unless told."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
 
 
 # --- the team -----------------------------------------------------------------------------------
