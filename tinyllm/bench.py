@@ -35,6 +35,7 @@ from tinyllm.kernels.paged import PagedCache
 from tinyllm.model import Segment
 
 PROMPT_CONTEXT = 16  # tokens before the first that is timed, unless asked otherwise
+BATCH_STEPS = 32  # of a batch, at most
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def prompt_of(model: CompiledModel, length: int) -> NDArray[np.int32]:
 
 def start_streams(model: CompiledModel, options: BenchOptions) -> list[PagedCache]:
     """The sequences of a batch, each with a prompt read."""
-    streams = [model.new_cache(options.context + 32) for _ in range(options.batch)]
+    streams = [model.new_cache(options.context + BATCH_STEPS) for _ in range(options.batch)]
     for stream in streams:
         model.forward(prompt_of(model, options.context), stream, logits="none")
     return streams
@@ -143,7 +144,7 @@ def measure(
     streams: Sequence[PagedCache],
 ) -> None:
     """One turn of each of our measurements, in tokens a second; `streams` have read a prompt."""
-    tokens = prompt_of(model, max(options.decode, 32))
+    tokens = prompt_of(model, max(options.decode, BATCH_STEPS))
     with cache_of(model, options.context + options.decode) as cache:
         if options.decode:
             model.forward(prompt_of(model, options.context), cache, logits="none")
@@ -157,7 +158,7 @@ def measure(
             model.forward(prompt_of(model, options.prefill), cache)
             times["prefill"].append(options.prefill / (time.perf_counter() - start))
     if streams:
-        steps = max(1, min(32, options.decode))
+        steps = max(1, min(BATCH_STEPS, options.decode))
         start = time.perf_counter()
         for i in range(steps):
             model.forward_batch([Segment(tokens[i : i + 1], cache) for cache in streams])
