@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
-from tinyllm.model import Segment
+from tinyllm.runner import Segment
 
 VOCAB = 61
 GONE = -(2**40)  # what a free page holds

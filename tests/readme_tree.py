@@ -10,17 +10,20 @@ BEGIN, END = "<!-- tree: python -m tests.readme_tree -->\n```text\n", "```\n<!--
 
 # The order in which a token meets them; what is not named follows alphabetically.
 READING_ORDER = [
-    "lm", "config", "weights", "tokenizer", "model", "kernels/reference", "kv_cache", "sampler",
-    "distribution", "decode", "compiled", "kernels", "engine", "api", "image", "preprocess",
-    "vision", "vision_config", "vision_compiled", "prompt", "image_prompt", "smolvlm",
-    "connected", "connector", "parts", "hooks", "trace", "trace_file", "explain", "lab", "causal",
-    "fetch",
+    "config", "weights", "tokenizer", "model", "kernels/reference", "kv_cache", "sampler",
+    "distribution", "decode", "lm", "compiled", "runner", "prompt", "parts", "errors",
+    "inside", "vision", "kernels", "engine", "files", "fetch", "api", "measure", "terminal",
 ]  # fmt: skip
 TITLES = {
-    "engine": "many requests, one model",
-    "api": "HTTP: the chat-completions contract in two dialects",
+    "inside": "looking inside a forward pass",
+    "vision": "from pixels to rows that a language model reads",
     "kernels": "the arithmetic: `reference` defines it, the rest is held to it",
+    "engine": "many requests, one model",
+    "files": "checkpoint files that are not safetensors",
     "fetch": "where weights come from",
+    "api": "HTTP: the chat-completions contract in two dialects",
+    "measure": "speed, and what a weight format costs",
+    "terminal": "the programs for a terminal",
 }
 
 

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests.vision_models import seeded_weights
 from tinyllm.config import ModelConfig
-from tinyllm.smolvlm import PROJECTION
-from tinyllm.vision_config import VisionConfig
+from tinyllm.vision.config import VisionConfig
+from tinyllm.vision.smolvlm import PROJECTION
 from tinyllm.weights import expected_shapes
 
 N_TEXT_TOKENS = 49_152  # SmolLM2's

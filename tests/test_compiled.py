@@ -18,7 +18,8 @@ from tinyllm.errors import CacheFull, ConfigError, WeightsError
 from tinyllm.kernels import quantize
 from tinyllm.kernels.packed import Reading, load_packed
 from tinyllm.kv_cache import KVCache
-from tinyllm.model import Model, Segment
+from tinyllm.model import Model
+from tinyllm.runner import Segment
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import expected_shapes, load_weights
 

@@ -13,7 +13,8 @@ from tinyllm import decode
 from tinyllm.decode import Session, decode_steps, generate
 from tinyllm.errors import CacheFull, TraceError
 from tinyllm.kv_cache import KVCache
-from tinyllm.model import Model, Segment
+from tinyllm.model import Model
+from tinyllm.runner import Segment
 from tinyllm.sampler import SamplingParams
 
 MODEL = tiny_model()

@@ -9,10 +9,10 @@ import pytest
 
 import tinyllm
 from tinyllm.errors import HookError
-from tinyllm.hooks import HookContext
-from tinyllm.lab import break_it, first_difference
+from tinyllm.inside.hooks import HookContext
+from tinyllm.inside.lab import break_it, first_difference
 from tinyllm.lm import LM
-from tinyllm.model import Array
+from tinyllm.runner import Array
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -62,7 +62,7 @@ def test_a_recording(lm: LM) -> None:
         np.testing.assert_allclose(pattern.sum(-1), 1, atol=1e-5)
         assert not np.triu(pattern, 1).any()
     # 528 MB at 256 tokens, as the documentation says.
-    from tinyllm.trace import activation_bytes
+    from tinyllm.inside.replay import activation_bytes
 
     assert activation_bytes(lm.config, None, 256) == pytest.approx(528e6, rel=0.25)
 

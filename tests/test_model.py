@@ -23,7 +23,8 @@ from tinyllm.config import ModelConfig
 from tinyllm.decode import Session
 from tinyllm.errors import CacheFull
 from tinyllm.kernels import reference as ops
-from tinyllm.model import Model, Segment
+from tinyllm.model import Model
+from tinyllm.runner import Segment
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import load_weights

@@ -15,11 +15,11 @@ import tinyllm
 from tests.assembled_folder import CARD, write_assembled
 from tests.smolvlm_folder import write_smolvlm
 from tests.vision_models import picture
-from tinyllm.connected import CONNECTOR_FILE, PROCESSOR, ConnectedEncoder
 from tinyllm.errors import ConfigError, FetchError, ImageError, TinyllmError, WeightsError
 from tinyllm.lm import LM
 from tinyllm.parts import Parts
-from tinyllm.stepper import Stepper, prompt_text
+from tinyllm.terminal.stepper import Stepper, prompt_text
+from tinyllm.vision.connected import CONNECTOR_FILE, PROCESSOR, ConnectedEncoder
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,14 @@ import pytest
 import tinyllm
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session, decode_steps, generate
-from tinyllm.hooks import HookContext, HookSet, make_hooks
+from tinyllm.inside.hooks import HookContext, HookSet, make_hooks
+from tinyllm.inside.replay import run_with_cache
+from tinyllm.inside.trace_file import read_trace
 from tinyllm.kv_cache import KVCache
 from tinyllm.lm import LM
-from tinyllm.model import Array, Model
+from tinyllm.model import Model
+from tinyllm.runner import Array
 from tinyllm.sampler import SamplingParams
-from tinyllm.trace import run_with_cache
-from tinyllm.trace_file import read_trace
 
 Make = Callable[..., Session]
 TINY = tiny_model()
@@ -69,7 +70,7 @@ def maker(request: pytest.FixtureRequest) -> Make:
 
 def logits_at_once(session: Session, chunk: int = 1000, hooks: HookSet | None = None) -> Array:
     """All logits of a session's tokens from one forward without its cache, or from chunks."""
-    from tinyllm.hooks import make_tap
+    from tinyllm.inside.hooks import make_tap
 
     model = session.runner
     assert isinstance(model, Model)

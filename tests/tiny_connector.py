@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tinyllm.connector import expected_shapes
+from tinyllm.vision.connector import expected_shapes
 
 FACTS = {
     "names": ["dog", "apple", "socks", "circle", "star"], "n_shapes": 2,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from tinyllm.vision_config import VisionConfig, expected_shapes
+from tinyllm.vision.config import VisionConfig, expected_shapes
 
 _SHAPE = {
     "hidden_size": 32,

@@ -1,5 +1,5 @@
 """`python -m tinyllm` is the `tinyllm` command."""
 
-from tinyllm.cli import main
+from tinyllm.terminal.cli import main
 
 main()

@@ -28,7 +28,7 @@ from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.threads import Team
-from tinyllm.model import Segment, weights_fingerprint
+from tinyllm.runner import Segment, weights_fingerprint
 
 DTYPES = ("f32", "bf16", "q8", "q4")
 MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache

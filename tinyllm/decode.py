@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 
 from tinyllm.distribution import Distribution, Stages, Standing
 from tinyllm.errors import HookError, TraceError
-from tinyllm.hooks import READABLE_ONLY, Hook, HookSet, NamesFilter, make_tap, match_names
-from tinyllm.kv_cache import Cache, KVCache
-from tinyllm.model import Array, Model, Runner, Segment
-from tinyllm.sampler import ChosenBy, Logits, Sampler, SamplingParams, uniform
-from tinyllm.tokenizer import StreamDecoder, Tokenizer
-from tinyllm.trace import (
+from tinyllm.inside.hooks import READABLE_ONLY, Hook, HookSet, NamesFilter, make_tap, match_names
+from tinyllm.inside.replay import (
     ActivationCache,
     LogitLens,
     Replay,
@@ -31,10 +27,15 @@ from tinyllm.trace import (
     clipped_cache,
     replay_token,
 )
+from tinyllm.kv_cache import Cache, KVCache
+from tinyllm.model import Model
+from tinyllm.runner import Array, Runner, Segment
+from tinyllm.sampler import ChosenBy, Logits, Sampler, SamplingParams, uniform
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from tinyllm.causal import CausalMap
-    from tinyllm.trace_file import TraceRecord
+    from tinyllm.inside.causal import CausalMap
+    from tinyllm.inside.trace_file import TraceRecord
 
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
 
@@ -69,7 +70,7 @@ class Candidates(list[Candidate]):
         return f"Candidates({shown}{', …' if len(self) > 5 else ''})"
 
     def _repr_html_(self) -> str:
-        from tinyllm.display import candidates_html
+        from tinyllm.inside.display import candidates_html
 
         return candidates_html(self)
 
@@ -130,7 +131,7 @@ class CacheView:
         return f"CacheView({self.n_tokens} tokens, {self.nbytes / 1e6:.2f} MB)"
 
     def _repr_html_(self) -> str:
-        from tinyllm.display import cache_html
+        from tinyllm.inside.display import cache_html
 
         return cache_html(self, self._step.session.runner.config)
 
@@ -139,7 +140,7 @@ class Conditions(NamedTuple):
     """What was set while logits were computed: whatever else, they can't be used again under."""
 
     hooks: tuple[Hook, ...]
-    broken: tuple[str, ...]  # by tinyllm.lab
+    broken: tuple[str, ...]  # by tinyllm.inside.lab
 
 
 class Step:
@@ -264,10 +265,10 @@ class Step:
     def causal_map(self, layer: int | None = None) -> CausalMap:
         """What the token's log-probability owes to each layer's attention and MLP.
 
-        See `tinyllm.causal`; `layer` is the one whose heads are taken apart, by default the one
-        whose attention matters most.
+        See `tinyllm.inside.causal`; `layer` is the one whose heads are taken apart, by default
+        the one whose attention matters most.
         """
-        from tinyllm.causal import causal_map
+        from tinyllm.inside.causal import causal_map
 
         return causal_map(self, layer)
 
@@ -278,7 +279,7 @@ class Step:
             parts: what to put in: candidates=10, stages=True, lens=0 (k), attention=(layer, heads);
                 see `trace_file.record_step`.
         """
-        from tinyllm.trace_file import record
+        from tinyllm.inside.trace_file import record
 
         return record(self.session, [self], **parts).to_dict()
 
@@ -290,7 +291,7 @@ class Step:
         )
 
     def _repr_html_(self) -> str:
-        from tinyllm.display import step_html
+        from tinyllm.inside.display import step_html
 
         return step_html(self)
 
@@ -432,7 +433,7 @@ class Session:
 
     def trace(self, **parts: Any) -> TraceRecord:
         """All steps so far as a versioned trace to save; `parts` as in `Step.to_dict`."""
-        from tinyllm.trace_file import record
+        from tinyllm.inside.trace_file import record
 
         return record(self, self.steps, **parts)
 

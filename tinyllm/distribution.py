@@ -31,7 +31,7 @@ class Stages(list[Stage]):
         return "Stages(" + " → ".join(f"{s.name} {s.n_kept:,}" for s in self) + ")"
 
     def _repr_html_(self) -> str:
-        from tinyllm.display import stages_html
+        from tinyllm.inside.display import stages_html
 
         return stages_html(self)
 

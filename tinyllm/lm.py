@@ -15,9 +15,9 @@ from tinyllm import decode
 from tinyllm.config import ModelConfig
 from tinyllm.decode import Generation, Session, Step
 from tinyllm.errors import ImageError
-from tinyllm.explain import Explanation, explain
 from tinyllm.fetch import catalog, resolve
-from tinyllm.hooks import (
+from tinyllm.inside.explain import Explanation, explain
+from tinyllm.inside.hooks import (
     HookFn,
     HookPoints,
     HookSet,
@@ -27,14 +27,15 @@ from tinyllm.hooks import (
     make_hooks,
     needs_readable_path,
 )
-from tinyllm.image import ImageSource, read_image
-from tinyllm.image_prompt import ImagePrompts
-from tinyllm.model import Array, Model, Runner
+from tinyllm.inside.replay import ActivationCache, run_with_cache
+from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
+from tinyllm.runner import Array, Runner
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.trace import ActivationCache, run_with_cache
+from tinyllm.vision.image import ImageSource, read_image
+from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import load_weights
 
 Dtype = Literal["f32", "bf16", "q8", "q4"]
@@ -340,7 +341,7 @@ class LM:
             name: a hook point, as in "blocks.3.attn.hook_pattern".
             pos: which token of the prompt; negative ones count from the end.
             prompt: default: the one that this model saw last.
-            head, key, dim: the entry's other indices; see `tinyllm.explain`.
+            head, key, dim: the entry's other indices; see `tinyllm.inside.explain`.
         """
         if prompt is None:
             prompt = self._last_prompt

@@ -17,13 +17,13 @@ from typing import Any
 
 from tinyllm import fetch
 from tinyllm.config import read_json_object
-from tinyllm.connected import CONNECTOR_FILE, ConnectedEncoder
-from tinyllm.connector import Connector
 from tinyllm.errors import ConfigError, WeightsError
-from tinyllm.image_prompt import ImagePrompts
-from tinyllm.smolvlm import MODEL_TYPES, SmolVLM
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision import load_encoder
+from tinyllm.vision.connected import CONNECTOR_FILE, ConnectedEncoder
+from tinyllm.vision.connector import Connector
+from tinyllm.vision.load import load_encoder
+from tinyllm.vision.prompt import ImagePrompts
+from tinyllm.vision.smolvlm import MODEL_TYPES, SmolVLM
 from tinyllm.weights import read_folder
 
 IMAGE_TOKEN = "<|endoftext|>"  # no chat template writes it, and no user's text can

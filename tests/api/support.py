@@ -22,7 +22,7 @@ from tinyllm.api.service import ServedModel, Service
 from tinyllm.api.settings import Settings
 from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
-from tinyllm.model import Segment
+from tinyllm.runner import Segment
 from tinyllm.tokenizer import Tokenizer
 
 S, O = "/api/v3/inference", "/v1"  # noqa: E741

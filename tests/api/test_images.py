@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.api.support import Live, live
 from tests.smolvlm_folder import write_smolvlm
-from tests.test_image import gif_canvas, mutate, png_of_size, seeds, webp_canvas
+from tests.vision.test_image import gif_canvas, mutate, png_of_size, seeds, webp_canvas
 from tests.vision_models import picture
 from tinyllm.api.images import MAX_IMAGES
 from tinyllm.api.serve import load_models

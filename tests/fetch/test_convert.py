@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tests.fetch.files import HEAD_DIM, HEADS, KV_HEADS, LAYERS, VOCAB, tensors, write_gguf
 from tinyllm.config import ModelConfig
 from tinyllm.errors import FetchError, WeightsError
-from tinyllm.fetch import carried
 from tinyllm.fetch.convert import convert, half_split_order, hub_name, shortest
+from tinyllm.files import carried
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import load_weights
 

@@ -27,7 +27,7 @@ from tinyllm import fetch
 from tinyllm.errors import FetchError, TokenizerError, WeightsError
 from tinyllm.fetch.convert import convert
 from tinyllm.fetch.validate import validate
-from tinyllm.smolvlm import PROJECTION
+from tinyllm.vision.smolvlm import PROJECTION
 
 REPO = "acme/tiny-chat"
 SHA = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/1": "c" * 40}

@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 
 from tests import vision_models as models
-from tests.test_preprocess import PICTURES, PROCESSORS, TILED
+from tests.vision.test_preprocess import PICTURES, PROCESSORS, TILED
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyllm.connector import GROUND, WHOLE, Connector
+from tinyllm.vision.connector import GROUND, WHOLE, Connector
 
 pytestmark = pytest.mark.reference
 ROWS = {"before": 3, "pad": 1, "after": 2}

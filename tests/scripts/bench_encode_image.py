@@ -20,7 +20,7 @@ import torch
 from transformers import Dinov2Model
 
 from tinyllm import fetch
-from tinyllm.vision import load_encoder
+from tinyllm.vision.load import load_encoder
 
 
 def milliseconds(work: Callable[[], Any]) -> float:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import tinyllm
 from tinyllm.api.grammar import Grammars, json_grammar
 from tinyllm.api.guides import ChoiceGuide
-from tinyllm.model import Segment
+from tinyllm.runner import Segment
 from tinyllm.sampler import Sampler, SamplingParams
 
 SCHEMAS: dict[str, dict[str, Any]] = {

@@ -21,10 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm import fetch
-from tinyllm.bench import BenchOptions, beside_busy, environment, kv_bytes, measure, start_streams
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import machine
+from tinyllm.measure import machine
+from tinyllm.measure.bench import (
+    BenchOptions,
+    beside_busy,
+    environment,
+    kv_bytes,
+    measure,
+    start_streams,
+)
 
 PREFILL, DECODE, BATCH, THREADS = 512, 128, 16, 2
 FORMATS = {"f32": ["F32"], "bf16": ["BF16"], "q8": ["Q8_0"], "q4": ["Q4_0", "Q4_1"]}

@@ -20,7 +20,7 @@ from tinyllm.api.protocol import (
 )
 from tinyllm.api.reader import Piece
 from tinyllm.api.tool_calls import CallStart
-from tinyllm.trace_file import VERSION, StepRecord
+from tinyllm.inside.trace_file import VERSION, StepRecord
 
 
 class ChunkWriter:

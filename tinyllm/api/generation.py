@@ -43,7 +43,7 @@ from tinyllm.engine.types import (
     Started,
     Token,
 )
-from tinyllm.trace_file import StepRecord
+from tinyllm.inside.trace_file import StepRecord
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 Everything about an image comes from a stranger. `data:` URLs are taken apart here; https ones are
 fetched by `fetch_image`; what the bytes are, and whether they are decoded at all, is settled by
-`tinyllm.image`.
+`tinyllm.vision.image`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tinyllm.api.errors import ApiError, Loc
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError
-from tinyllm.image import decode_image
+from tinyllm.vision.image import decode_image
 
 MAX_IMAGES = 8  # a request
 MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
@@ -30,7 +30,7 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 
 class VisionPrompts(Protocol):
-    """What a vision model offers the API; `tinyllm.image_prompt.ImagePrompts` is one."""
+    """What a vision model offers the API; `tinyllm.vision.prompt.ImagePrompts` is one."""
 
     def prompt(
         self, messages: Sequence[Mapping[str, Any]], images: Sequence[Pixels], **extra: Any

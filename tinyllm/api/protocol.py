@@ -27,7 +27,7 @@ from typing_extensions import NotRequired, TypedDict
 from tinyllm.api.dialect import Dialect
 from tinyllm.api.errors import ApiError, Loc, invalid
 from tinyllm.api.strict_json import MAX_INT
-from tinyllm.trace_file import StepRecord
+from tinyllm.inside.trace_file import StepRecord
 
 DEFAULT_MAX_TOKENS = 2000
 MAX_HEADS = 64  # of one layer, in a trace

@@ -14,8 +14,8 @@ from tinyllm.api.stops import StopStrings
 from tinyllm.api.thinking import Thinking, ThinkSpec
 from tinyllm.api.tool_calls import CallArguments, CallReader, CallStart
 from tinyllm.engine.types import Token
+from tinyllm.inside.trace_file import StepRecord
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
-from tinyllm.trace_file import StepRecord
 
 
 @dataclass

@@ -21,17 +21,17 @@ import numpy as np
 from tinyllm.api.errors import too_many
 from tinyllm.api.protocol import MAX_INSIDE, Trace
 from tinyllm.engine.types import Prompt, Token, TraceParams
-from tinyllm.kv_cache import KVCache
-from tinyllm.model import PREFILL_CHUNK, Model
-from tinyllm.tokenizer import StreamDecoder, Tokenizer
-from tinyllm.trace import attention_name, lens_names, replay_token
-from tinyllm.trace_file import (
+from tinyllm.inside.replay import attention_name, lens_names, replay_token
+from tinyllm.inside.trace_file import (
     StageRecord,
     StepRecord,
     record_attention,
     record_candidates,
     record_lens,
 )
+from tinyllm.kv_cache import KVCache
+from tinyllm.model import PREFILL_CHUNK, Model
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 MAX_PROMPTS = 4096  # prompt tokens, times n, that can be looked into: 190 MB of KV caches
 

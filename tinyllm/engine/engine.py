@@ -41,7 +41,7 @@ from tinyllm.engine.types import (
 )
 from tinyllm.errors import CacheFull
 from tinyllm.kv_cache import Cache
-from tinyllm.model import Runner, Segment
+from tinyllm.runner import Runner, Segment
 from tinyllm.sampler import Logits, log_normalizer
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tinyllm.errors import CacheFull
 from tinyllm.kv_cache import Cache
-from tinyllm.model import Runner
+from tinyllm.runner import Runner
 
 
 class Pool(Protocol):

@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tinyllm.errors import FetchError
-from tinyllm.fetch import carried
-from tinyllm.fetch.gguf import GGUF, Blocks
+from tinyllm.files import carried
+from tinyllm.files.gguf import GGUF, Blocks
 
 # GGUF's tensor names → the hub's. `{i}` is the layer.
 GLOBAL_NAMES = {

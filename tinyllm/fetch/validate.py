@@ -8,8 +8,8 @@ import safetensors
 
 from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import WeightsError
-from tinyllm.smolvlm import MODEL_TYPES, SmolVLM
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.vision.smolvlm import MODEL_TYPES, SmolVLM
 from tinyllm.weights import TEXT_PREFIX, checkpoint_files, expected_shapes
 
 

@@ -11,5 +11,5 @@ To read the compiled path, in this order:
     paged.py      the KV cache in pages;  packed.py  weights kept in the kernels' layout
     build.py      how all of it is compiled and kept;  machine.py  the limits it is held to
 
-`python -m tinyllm.kernels` shows one of them beside the reference.
+`python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

@@ -177,7 +177,7 @@ def load_packed(
     if found is None:
         carried = None
         if dtype == "q4" and (folder / CARRIED_FILE).is_file():
-            from tinyllm.fetch.carried import load_blocks  # needed once a checkpoint
+            from tinyllm.files.carried import load_blocks  # needed once a checkpoint
 
             carried = load_blocks(folder)
         made = pack(config, load_weights(folder, config), dtype, carried)

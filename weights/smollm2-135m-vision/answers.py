@@ -12,7 +12,7 @@ import numpy as np
 from data import concepts
 from scenes import COLOURS, SHAPES
 
-from tinyllm.connector import NUMBERS, sentence, with_article
+from tinyllm.vision.connector import NUMBERS, sentence, with_article
 
 CANT_TELL = "I can't tell what is in this picture."
 CANT_NAME = "something that I can't name"

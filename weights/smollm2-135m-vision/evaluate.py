@@ -27,7 +27,7 @@ from features import DIM, features
 from scenes import COLOURS, SHAPES, Scene, Split, contents, held_out, scene
 
 import tinyllm
-from tinyllm.connector import NOTHING, NUMBERS
+from tinyllm.vision.connector import NOTHING, NUMBERS
 
 QUESTIONS = (
     "What's in this image?", "Describe what you see in this image.", "What is in this picture?",

@@ -20,8 +20,8 @@ from PIL import Image
 from scenes import KINDS, Split, scene
 
 from tinyllm import fetch
-from tinyllm.connected import PROCESSOR
-from tinyllm.connector import GRID, NORM_EPS
+from tinyllm.vision.connected import PROCESSOR
+from tinyllm.vision.connector import GRID, NORM_EPS
 
 CLASS_LAYERS = (9, 10, 11)
 PATCH_LAYERS = (4, 9, 11)

@@ -1,4 +1,4 @@
-"""The heads that read a picture: what `tinyllm.connector` computes, in torch, for training.
+"""The heads that read a picture: what `tinyllm.vision.connector` computes, in torch, for training.
 
 `Look` finds where things are and in which colours, `Kind` what sort of scene it is, `Centres` the
 middle of each thing; they are trained by gradients. What the slots see is named by linear
@@ -16,7 +16,7 @@ from scenes import COLOURS, SHAPES, Scene
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyllm.connector import GRID, GROUND, KINDS, LEFT, RIGHT, SLOTS, WHOLE
+from tinyllm.vision.connector import GRID, GROUND, KINDS, LEFT, RIGHT, SLOTS, WHOLE
 
 VOTES = 128
 MIXED = 48
@@ -221,7 +221,7 @@ def how_many(chance: Tensor, most: int = 9) -> Tensor:
 def tensors_of(
     look: Mapping[str, Tensor], kind: Mapping[str, Tensor], centres: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The heads' weights under the names that `tinyllm.connector` gives them."""
+    """The heads' weights under the names that `tinyllm.vision.connector` gives them."""
     mix = centres["mix.weight"] @ centres["components"]
     tensors = {
         "slots.key": look["key.weight"], "slots.query": look["query"],

@@ -51,8 +51,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tinyllm import fetch
-from tinyllm.connector import GROUND, WHOLE, expected_shapes
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.vision.connector import GROUND, WHOLE, expected_shapes
 
 HERE = Path(__file__).parent
 FLOOR = 0.05  # a name that is less likely than this is not given
@@ -238,7 +238,7 @@ def train_rows(options: argparse.Namespace) -> None:
 
 
 def pack(options: argparse.Namespace) -> None:
-    """All stages' weights as `tinyllm.connector` reads them, and their loss pictures beside."""
+    """All stages' weights as `vision.connector` reads them, and their loss pictures beside."""
     look, kind, centres, naming, rows = (
         torch.load(CACHE / f"{stage}.pt", weights_only=True)["module"] for stage in DEFAULTS
     )

@@ -1,0 +1,505 @@
+"""Every kernel against loops in float64: compiled, in vectors, and once more as plain Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba.core.errors import TypingError
+
+from tests import kernels_oracle as oracle
+from tests import naive
+from tinyllm.config import ModelConfig
+from tinyllm.kernels import jit, quantize
+from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, lean
+from tinyllm.kernels.layout import (
+    BF16,
+    F32,
+    GROUP,
+    Q4,
+    Q8,
+    TILE,
+    AttendScratch,
+    Int8Rows,
+    SplitRows,
+    check_arrays,
+    empty_f32_rows,
+    empty_int8_rows,
+    empty_split_rows,
+)
+from tinyllm.kernels.paged import PagePool
+
+IMPLEMENTATIONS: list[ModuleType] = [jit]
+if USE_SIMD:
+    from tinyllm.kernels import simd
+
+    IMPLEMENTATIONS.append(simd)
+
+FORMATS = ("f32", "bf16", "bf16_split", "q8", "q4")  # split: activations as two bfloat16s
+EXAMPLES = 25 if JIT else 3  # plain Python takes a thousand times as long
+EXTREMES = [0.0, 1e-42, -1e-39, 3e38, -3e38, np.inf, -np.inf, np.nan]
+
+both = pytest.mark.parametrize("kernels", IMPLEMENTATIONS, ids=lambda m: m.__name__.split(".")[-1])
+
+
+@pytest.fixture(autouse=True)
+def _float_warnings() -> Any:
+    """Extremes overflow on purpose; only numpy scalars (plain Python) would warn of it."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def skip_without_instructions(kernels: ModuleType, kind: str) -> None:
+    if kernels is not jit and kind == "bf16_split" and not USE_BF16:
+        pytest.skip("this processor has no bfloat16 instructions")
+
+
+def stacked(weight: np.ndarray, kind: str, layers: int = 2) -> Any:
+    packed = quantize.quantize(weight, kind.removesuffix("_split"))
+    return type(packed)(*(np.stack([np.zeros_like(a)] * (layers - 1) + [a]) for a in packed))
+
+
+def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
+    """x (n, K) as activations in tile 1 of 2."""
+    make, put = {
+        "q8": (empty_int8_rows, kernels.put_int8),
+        "q4": (empty_int8_rows, kernels.put_int8),
+        "bf16_split": (empty_split_rows, jit.put_split),
+    }.get(kind, (empty_f32_rows, jit.put_f32))
+    rows = make(2 * TILE, x.shape[1])
+    for i, row in enumerate(x):
+        put(rows, 1, i, 0, np.ascontiguousarray(row), 0, x.shape[1])
+    return rows
+
+
+def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.ndarray:
+    kernel = getattr(
+        kernels,
+        {F32: "matmul_f32", BF16: "matmul_bf16", Q8: "matmul_q8", Q4: "matmul_q4"}[type(w)]
+        + ("_split" if isinstance(rows, SplitRows) else ""),
+    )
+    blocks = -(-n_rows // 16)
+    out = np.zeros((TILE + 1, 16 * blocks + 3), np.float32)
+    kernel(w, 1, 0, blocks, rows, 1, n, out, 1, 2)
+    return out[1 : 1 + n, 2 : 2 + n_rows]
+
+
+# --- matrices -----------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("kind", FORMATS)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
+    skip_without_instructions(kernels, kind)
+    n, groups = data.draw(st.integers(1, TILE)), data.draw(st.integers(1, 3))
+    n_rows = data.draw(st.integers(1, 20))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    weight = rng.standard_normal((n_rows, groups * GROUP)).astype(np.float32)
+    x = rng.standard_normal((n, groups * GROUP)).astype(np.float32) * 10
+    w, rows = stacked(weight, kind), make_rows(kernels, x, kind)
+    want = oracle.matmul(w, 1, n_rows, groups * GROUP, rows, 1, n)
+    got = matmul(kernels, w, rows, n, n_rows)
+    assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
+    # … and the format itself is near what it stands for.
+    near = {"f32": 1e-5, "bf16": 0.02, "bf16_split": 0.02, "q8": 0.04, "q4": 0.3}[kind]
+    exact = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert np.abs(got - exact).max() <= near * np.sqrt(groups * GROUP) * 30
+
+
+@both
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_token_has_the_same_bits_in_any_tile(kernels: ModuleType, kind: str) -> None:
+    skip_without_instructions(kernels, kind)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((16, 64)).astype(np.float32)
+    x = rng.standard_normal((TILE, 64)).astype(np.float32)
+    w = stacked(weight, kind)
+    whole = matmul(kernels, w, make_rows(kernels, x, kind), TILE, 16)
+    for n in range(1, TILE):
+        part = matmul(kernels, w, make_rows(kernels, x[:n], kind), n, 16)
+        assert np.array_equal(part, whole[:n])
+
+
+@pytest.mark.skipif(not USE_SIMD, reason="there is only one implementation here")
+@pytest.mark.parametrize("kind", ["q8", "q4"])
+def test_integer_arithmetic_agrees_to_the_bit(kind: str) -> None:
+    """Scales of 1 leave integers alone, which float32 holds exactly: no rounding to differ by."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        x = rng.integers(-127, 128, (3, 96)).astype(np.float32)
+        x[:, ::GROUP] = 127  # so that every group's scale is 1
+        if kind == "q8":
+            values = rng.integers(-127, 128, (16, 96)).astype(np.int8)
+            packed: Any = quantize.pack_q8(values, np.ones((16, 3), np.float16))
+        else:
+            nibbles = rng.integers(0, 16, (16, 96)).astype(np.uint8)
+            low = np.full((16, 3), -8, np.float16)
+            packed = quantize.pack_q4(nibbles, np.ones((16, 3), np.float16), low)
+            values = (nibbles.astype(np.int16) - 8).astype(np.int8)
+        w = type(packed)(*(np.stack([a, a]) for a in packed))
+        want = x.astype(np.int64) @ values.astype(np.int64).T
+        for kernels in IMPLEMENTATIONS:
+            got = matmul(kernels, w, make_rows(kernels, x, kind), 3, 16)
+            assert np.array_equal(got, want)
+
+
+@pytest.mark.skipif(not USE_SIMD, reason="only vectors assume a layout")
+def test_vectors_refuse_what_they_would_read_wrong() -> None:
+    weight = np.ones((16, 64), np.float32)
+    w = stacked(weight, "f32")
+    rows = make_rows(simd, np.ones((1, 64), np.float32), "f32")
+    out = np.zeros((TILE, 32), np.float32)
+    turned = F32(np.asfortranarray(w.values))
+    with pytest.raises(TypingError, match="C-contiguous"):
+        simd.matmul_f32(turned, 1, 0, 1, rows, 1, 1, out, 0, 0)
+    every_other = F32(np.repeat(w.values, 2, axis=1)[:, ::2])
+    with pytest.raises(TypingError, match="C-contiguous"):
+        simd.matmul_f32(every_other, 1, 0, 1, rows, 1, 1, out, 0, 0)
+    wrong = F32(w.values.astype(np.float64))
+    with pytest.raises(TypingError, match="float32"):
+        simd.matmul_f32(wrong, 1, 0, 1, rows, 1, 1, out, 0, 0)
+
+
+def test_arrays_are_checked_before_kernels_see_them() -> None:
+    raw = np.zeros(4 * 32 + 1, np.uint8)
+    with pytest.raises(ValueError, match=r"weights.0.values is not aligned"):
+        check_arrays((F32(raw[1:].view(np.float32)), 3), "weights")
+    with pytest.raises(ValueError, match=r"weights.1 is not C-contiguous"):
+        check_arrays((3, np.zeros((4, 4))[:, ::2]), "weights")
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+@both
+def test_put_int8(kernels: ModuleType) -> None:
+    rng = np.random.default_rng(2)
+    for scale in (1.0, 1e-30, 1e30):
+        x = (rng.standard_normal(3 * GROUP) * scale).astype(np.float32)
+        rows = empty_int8_rows(16, 4 * GROUP)
+        kernels.put_int8(rows, 1, 5, GROUP, x, 0, 3 * GROUP)
+        back = [oracle.activation(rows, 1, 5, k) for k in range(4 * GROUP)]
+        assert not np.any(back[:GROUP])
+        worst = np.abs(np.array(back[GROUP:]) - x).reshape(3, -1).max(axis=1)
+        assert np.all(worst <= np.abs(x).reshape(3, -1).max(axis=1) / 127 * 0.5001)
+        for g in range(3):
+            total = int(rows.values[1, g + 1, 5].astype(np.int64).sum())
+            assert rows.starts[1, g + 1, 5] == -128 * total
+            assert rows.sums[1, g + 1, 5] == rows.scales[1, g + 1, 5] * np.float32(total)
+
+
+@both
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_put_int8_of_extremes(kernels: ModuleType, extreme: float) -> None:
+    x = np.full(GROUP, 0.0, np.float32)
+    x[7] = extreme
+    rows = empty_int8_rows(8, GROUP)
+    kernels.put_int8(rows, 0, 0, 0, x, 0, GROUP)
+    got = oracle.activation(rows, 0, 0, 7)
+    if np.isfinite(extreme):
+        assert got == pytest.approx(extreme, rel=0.01, abs=1e-36)
+    else:
+        assert not np.isfinite(rows.scales[0, 0, 0])  # and so not what is computed from it
+
+
+@pytest.mark.skipif(not USE_SIMD, reason="there is only one implementation here")
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=GROUP, max_size=GROUP))
+def test_put_int8_agrees_to_the_bit(numbers: list[float]) -> None:
+    x = np.array(numbers, np.float32)
+    plain, vectors = empty_int8_rows(8, GROUP), empty_int8_rows(8, GROUP)
+    jit.put_int8(plain, 0, 3, 0, x, 0, GROUP)
+    simd.put_int8(vectors, 0, 3, 0, x, 0, GROUP)
+    assert all(np.array_equal(a, b) for a, b in zip(plain, vectors, strict=True))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(0, 100), st.integers(1, 100), st.integers(0, 2**32))
+def test_put_f32_anywhere(column: int, n: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal(n + 3).astype(np.float32)
+    rows = empty_f32_rows(16, 224)
+    jit.put_f32(rows, 1, 6, column, x, 3, n)
+    want = np.zeros(224, np.float32)
+    want[column : column + n] = x[3:]
+    assert np.array_equal(rows.values[1, :, 6].reshape(-1), want)
+    assert np.count_nonzero(rows.values) == n
+
+
+def test_put_split_keeps_sixteen_bits() -> None:
+    rng = np.random.default_rng(2)
+    for scale in (1.0, 1e-30, 1e30):
+        x = (rng.standard_normal(2 * GROUP) * scale).astype(np.float32)
+        rows = empty_split_rows(8, 3 * GROUP)
+        jit.put_split(rows, 0, 5, GROUP, x, 0, 2 * GROUP)
+        back = np.array([oracle.activation(rows, 0, 5, k) for k in range(3 * GROUP)])
+        assert not np.any(back[:GROUP])
+        assert np.all(np.abs(back[GROUP:] - x) <= np.abs(x) * 2.0**-16)
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+def test_put_split_of_extremes(extreme: float) -> None:
+    x = np.full(GROUP, 1.0, np.float32)
+    x[7] = extreme
+    rows = empty_split_rows(8, GROUP)
+    jit.put_split(rows, 0, 0, 0, x, 0, GROUP)
+    got = oracle.activation(rows, 0, 0, 7)
+    assert got == pytest.approx(extreme, rel=2.0**-16, abs=1e-38) or not np.isfinite(extreme)
+    assert np.isfinite(got) == np.isfinite(extreme)
+    assert oracle.activation(rows, 0, 0, 6) == 1.0
+
+
+@both
+def test_norm_row(kernels: ModuleType) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4, 96)).astype(np.float32)
+    x[1] *= 1e-25
+    x[2] = 0
+    weight = rng.standard_normal((2, 96)).astype(np.float32)
+    want = naive.rms_norm(x, weight[1], 1e-5)
+    for row in range(4):
+        out = np.zeros(96, np.float32)
+        kernels.norm_row(x, row, weight, 1, 1e-5, out)
+        assert np.allclose(out, want[row], rtol=1e-5, atol=1e-30)
+
+
+@both
+def test_norm_row_passes_on_what_is_not_finite(kernels: ModuleType) -> None:
+    for extreme in (np.inf, -np.inf, np.nan):
+        x = np.ones((1, 32), np.float32)
+        x[0, 3] = extreme
+        out = np.zeros(32, np.float32)
+        kernels.norm_row(x, 0, np.ones((1, 32), np.float32), 0, 1e-5, out)
+        assert not np.isfinite(out[3])
+
+
+@both
+def test_swiglu(kernels: ModuleType) -> None:
+    rng = np.random.default_rng(4)
+    gate = np.concatenate([rng.standard_normal(26) * 8, [0, -0.0, 1e-42, -90, 90, -200]])
+    gate, up = gate.astype(np.float32), rng.standard_normal(32).astype(np.float32)
+    pairs = np.zeros((2, 64), np.float32)
+    pairs[1] = np.concatenate([gate[:16], up[:16], gate[16:], up[16:]])
+    out = np.zeros(32, np.float32)
+    kernels.swiglu(pairs, 1, out)
+    assert np.allclose(out, naive.swiglu(gate, up), rtol=1e-5, atol=1e-30)
+
+
+@both
+def test_exp(kernels: ModuleType) -> None:
+    if kernels is jit:
+        values = np.linspace(-86.9, 88, 500, dtype=np.float32)
+        got = np.array([jit.exp(np.float32(x)) for x in values])
+    else:
+        values = np.linspace(-86.9, 88, 512, dtype=np.float32)
+        got = np.zeros_like(values)
+        exp_all(values, got)
+    want = np.exp(values.astype(np.float64))
+    assert np.abs(got / want - 1).max() < 4e-7
+
+
+@both
+def test_exp_of_extremes(kernels: ModuleType) -> None:
+    exp = jit.exp if kernels is jit else kernels.exp_one
+    assert exp(np.float32(0)) == 1  # exactly: a row that sees nothing new must not change
+    assert exp(np.float32(-np.inf)) == 0
+    assert exp(np.float32(-1e30)) == 0
+    assert np.isnan(exp(np.float32(np.nan)))
+
+
+if USE_SIMD:
+
+    @lean
+    def exp_all(values: Any, out: Any) -> None:
+        for i in range(0, len(values), 16):
+            simd.store(out, i, simd.exp(simd.load(values, i)))
+
+
+def test_halves_like_numpy() -> None:
+    step = 1 if JIT else 97
+    bits = np.arange(0, 65536, step).astype(np.uint16)
+    want = bits.view(np.float16).astype(np.float32)
+    got = np.array([jit.half_to_float(int(b)) for b in bits], np.float32)
+    assert np.array_equal(got, want, equal_nan=True)
+    rng = np.random.default_rng(5)
+    values = (rng.standard_normal(2000) * 10.0 ** rng.integers(-9, 6, 2000)).astype(np.float32)
+    values = np.concatenate([values, want, [65519.99, 65520, 1e38, -1e38, 6e-8, 2e-8]])
+    values = values[: len(values) // step].astype(np.float32)
+    back = np.array([jit.float_to_half(v) for v in values], np.uint16)
+    expected = values.astype(np.float16)
+    assert np.array_equal(back.view(np.float16), expected, equal_nan=True)
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("n_keys", [1, 15, 16, 63, 64, 65, 130] if JIT else [1, 17])
+@pytest.mark.parametrize("head_dim", [32, 64])  # vectors take 64 elements at once where they can
+def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_dim: int) -> None:
+    config = ModelConfig(64, 64, 2, 4, 2, head_dim, 64, 256, 1e4, 1e-5, True)
+    pool = PagePool(config, kv_dtype, 8)
+    # What was never written, or belongs to an earlier sequence, must not matter: poison it.
+    for array in pool.arrays:
+        array[...] = np.float32(np.nan) if kv_dtype == "f32" else np.float16(np.nan).view(np.uint16)
+    rng = np.random.default_rng(6)
+    keys, values = rng.standard_normal((2, n_keys, head_dim)).astype(np.float32)
+    if kv_dtype == "f16":
+        keys, values = (a.astype(np.float16).astype(np.float32) for a in (keys, values))
+    pages = np.array([[0, 0, 0, 0], [5, 2, 7, 1]], np.int32)
+    half = np.zeros(head_dim, pool.arrays.cells.dtype)
+    for t in range(n_keys):
+        page, slot = int(pages[1, t // 64]), t % 64
+        kernels.append_key(pool.arrays.cells, page, 1, 1, slot, keys, t, half)
+        kernels.append_value(pool.arrays.cells, page, 1, 1, slot, values, t)
+
+    q = np.zeros((24, head_dim), np.float32)
+    q[3:11] = rng.standard_normal((8, head_dim)) * 2
+    visible = np.zeros(24, np.int64)
+    seen = [max(1, n_keys - i) for i in range(8)]
+    visible[2:10] = seen
+    scratch = AttendScratch(*(np.zeros(s, np.float32) for s in ((8, 64), (8, 16), 8)))
+    state = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
+    merged = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
+    merged[0][:] = jit.NOTHING_YET
+    for n in (3, 4, 8):
+        for array in (*merged[1:], *state):
+            array[...] = 0
+        merged[0][:] = jit.NOTHING_YET
+        for start in range(0, n_keys, 64):  # chunks of one page, to have several
+            stop = min(n_keys, start + 64)
+            kernels.attend(
+                q, 3, n, visible, *pool.arrays, pages, 1, 1, 1, start, stop, scratch, *state, 2
+            )  # fmt: skip
+            for i in range(n):
+                if visible[2 + i] > start:
+                    kernels.merge(*merged, 2 + i, *state, 2 + i)
+        for i in range(n):
+            got = merged[2][2 + i] / merged[1][2 + i]
+            scores = keys[: seen[i]].astype(np.float64) @ q[3 + i].astype(np.float64)
+            weights = np.exp(scores - scores.max())
+            want = weights @ values[: seen[i]] / weights.sum()
+            assert np.abs(got - want).max() < 2e-5
+
+
+def test_claiming_memory_spares_pages_in_use() -> None:
+    pool = PagePool(ModelConfig(64, 64, 2, 4, 2, 32, 64, 256, 1e4, 1e-5, True), "f32", 6)
+    taken = pool.take(2)
+    pool.arrays.cells[...] = 7
+
+    def cleared() -> list[int]:
+        for thread in threading.enumerate():
+            if thread.name == "tinyllm-claim":
+                thread.join()
+        return [page for page in range(6) if not pool.arrays.cells[page].any()]
+
+    pool.claim_memory(3 * 64)
+    assert cleared() == [2]
+    assert pool.take(1) == [2]
+    assert cleared() == [2]
+    assert pool.take(1) == [3]  # the first beyond them: as many again
+    assert cleared() == [2, 4, 5]
+    assert pool.take(2) == [4, 5]
+    assert (pool.arrays.cells[[*taken, 3]] == 7).all()
+
+
+@both
+def test_rope(kernels: ModuleType) -> None:
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((3, 32)).astype(np.float32)
+    angles = rng.standard_normal((5, 16))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    want = naive.apply_rope(x[:, None], np.tile(angles[4], (3, 1)))[:, 0] * 0.25
+    out = np.full((5, 32), np.nan, np.float32)
+    for lane in range(3):
+        kernels.rope(x, lane, cos, sin, 4, 0.25, out, 1 + lane)
+    assert np.allclose(out[1:4], want, atol=1e-6)
+    assert np.isnan(out[[0, 4]]).all()
+    for lane in range(3):
+        kernels.rope(x, lane, cos, sin, 4, 0.25, x, lane)  # in place
+    assert np.array_equal(x, out[1:4])
+
+
+# --- formats ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_rows", [1, 16, 21])
+def test_packing_and_back(n_rows: int) -> None:
+    rng = np.random.default_rng(8)
+    weight = rng.standard_normal((n_rows, 96)).astype(np.float32)
+    assert np.array_equal(quantize.unpack_f32(quantize.pack_f32(weight), n_rows), weight)
+    rounded = quantize.from_bf16(quantize.to_bf16(weight))
+    assert np.array_equal(quantize.unpack_bf16(quantize.pack_bf16(weight), n_rows), rounded)
+    q8 = quantize.quantize_q8(weight)
+    q4 = quantize.quantize_q4(weight)
+    for there, back in (
+        (q8, quantize.unpack_q8(quantize.pack_q8(*q8), n_rows)),
+        (q4, quantize.unpack_q4(quantize.pack_q4(*q4), n_rows)),
+    ):
+        assert all(np.array_equal(a, b) for a, b in zip(there, back, strict=True))
+
+
+def test_rounding_is_to_the_nearest() -> None:
+    rng = np.random.default_rng(9)
+    weight = rng.standard_normal((8, 64)).astype(np.float32)
+    weight[0] = 0
+    weight[1] = 1e-42
+    for restored, steps in (
+        (quantize.dequantize_q8(*quantize.quantize_q8(weight)), 254),
+        (quantize.dequantize_q4(*quantize.quantize_q4(weight)), 30),
+    ):
+        groups = weight.reshape(8, 2, GROUP)
+        span = (groups.max(-1) - groups.min(-1)) if steps == 30 else 2 * np.abs(groups).max(-1)
+        worst = np.abs(restored - weight).reshape(8, 2, GROUP).max(-1)
+        assert np.all(worst <= span / steps * 1.01 + 1e-3 * np.abs(groups).max(-1) + 1e-40)
+
+
+def test_bf16_rounding() -> None:
+    given_ = np.array([1.0, 1.00390625, 1.01171875, -np.inf, np.nan, 3.4e38], np.float32)
+    want = [1.0, 1.0, 1.015625, -np.inf, np.nan, np.inf]  # ties go to the even neighbour
+    got = quantize.from_bf16(quantize.to_bf16(given_))
+    assert np.array_equal(got, np.array(want, np.float32), equal_nan=True)
+
+
+def test_odd_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        quantize.quantize(np.ones((4, 40), np.float32), "q8")
+    with pytest.raises(ValueError, match="dtype must be"):
+        quantize.quantize(np.ones((4, 64), np.float32), "q5")
+
+
+# --- the same without compiling, and without vectors ----------------------------------------------
+
+
+@pytest.mark.skipif(not JIT, reason="this is that run")
+def test_the_same_as_plain_python() -> None:
+    again({"NUMBA_DISABLE_JIT": "1"})
+
+
+def again(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+def test_rows_types() -> None:
+    assert isinstance(empty_int8_rows(9, 64), Int8Rows)
+    assert empty_int8_rows(9, 64).values.shape == (2, 2, 8, 32)
+    assert empty_f32_rows(9, 64).values.shape == (2, 2, 8, 32)

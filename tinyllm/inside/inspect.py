@@ -1,0 +1,159 @@
+"""Look at a saved trace: in the terminal, or as one HTML file that needs nothing else.
+
+The HTML has no script and asks for nothing from a network: steps are radio buttons, so the arrow
+keys go from token to token, and style sheet and drawings are in the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from tinyllm.inside.display import bar, percent, visible
+from tinyllm.inside.trace_file import StepRecord, TraceRecord
+
+ATTENTION_COLUMNS = 48  # newest positions that the page draws; the first one always is
+
+
+def print_trace(trace: TraceRecord, console: Console, step: int | None = None) -> None:
+    """The text with a line a step; or one step with its candidates, stages, lens and attention.
+
+    Raises:
+        ValueError: there is no step of this index.
+    """
+    console.print(_header(trace))
+    if step is None:
+        console.print(_steps_table(trace))
+        return
+    found = [s for s in trace.steps if s.index == step]
+    if not found:
+        have = ", ".join(str(s.index) for s in trace.steps[:20])
+        raise ValueError(f"the trace has no step {step}; it has {have}")
+    console.print(Group(*_step_parts(trace, found[0])))
+
+
+def _header(trace: TraceRecord) -> RenderableType:
+    n_prompt = len(trace.prompt)
+    text = Text()
+    for position, piece in enumerate(trace.texts):
+        text.append(_unescaped(piece), style="dim" if position < n_prompt else "bold")
+    sampling = ", ".join(f"{k} {v}" for k, v in trace.sampling.items() if v not in ({}, None))
+    title = f"{trace.model} ({trace.dtype}, {trace.fingerprint})"
+    return Panel(text, title=escape(title), subtitle=escape(sampling), title_align="left")
+
+
+def _steps_table(trace: TraceRecord) -> Table:
+    table = Table(box=None, header_style="dim")
+    for name, justify in (("step", "right"), ("token", "left"), ("p", "right"), ("", "left"),
+                          ("entropy", "right"), ("by", "left"), ("instead", "left")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for step in trace.steps:
+        p = _chosen(step).p_raw
+        others = [c for c in step.candidates if c.token != step.token][:3]
+        instead = "  ".join(f"{visible(c.text)} {percent(c.p_raw)}" for c in others)
+        table.add_row(
+            str(step.index), escape(visible(step.text)), percent(p), f"[cyan]{bar(p, 12)}[/]",
+            f"{step.entropy:.2f}", step.chosen_by, f"[dim]{escape(instead)}[/]",
+        )  # fmt: skip
+    return table
+
+
+def _step_parts(trace: TraceRecord, step: StepRecord) -> list[RenderableType]:
+    head = (
+        f"[bold]step {step.index}[/], position {step.position}: "
+        f"[bold]{escape(visible(step.text))}[/] by {step.chosen_by}, "
+        f"log-probability {step.logprob:.3f}, entropy {step.entropy:.2f} nats"
+    )
+    candidates = Table("", "token", "p raw", "", "p", "", box=None, header_style="dim")
+    for c in step.candidates:
+        mark = "→" if c.token == step.token else ""
+        last = f"[red]cut by {c.cut_by}[/]" if c.cut_by else f"[green]{bar(c.p, 16)}[/]"
+        candidates.add_row(
+            mark, escape(visible(c.text)), percent(c.p_raw), f"[cyan]{bar(c.p_raw, 16)}[/]",
+            "" if c.cut_by else percent(c.p), last,
+        )  # fmt: skip
+    parts: list[RenderableType] = [head, candidates]
+    if step.stages:
+        parts.append("stages: " + " → ".join(f"{s.name} {s.n_kept:,}" for s in step.stages))
+    if step.lens:
+        lens = Table("depth", "would say", "", "p", "rank", box=None, header_style="dim")
+        for row in step.lens:
+            best = row.top[0] if row.top else ("", 0.0)
+            lens.add_row(str(row.layer), escape(visible(best[0])), percent(best[1]),
+                         f"{bar(row.p, 12)} {percent(row.p)}", str(row.rank))  # fmt: skip
+        parts.append(lens)
+    for head_record in step.attention or []:
+        best_first = sorted(range(len(head_record.weights)), key=lambda i: -head_record.weights[i])
+        looks = "  ".join(
+            f"{visible(trace.texts[i])} {percent(head_record.weights[i])}" for i in best_first[:5]
+        )
+        parts.append(f"layer {head_record.layer}, head {head_record.head}: {escape(looks)}")
+    if step.replay_error is not None:
+        parts.append(f"[dim]replay error {step.replay_error:.1e}[/]")
+    return parts
+
+
+def export_html(trace: TraceRecord, path: str | Path) -> Path:
+    """Write the trace as one self-contained HTML file."""
+    path = Path(path)
+    path.write_text(trace_html(trace), encoding="utf-8")
+    return path
+
+
+def trace_html(trace: TraceRecord) -> str:
+    """The trace as an HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"visible": visible, "percent": percent}
+    by_position = {step.position: step for step in trace.steps}
+    tokens = [
+        {"text": text, "step": by_position.get(i), "breaks": text.count("\\n")}
+        for i, text in enumerate(trace.texts)
+    ]
+    return environment.get_template("trace.html.jinja").render(
+        trace=trace,
+        n_prompt=len(trace.prompt),
+        tokens=tokens,
+        surprise={step.index: min(1.0, -step.logprob / 6) for step in trace.steps},
+        line=_entropy_line(trace.steps),
+        chosen={step.index: _chosen(step) for step in trace.steps},
+        columns=_columns,
+    )
+
+
+def _columns(step: StepRecord) -> list[int]:
+    """The positions whose attention the page draws."""
+    newest = range(max(0, step.position - ATTENTION_COLUMNS), step.position)
+    return list(newest) if 0 in newest else [0, *newest]
+
+
+def _entropy_line(steps: list[StepRecord]) -> dict[str, Any]:
+    """Entropy along the steps, in the coordinates of an SVG 1000 wide and 100 high."""
+    highest = max([step.entropy for step in steps] + [1.0])
+    apart = 1000 / max(1, len(steps))
+    points = [
+        {"x": round((i + 0.5) * apart, 1), "y": round(95 - 88 * s.entropy / highest, 1), "step": s}
+        for i, s in enumerate(steps)
+    ]
+    return {"points": points, "highest": highest, "apart": apart}
+
+
+def _chosen(step: StepRecord) -> Any:
+    return next(c for c in step.candidates if c.token == step.token)
+
+
+def _unescaped(text: str) -> str:
+    """Token text with its line breaks back."""
+    return text.replace("\\n", "\n")

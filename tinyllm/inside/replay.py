@@ -1,0 +1,394 @@
+"""Looking inside: activations by name, and the replay of a past step.
+
+The KV cache is append-only, so whatever is asked about a past step (attention, residual stream,
+logit lens) is one traced forward of one token over the cache clipped to that step. Stepping
+therefore costs nothing extra, and a replay says how far its logits are from the recorded ones.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.config import ModelConfig
+from tinyllm.errors import HookError
+from tinyllm.inside.hooks import FINAL, Hook, HookTap, NamesFilter, hook_points, match_names
+from tinyllm.kernels import reference as ops
+from tinyllm.kv_cache import Cache, KVCache
+from tinyllm.model import Model
+from tinyllm.runner import Array
+from tinyllm.sampler import probabilities, top_logprobs
+from tinyllm.tokenizer import Tokenizer
+
+LARGE_BYTES = 256 * 2**20  # an activation cache above this is warned about
+
+
+class LargeActivations(ResourceWarning, UserWarning):
+    """Recording all this will take a lot of memory."""
+
+
+class ActivationCache(Mapping[str, Array]):
+    """Recorded activations by hook-point name, in forward order.
+
+    `acts["blocks.3.attn.hook_pattern"]`, or short `acts["pattern", 3]`. An unknown or unrecorded
+    name is a KeyError that says which.
+    """
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, Array]) -> None:
+        self.config = config
+        self._arrays = dict(arrays)
+
+    def __getitem__(self, key: str | tuple[str, int]) -> Array:
+        name = key if isinstance(key, str) else self._long_name(*key)
+        if name in self._arrays:
+            return self._arrays[name]
+        try:
+            match_names(self.config, name)
+        except HookError as error:
+            raise KeyError(str(error)) from None
+        raise KeyError(f"{name} was not recorded: the names filter left it out")
+
+    def _long_name(self, short: str, layer: int) -> str:
+        layer = layer + self.config.n_layers if layer < 0 else layer
+        for name in (f"blocks.{layer}.{part}hook_{short}" for part in ("", "attn.", "mlp.")):
+            if name in self._arrays:
+                return name
+        return f"blocks.{layer}.{short}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for a in self._arrays.values())
+
+    def __repr__(self) -> str:
+        return f"ActivationCache({len(self)} arrays, {self.nbytes / 1e6:.1f} MB)"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.inside.display import activations_html
+
+        return activations_html(self)
+
+
+def activation_bytes(
+    config: ModelConfig, names: NamesFilter, n_tokens: int, itemsize: int = 4
+) -> int:
+    """What recording these hook points over a whole prompt of `n_tokens` takes, in bytes."""
+    wanted = set(match_names(config, names))
+    shapes = (p.shape(config, n_tokens, n_tokens) for p in hook_points(config) if p.name in wanted)
+    return itemsize * sum(int(np.prod(shape)) for shape in shapes)
+
+
+def run_with_cache(
+    model: Model,
+    tokens: Sequence[int],
+    names_filter: NamesFilter = None,
+    *,
+    hooks: Sequence[Hook] = (),
+    image_positions: NDArray[np.int64] | None = None,
+    image_rows: NDArray[np.float32] | None = None,
+) -> tuple[Array, ActivationCache]:
+    """One forward over a whole prompt, recording what `names_filter` selects.
+
+    Args:
+        tokens: (T,) ids.
+        names_filter: see `hooks.match_names`; None records everything.
+        hooks: run before recording: what is recorded is what the forward went on with.
+
+    Returns:
+        Logits (T, vocab_size) and the activations; attention's are (n_heads, T, T).
+
+    Raises:
+        HookError: an unknown name.
+
+    Warns:
+        LargeActivations: more than 256 MB would be held; names filter what is kept.
+    """
+    wanted = set(match_names(model.config, names_filter))
+    nbytes = activation_bytes(model.config, lambda n: n in wanted, len(tokens)) if wanted else 0
+    if nbytes > LARGE_BYTES:
+        warnings.warn(
+            f"recording {len(wanted)} activations of {len(tokens)} tokens takes "
+            f'{nbytes / 1e6:.0f} MB; select fewer, as in names_filter="*.attn.hook_pattern"',
+            LargeActivations,
+            stacklevel=3,
+        )
+    cache = model.new_cache(len(tokens))
+    arrays: dict[str, Array] = {}
+
+    def record(name: str, array: Array) -> None:
+        if name in wanted:
+            arrays[name] = array
+
+    logits = model.forward(
+        tokens,
+        cache,
+        tap=HookTap(model.config, cache, hooks, len(tokens), record),
+        image_positions=image_positions,
+        image_rows=image_rows,
+    )
+    return logits, ActivationCache(model.config, arrays)
+
+
+def clipped_cache(model: Model, cache: Cache, length: int, capacity: int) -> KVCache:
+    """A contiguous copy of the first `length` tokens of any cache, paged or not."""
+    clipped = model.new_cache(capacity)
+    for layer in range(model.config.n_layers):
+        clipped.append(layer, cache.keys(layer)[:length], cache.values(layer)[:length])
+    clipped.advance(length)
+    return clipped
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """What the residual stream at one depth would say if it were unembedded there."""
+
+    layer: int  # 0 is the embedding; i is the stream that leaves layer i - 1
+    name: str  # of the hook point
+    top: list[tuple[int, str, float]]  # (token, text, probability), best first
+    rank: int  # of the token asked about, from 0
+    p: float  # its probability
+
+
+class LogitLens:
+    """Each layer's own residual stream through the final norm and the unembedding.
+
+    The norm's scale is each stream's own (some lenses reuse the last layer's, or leave the norm
+    out: those give other numbers). nostalgebraist 2020,
+    https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru.
+
+    Attributes:
+        logits: (n_layers + 1, vocab_size) float32; the last row is the model's own logits.
+        rows: the table, a row a depth.
+        target: the token whose rank and probability each row has.
+    """
+
+    def __init__(
+        self, logits: Array, names: Sequence[str], target: int, k: int, tokenizer: Tokenizer
+    ) -> None:
+        self.logits, self.target, self.k = logits, target, k
+        self.target_text = tokenizer.token_text(target)
+        self.rows = [
+            LensRow(
+                layer=i,
+                name=name,
+                top=[
+                    (t, tokenizer.token_text(t), float(np.exp(logprob)))
+                    for t, logprob in top_logprobs(row, k)
+                ],
+                rank=int(np.count_nonzero(row > row[target])),
+                p=float(probabilities(row)[target]),
+            )
+            for i, (name, row) in enumerate(zip(names, logits, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[LensRow]:
+        return iter(self.rows)
+
+    def __getitem__(self, layer: int) -> LensRow:
+        return self.rows[layer]
+
+    def __repr__(self) -> str:
+        best = [row.top[0][1] if row.top else "" for row in self.rows]
+        first = next((r.layer for r in self.rows if r.rank == 0), None)
+        told = "never first" if first is None else f"first at depth {first}"
+        return f"LogitLens({len(self)} depths; {self.target_text!r} {told}; last: {best[-1]!r})"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.inside.display import lens_html
+
+        return lens_html(self)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one forward of the readable path went, in seconds."""
+
+    seconds: Mapping[str, float]  # operation, summed over layers, in forward order
+    by_layer: NDArray[np.float64]  # (n_layers,)
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole forward, unembedding included."""
+        return sum(self.seconds.values())
+
+    def __repr__(self) -> str:
+        slow = sorted(self.seconds.items(), key=lambda item: -item[1])[:3]
+        parts = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in slow)
+        return f"Timing({self.total * 1e3:.1f} ms; {parts} …)"
+
+    def _repr_html_(self) -> str:
+        from tinyllm.inside.display import timing_html
+
+        return timing_html(self)
+
+
+# What has been computed when the tap at a hook point is called. Only that point's own line counts:
+# the time since the tap before it.
+OPERATIONS = {
+    "hook_embed": "embedding",
+    "hook_resid_pre": "residual",
+    "ln1.hook_normalized": "attention norm",
+    "attn.hook_q": "q, k, v projections",
+    "attn.hook_k": "q, k, v projections",
+    "attn.hook_v": "q, k, v projections",
+    "attn.hook_rot_q": "rotary",
+    "attn.hook_rot_k": "rotary",
+    "attn.hook_attn_scores": "cache and scores",
+    "attn.hook_pattern": "softmax",
+    "attn.hook_z": "mix values",
+    "hook_attn_out": "output projection",
+    "hook_resid_mid": "residual",
+    "ln2.hook_normalized": "MLP norm",
+    "mlp.hook_pre": "gate projection",
+    "mlp.hook_pre_linear": "up projection",
+    "mlp.hook_post": "SwiGLU",
+    "hook_mlp_out": "down projection",
+    "hook_resid_post": "residual",
+    "ln_final.hook_normalized": "final norm",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """One traced forward of one token: everything inside the step that followed it.
+
+    Attributes:
+        position: the token's; the logits are of position + 1.
+        activations: every hook point, with T = 1.
+        logits: (vocab_size,) float32, as replayed.
+        timing: seconds an operation.
+    """
+
+    model: Model = field(repr=False)
+    position: int
+    activations: ActivationCache
+    logits: NDArray[np.float32] = field(repr=False)
+    timing: Timing
+
+    def attention(self, layer: int, head: int) -> NDArray[np.float32]:
+        """How the newest token spreads its attention, (position + 1,), summing to 1."""
+        config = self.model.config
+        check_index("layer", layer, config.n_layers)
+        check_index("head", head, config.n_heads)
+        row: NDArray[np.float32] = self.activations[attention_name(layer % config.n_layers)][
+            head, 0
+        ]
+        return row
+
+    @cached_property
+    def hidden_states(self) -> Array:
+        """The residual stream at every depth, (n_layers + 1, dim): the embedding, then what leaves
+        each layer (the last one before the final norm)."""
+        names = depth_names(self.model.config)
+        return np.stack([self.activations[name][-1] for name in names])
+
+    @cached_property
+    def lens_logits(self) -> Array:
+        """Every depth's stream through final norm and unembedding, (n_layers + 1, vocab_size)."""
+        model = self.model
+        norm, eps = model.weights["model.norm.weight"], model.config.norm_eps
+        normed = ops.rms_norm(self.hidden_states, norm, eps)
+        normed[-1] = self.activations[FINAL.suffix][-1]  # a hook there counts
+        return ops.linear(normed, model.head_weight)
+
+    def logit_lens(self, k: int, target: int, tokenizer: Tokenizer) -> LogitLens:
+        """The lens as a table of the k likeliest tokens at each depth."""
+        return LogitLens(self.lens_logits, depth_names(self.model.config), target, k, tokenizer)
+
+
+def depth_names(config: ModelConfig) -> list[str]:
+    """The residual stream's hook points: the embedding, then what leaves each layer."""
+    layers = range(config.n_layers)
+    return ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
+
+
+def lens_names(config: ModelConfig) -> list[str]:
+    """What a replay must have recorded for its lens."""
+    return [*depth_names(config), FINAL.suffix]
+
+
+def attention_name(layer: int) -> str:
+    """What a replay must have recorded for a layer's attention."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+def replay_token(
+    model: Model,
+    token: int,
+    cache: KVCache,
+    *,
+    names: Collection[str] | None = None,
+    hooks: Sequence[Hook] = (),
+    n_prompt: int = 0,
+    image_row: NDArray[np.float32] | None = None,
+) -> Replay:
+    """Run one token over a cache of what came before it, recording what happens.
+
+    Args:
+        cache: holds the positions before the token's, with room for one more; it grows by one.
+        names: hook points to record; None records all.
+        hooks: those that were set when the step was decoded.
+        n_prompt: tokens of the prompt, for the hooks' positions.
+        image_row: (dim,), if an image stands at the token's position.
+    """
+    arrays: dict[str, Array] = {}
+    stamps: list[tuple[str, float]] = []
+
+    def record(name: str, array: Array) -> None:
+        if names is None or name in names:
+            arrays[name] = array
+        stamps.append((name, time.perf_counter()))
+
+    position = cache.length
+    tap = HookTap(model.config, cache, hooks, n_prompt, record)
+    start = time.perf_counter()
+    logits = model.forward(
+        [token],
+        cache,
+        tap=tap,
+        image_positions=None if image_row is None else np.zeros(1, np.int64),
+        image_rows=None if image_row is None else image_row[None],
+    )
+    end = time.perf_counter()
+    timing = _timing(model.config, start, stamps, end)
+    return Replay(model, position, ActivationCache(model.config, arrays), logits[-1], timing)
+
+
+def _timing(
+    config: ModelConfig, start: float, stamps: Sequence[tuple[str, float]], end: float
+) -> Timing:
+    seconds: dict[str, float] = {}
+    by_layer = np.zeros(config.n_layers)
+    before = start
+    for name, now in stamps:
+        block = re.match(r"blocks\.(\d+)\.(.*)", name)
+        operation = OPERATIONS[block[2] if block else name]
+        seconds[operation] = seconds.get(operation, 0.0) + now - before
+        if block:
+            by_layer[int(block[1])] += now - before
+        before = now
+    seconds["unembedding"] = end - before
+    return Timing(seconds, by_layer)
+
+
+def check_index(what: str, index: Any, size: int) -> None:
+    """Raise ValueError unless -size <= index < size."""
+    if not isinstance(index, (int, np.integer)) or not -size <= index < size:
+        raise ValueError(f"{what} must be from 0 to {size - 1}, not {index!r}")

