@@ -1,20 +1,14 @@
 """`python server.py`: read the flags, load, serve. See `--help`."""
 
-from __future__ import annotations
-
-import os
 import sys
 
-from tinyllm.api.settings import parse
+if sys.version_info < (3, 10):  # noqa: UP036, for this line is what an older Python gets to see
+    sys.exit("server.py needs Python 3.10 or newer; this is %d.%d" % sys.version_info[:2])  # noqa: UP031
 
 if __name__ == "__main__":
-    settings = parse()  # first, so that --help and mistakes needn't wait for numpy and numba
+    try:
+        from tinyllm.terminal.serve import main
 
-    if settings.backend == "compiled":
-        # The kernels have the cores. numpy only helps, with traces: on one thread, so that two of
-        # its own don't wait for each other while the kernels run.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-    from tinyllm.api.serve import serve
-
-    sys.exit(serve(settings))
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(f"server.py: {error.name} is missing; install tinyllm first: pip install .")

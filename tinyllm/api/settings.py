@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 MiB = 1024 * 1024
 
@@ -135,11 +136,27 @@ def _choices(kind: Any) -> tuple[str, ...] | None:
     return get_args(kind) if kind not in (str, int, float, bool, tuple[str, ...]) else None
 
 
-def parse(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """Settings from the command line and the environment. Exits with usage on a mistake."""
+class _Parser(argparse.ArgumentParser):
+    """argparse's, whose mistakes are one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in message.split() if "unrecognized" in message else ():
+            if near := difflib.get_close_matches(word.partition("=")[0], known, 1):
+                message += f"; did you mean {near[0]}?"
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def parse(
+    argv: Sequence[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    program: str = "server.py",
+) -> Settings:
+    """Settings from the command line and the environment. Exits with a sentence on a mistake."""
     environ = os.environ if environ is None else environ
-    parser = argparse.ArgumentParser(
-        prog="server.py",
+    parser = _Parser(
+        prog=program,
+        allow_abbrev=False,
         description="Serve a model behind a chat-completions API.",
         epilog="Each flag can be given as an environment variable too: --max-n as TINYLLM_MAX_N.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -6,6 +6,7 @@ are of the wheel and of the file inside, so a copy from anywhere is as good as t
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -131,9 +132,12 @@ def get(name: str) -> Package:
     """As `find`, but an unknown name raises `FetchError` with the names there are."""
     package = find(name)
     if package is None:
+        names = [n for model in (*CATALOG, *ASSEMBLED) for n in (model.name, *model.aliases)]
+        near = difflib.get_close_matches(name, names, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
         known = ", ".join(model.name for model in (*CATALOG, *ASSEMBLED))
         raise FetchError(
-            f"no model is called {name!r}. Known names: {known}. A local folder, a .whl or .gguf "
-            "file, or hf:OWNER/NAME works too."
+            f"no model is called {name!r}.{meant} Known names: {known}. A local folder, a .whl or "
+            ".gguf file, or hf:OWNER/NAME works too."
         )
     return package

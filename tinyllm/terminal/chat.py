@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -111,8 +111,13 @@ class Chat:
         del self.messages[questions[-1] :]
         self.console.print("[dim]the last question is taken back[/]")
 
-    def say(self, text: str) -> None:
-        """Ask, and print the answer as it comes; what is no answer leaves the chat as it was."""
+    def say(self, text: str, out: IO[str] | None = None) -> None:
+        """Ask, and print the answer as it comes; what is no answer leaves the chat as it was.
+
+        Control-C stops the answer at any time, before its first token too, and the conversation
+        goes on. The answer goes to `out` (default: the console), what is said of it to the console.
+        """
+        out = out or self.console.file
         content: Any = text
         if self.waiting:
             parts: list[dict[str, Any]] = [{"type": "image"} for _ in self.waiting]
@@ -120,29 +125,33 @@ class Chat:
         question = {"role": "user", "content": content}
         images = [*self.images, *self.waiting]
         self.waiting = []
-        steps = self.lm.decode_steps(
-            [*self.messages, question],
-            images=images,
-            max_tokens=self.max_tokens,
-            **self.sampling,
-        )
         answer, n_tokens, start = "", 0, time.perf_counter()
         note = ""
         try:
+            steps = self.lm.decode_steps(  # reads the prompt
+                [*self.messages, question],
+                images=images,
+                max_tokens=self.max_tokens,
+                **self.sampling,
+            )
             for step in steps:
                 n_tokens += 1
                 if step.token in self.lm.tokenizer.eos_ids:
                     break
                 answer += step.text_delta
-                self.console.file.write(step.text_delta)
-                self.console.file.flush()
+                out.write(step.text_delta)
+                out.flush()
             else:
                 note = ", cut at the limit"
         except KeyboardInterrupt:
             note = ", stopped"
         seconds = time.perf_counter() - start
         rate = f"{n_tokens / seconds:.0f} tokens/s" if seconds > 0 else ""
-        self.console.print(f"\n[dim]{n_tokens} tokens, {rate}{note}[/]")
+        out.write("\n")
+        self.console.print(f"[dim]{n_tokens} tokens, {rate}{note}[/]")
+        if note == ", stopped" and not answer:  # as if it hadn't been asked
+            self.waiting = images[len(self.images) :]
+            return
         self.messages += [question, {"role": "assistant", "content": answer}]
         self.images = images
 

@@ -1,4 +1,4 @@
-"""The command line, one function a command: `tinyllm chat | step | pull | bench | inspect` …"""
+"""The command line, one function a command: `tinyllm serve | chat | step | pull | list` …"""
 
 from __future__ import annotations
 
@@ -44,16 +44,69 @@ def pull(
     typer.echo(str(folder))
 
 
+@app.command("list")
+def list_models() -> None:
+    """Show the models that are on this machine, and what they take."""
+    from rich.console import Console
+
+    from tinyllm.terminal.models import print_list
+
+    print_list(Console())
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A model that is here")]) -> None:
+    """Show one model: where it comes from, its shape, its files."""
+    from rich.console import Console
+
+    from tinyllm.fetch import shelf
+    from tinyllm.terminal.models import print_model
+
+    print_model(shelf.get(name), Console())
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A model that is here")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
+) -> None:
+    """Remove a model's folder from this machine."""
+    from tinyllm.fetch import shelf
+
+    model = shelf.get(name)
+    if not yes and not typer.confirm(f"remove {model.folder}?"):
+        raise typer.Exit(1)
+    typer.echo(f"removed {model.name}: {shelf.remove(model) / 1e6:,.0f} MB are free again")
+
+
+# argparse reads the flags, the same ones as server.py's, and prints their help.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> None:
+    """Serve models behind a chat-completions API, as `python server.py` does."""
+    from tinyllm.terminal.serve import main
+
+    raise typer.Exit(main(context.args, "tinyllm serve"))
+
+
 Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
 Dtype = Annotated[str, typer.Option(help="How weights are held: f32, bf16, q8 or q4")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
 TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest up to this mass")]
 Seed = Annotated[int | None, typer.Option(help="Makes it reproducible")]
+Backend = Annotated[
+    str, typer.Option(help="compiled kernels, or reference: the readable numpy forward, in f32")
+]
 
 
 @app.command()
 def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Answer this alone, and end; piped text is added to it")
+    ] = None,
     model: Model = "smollm2-135m-vision",
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture for the first message; repeatable")
@@ -64,28 +117,46 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 0.95,
     seed: Seed = None,
-    dtype: Dtype = "f32",
+    dtype: Dtype = "q8",
+    backend: Backend = "compiled",
     history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
 ) -> None:
-    """Talk to a model; answers stream as they are decoded."""
+    """Talk to a model; answers stream as they are decoded.
+
+    With a question, or with text piped in, it answers that and ends: `git diff | tinyllm chat
+    "What does this change?"`.
+    """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from rich.console import Console
 
     from tinyllm.terminal.chat import Chat
 
-    lm = _load(model, dtype)
-    console = Console()
+    piped = None if sys.stdin.isatty() else sys.stdin.read().strip()
+    once = "\n\n".join(text for text in (question, piped) if text)
+    if piped is not None and not once:
+        raise typer.BadParameter("standard input is empty; pipe a text in, or ask a question")
+    # An answer that goes to a file is the answer alone.
+    console = Console() if sys.stdout.isatty() or not once else Console(file=sys.stderr)
+    lm = _load(model, dtype, backend)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     conversation = Chat(lm, console, max_tokens, sampling)
     if system:
         conversation.messages = [{"role": "system", "content": system}]
     for path in image or []:
         conversation.command(f"/image {shlex.quote(str(path))}")
+    if once:
+        conversation.say(once, sys.stdout)
+        return
     past: History = InMemoryHistory()
     if history:
-        folder = platformdirs.user_state_path("tinyllm", appauthor=False, ensure_exists=True)
-        past = FileHistory(str(folder / "chat_history"))
+        folder = platformdirs.user_state_path("tinyllm", appauthor=False)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "chat_history").touch()
+            past = FileHistory(str(folder / "chat_history"))
+        except OSError as error:  # no home: nothing is remembered, and that is no reason to end
+            console.print(f"[dim]{folder}: {error.strerror}; what you type isn't remembered[/]")
     console.print(f"[dim]{lm.name}; /help lists commands[/]")
     prompt: PromptSession[str] = PromptSession("› ", history=past)
     conversation.run(prompt.prompt)
@@ -104,7 +175,8 @@ def step(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = None,
-    dtype: Dtype = "f32",
+    dtype: Dtype = "q8",
+    backend: Backend = "compiled",
     save: Annotated[
         Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
     ] = None,
@@ -116,7 +188,7 @@ def step(
         raise typer.BadParameter("this needs a terminal; from a program, use lm.decode_steps")
     if raw and image:
         raise typer.BadParameter("pictures go with a question", param_hint="--raw")
-    lm = _load(model, dtype)
+    lm = _load(model, dtype, backend)
     session = lm.session(
         prompt if raw or image else [{"role": "user", "content": prompt}],
         images=image or [],
@@ -206,11 +278,20 @@ def _language_model(model: str) -> Path:
     return Parts.of(resolve(model)).language_model
 
 
-def _load(model: str, dtype: str) -> LM:
+def _load(model: str, dtype: str, backend: str) -> LM:
+    from rich.console import Console
+
     from tinyllm.lm import load
 
     _check_dtype(dtype)
-    return load(model, dtype=dtype)  # type: ignore[arg-type]
+    if backend not in ("compiled", "reference"):
+        raise typer.BadParameter(
+            f"{backend!r} is neither compiled nor reference", param_hint="--backend"
+        )
+    if backend == "reference":
+        dtype = "f32"
+    with Console(stderr=True).status(f"loading {model}"):
+        return load(model, dtype=dtype, backend=backend)  # type: ignore[arg-type]
 
 
 @app.command()
