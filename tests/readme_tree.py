@@ -1,4 +1,4 @@
-"""The tree in README.md, from each file's first line; `python -m tests.readme_tree` renews it."""
+"""The trees in the READMEs, from files' first lines; `python -m tests.readme_tree` renews them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,39 @@ READING_ORDER = [
     "distribution", "decode", "lm", "compiled", "runner", "prompt", "parts", "errors",
     "inside", "vision", "kernels", "engine", "files", "fetch", "api", "measure", "terminal",
 ]  # fmt: skip
-TITLES = {
-    "inside": "looking inside a forward pass",
-    "vision": "from pixels to rows that a language model reads",
-    "kernels": "the arithmetic: `reference` defines it, the rest is held to it",
-    "engine": "many requests, one model",
-    "files": "checkpoint files that are not safetensors",
-    "fetch": "where weights come from",
-    "api": "HTTP: the chat-completions contract in two dialects",
-    "measure": "speed, and what a weight format costs",
-    "terminal": "the programs for a terminal",
+TITLES = {  # of rooms that don't say it themselves yet
+    "engine": "Many requests, one model.",
+    "api": "HTTP: the chat-completions contract in two dialects.",
 }
 
 
 def tree() -> str:
-    """Every module of the package with the first line of its docstring."""
-    lines = ["server.py" + " " * 19 + first_line(ROOT / "server.py"), "tinyllm/"]
+    """Every module of the package with the first line of its docstring: for tinyllm/README.md."""
+    lines = []
     for place, path in sorted(modules().items(), key=lambda item: _rank(item[0])):
-        indent = "  " * (1 + place.count("/"))
+        indent = "  " * place.count("/")
         if path.name == "__init__.py":
-            lines.append(f"{indent}{path.parent.name + '/':<{26 - len(indent)}}  {TITLES[place]}")
+            name = f"{path.parent.name}/"
+            lines.append(f"{indent}{name:<{26 - len(indent)}}  {_title(place, path)}")
         else:
             lines.append(f"{indent}{path.name:<{26 - len(indent)}}  {first_line(path)}")
+    return "\n".join(lines) + "\n"
+
+
+def rooms() -> str:
+    """The top's modules and the rooms, a line each: for README.md."""
+    lines = [f"{'server.py':<20}  {first_line(ROOT / 'server.py')}", "tinyllm/"]
+    for place, path in sorted(modules().items(), key=lambda item: _rank(item[0])):
+        if "/" not in place:
+            is_room = path.name == "__init__.py"
+            name, what = (
+                (f"{place}/", _title(place, path)) if is_room else (path.name, first_line(path))
+            )
+            lines.append(f"  {name:<18}  {what}")
     lines += [
-        "notebooks/                  nine stories on the real model, from first steps to images",
-        "tests/                      mirrors tinyllm/, file by file; naive.py holds loop oracles",
-        "weights/                    fetched and converted on your machine; the connector is here",
+        f"{'notebooks/':<20}  stories on the real model, from first steps to images",
+        f"{'tests/':<20}  mirrors tinyllm/, file by file; naive.py holds loop oracles",
+        f"{'weights/':<20}  fetched and converted on your machine; the connector is here",
     ]
     return "\n".join(lines) + "\n"
 
@@ -68,12 +75,19 @@ def _rank(place: str) -> tuple[object, ...]:
     return (order, top, "/" in place, place != "kernels/reference", place)
 
 
+def _title(place: str, path: Path) -> str:
+    return first_line(path) or TITLES[place]
+
+
+# Which tree stands in which file.
+TREES = {ROOT / "README.md": rooms, ROOT / "tinyllm" / "README.md": tree}
+
+
 def main() -> None:
-    """Put the tree of today into README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    readme.write_text(before + BEGIN + tree() + END + rest.partition(END)[2], encoding="utf-8")
+    """Put the trees of today into their files."""
+    for path, make in TREES.items():
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        path.write_text(before + BEGIN + make() + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

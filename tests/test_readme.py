@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from tests.readme_tree import BEGIN, END, ROOT, first_line, modules, tree
+import pytest
+
+from tests.readme_tree import BEGIN, END, ROOT, TREES, first_line, modules
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_tree_is_the_tree_of_today() -> None:
-    block = README.partition(BEGIN)[2].partition(END)[0]
-    assert block == tree(), "renew it: python -m tests.readme_tree"
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tree_is_the_tree_of_today(path: Path) -> None:
+    block = path.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    assert block == TREES[path](), "renew it: python -m tests.readme_tree"
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len(README.splitlines()) <= 170
 
 
 def test_every_module_says_in_one_line_what_it_is() -> None:
@@ -28,7 +36,10 @@ def test_the_two_commands_come_first() -> None:
     assert commands[1] == 'pip install -e ".[test]" && pytest'
 
 
-def test_files_that_the_readme_points_to_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *ROOT.glob("tinyllm/**/*.md"), *ROOT.glob("notebooks/*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)  # fmt: skip
+def test_files_that_are_pointed_to_exist(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
