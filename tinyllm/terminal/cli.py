@@ -117,7 +117,7 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 0.95,
     seed: Seed = None,
-    dtype: Dtype = "q8",
+    dtype: Dtype = "f32",
     backend: Backend = "compiled",
     history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
 ) -> None:
@@ -175,7 +175,7 @@ def step(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = None,
-    dtype: Dtype = "q8",
+    dtype: Dtype = "f32",
     backend: Backend = "compiled",
     save: Annotated[
         Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
