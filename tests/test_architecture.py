@@ -35,6 +35,8 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# The rooms of the API, from the ground up, as a request meets them: see `tinyllm/api/__init__.py`.
+API_ROOMS = ["contract", "constraints", "prompt", "answer", "house", "ray_serve"]
 PROGRAMS = RANK["measure"]  # from here up, packages beyond the core's are welcome
 # A value's own picture in a notebook, which `distribution` doesn't know yet how to ask for.
 KNOWN = {("distribution", "tinyllm.inside.display")}
@@ -109,6 +111,20 @@ def test_imports_point_down(path: Path) -> None:
         if name.startswith("tinyllm.") and name != "tinyllm.__version__"
         if RANK[name.split(".")[1]] > RANK[own] and (own, name) not in KNOWN
     ]
+    assert not upward, f"{path.relative_to(ROOT)} reaches up to {upward}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_the_rooms_of_the_api_have_one_direction(path: Path) -> None:
+    """What checks a request knows nothing of what plans it, and so on up to the routes."""
+    own = module_name(path).split(".")[2:]
+    needs = [name.split(".")[2] for name in imports(path) if name.startswith("tinyllm.api.")]
+    if not own:
+        assert not needs, "the API's own __init__ is a map and imports nothing"
+        return
+    upward = {room for room in needs if API_ROOMS.index(room) > API_ROOMS.index(own[0])}
     assert not upward, f"{path.relative_to(ROOT)} reaches up to {upward}"
 
 

@@ -23,8 +23,8 @@ def port(weights_folder: Path) -> Iterator[int]:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    from tinyllm.api.house.settings import parse
     from tinyllm.api.ray_serve import deployment
-    from tinyllm.api.settings import parse
 
     port = free_port()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)

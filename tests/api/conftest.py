@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.support import Live, ScriptRunner, live, scripted_model
-from tinyllm.api.settings import Settings
+from tinyllm.api.house.settings import Settings
 from tinyllm.tokenizer import Tokenizer
 
 

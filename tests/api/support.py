@@ -15,11 +15,12 @@ import numpy as np
 import uvicorn
 from numpy.typing import NDArray
 
-from tinyllm.api.app import create_app
-from tinyllm.api.images import ImageSource
-from tinyllm.api.serve import PatientProtocol, Server
-from tinyllm.api.service import ServedModel, Service
-from tinyllm.api.settings import Settings
+from tinyllm.api.house.app import create_app
+from tinyllm.api.house.serve import PatientProtocol, Server
+from tinyllm.api.house.service import Service
+from tinyllm.api.house.settings import Settings
+from tinyllm.api.prompt.images import ImageSource
+from tinyllm.api.prompt.served import ServedModel
 from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
 from tinyllm.runner import Segment

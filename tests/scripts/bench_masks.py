@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tinyllm
-from tinyllm.api.grammar import Grammars, json_grammar
-from tinyllm.api.guides import ChoiceGuide
+from tinyllm.api.constraints.grammar import Grammars, json_grammar
+from tinyllm.api.constraints.guides import ChoiceGuide
 from tinyllm.runner import Segment
 from tinyllm.sampler import Sampler, SamplingParams
 

@@ -18,9 +18,9 @@ from ray import serve
 from ray.serve.config import HTTPOptions, RequestRouterConfig
 from starlette.types import ASGIApp
 
-from tinyllm.api.app import create_app
-from tinyllm.api.serve import load_models
-from tinyllm.api.settings import Settings, parse
+from tinyllm.api.house.app import create_app
+from tinyllm.api.house.serve import load_models
+from tinyllm.api.house.settings import Settings, parse
 
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
 

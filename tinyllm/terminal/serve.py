@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tinyllm.api.settings import parse
+from tinyllm.api.house.settings import parse
 
 
 def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
@@ -22,6 +22,6 @@ def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
         # its own don't wait for each other while the kernels run.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from tinyllm.api.serve import serve
+    from tinyllm.api.house.serve import serve
 
     return serve(settings)

@@ -1,0 +1,234 @@
+"""What a request's `trace` asks for: its steps as a saved trace has them, made while it runs.
+
+How a token was drawn comes with the engine's event. What went on inside the model is computed
+again, token by token, by the readable model on one thread of its own with a low priority: the
+engine never waits for it, and other requests' tokens don't either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from tinyllm.api.contract.errors import too_many
+from tinyllm.api.contract.protocol import MAX_INSIDE, Trace
+from tinyllm.engine.types import Prompt, Token, TraceParams
+from tinyllm.inside.replay import attention_name, lens_names, replay_token
+from tinyllm.inside.trace_file import (
+    StageRecord,
+    StepRecord,
+    record_attention,
+    record_candidates,
+    record_lens,
+)
+from tinyllm.kv_cache import KVCache
+from tinyllm.model import PREFILL_CHUNK, Model
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
+
+
+def engine_params(trace: Trace, n: int) -> TraceParams:
+    """What the engine has to tell for it."""
+    return TraceParams(
+        candidates=trace.candidates or 0,
+        stages=bool(trace.stages),
+        logits=MAX_INSIDE // n if trace.inside else 0,
+    )
+
+
+class StepWriter:
+    """One choice's events as steps of a trace.
+
+    Args:
+        tokenizer: for the texts.
+        n_prompt: tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_prompt: int) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = StreamDecoder(tokenizer)
+        self._n_prompt = n_prompt
+        self.drawn: list[int] = []
+
+    def write(self, token: Token) -> StepRecord:
+        """The step of the next token; the event must hold a look."""
+        look, index = token.look, len(self.drawn)
+        assert look is not None
+        self.drawn.append(token.token)
+        return StepRecord(
+            index=index,
+            position=self._n_prompt + index,
+            token=token.token,
+            text=self._tokenizer.token_text(token.token),
+            text_delta=self._decoder.push(token.token),
+            logprob=token.logprob,
+            entropy=look.entropy,
+            chosen_by=look.chosen_by,
+            uniform=look.uniform,
+            candidates=record_candidates(look.candidates, self._tokenizer),
+            stages=None if look.stages is None else [StageRecord(*s) for s in look.stages],
+        )
+
+
+class Cancelled(Exception):
+    """Nobody waits for the look any more."""
+
+
+class Inside:
+    """Looks into the model along one request's choices. Everything but `cancel` on one thread.
+
+    Args:
+        model: gives the readable model; called at the first look.
+        tokenizer: for the lens's texts.
+        prompt: the request's.
+        trace: what to look at.
+        n: choices.
+        on_close: called once, when it is over.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], Model],
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        trace: Trace,
+        n: int,
+        on_close: Callable[[], None],
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._prompt, self._trace, self._n = prompt, trace, n
+        self._on_close = on_close
+        self._prompt_cache: KVCache | None = None
+        self._caches: dict[int, KVCache] = {}  # by choice: what came before its newest token
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """It is over: free the place, and whatever runs stops soon. From any thread, twice too."""
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._over.set()
+        self._on_close()
+
+    def look(self, event: Token, step: StepRecord, drawn: Sequence[int]) -> StepRecord:
+        """The step of a token, with what went on inside before it was drawn.
+
+        `drawn` is what its choice drew before. Raises Cancelled.
+        """
+        model, trace = self._model(), self._trace
+        tokens = [*self._prompt.tokens.tolist(), *drawn]
+        cache = self._cache_before(model, event.index, tokens)
+        names: list[str] = []
+        if trace.lens:
+            names += lens_names(model.config)
+        if trace.attention is not None:
+            names.append(attention_name(trace.attention.layer))
+        _, image_rows = self._prompt.images_between(cache.length, cache.length + 1)
+        image_row = None if image_rows is None else image_rows[0]
+        replay = replay_token(model, tokens[-1], cache, names=names, image_row=image_row)
+        assert event.look is not None and event.look.logits is not None
+        lens = attention = None
+        if trace.lens:
+            lens = record_lens(replay.logit_lens(trace.lens, event.token, self._tokenizer))
+        if trace.attention is not None:
+            attention = record_attention(replay, trace.attention.layer, trace.attention.heads)
+        error = float(np.abs(replay.logits - event.look.logits).max())
+        return replace(step, lens=lens, attention=attention, replay_error=error)
+
+    def _cache_before(self, model: Model, index: int, tokens: list[int]) -> KVCache:
+        """A choice's cache with everything in it but the newest token."""
+        if self._over.is_set():
+            raise Cancelled
+        if index not in self._caches:
+            prompt = self._prefill(model)
+            room = min(prompt.length + MAX_INSIDE, model.config.max_seq_len)
+            self._caches[index] = prompt.fork(capacity=room)
+            if len(self._caches) == self._n:
+                self._prompt_cache = None
+        cache, before = self._caches[index], len(tokens) - 1
+        if cache.length > before:  # the first step: the prompt's last token is in it already
+            return cache.fork(before, capacity=before + 1)
+        if unseen := tokens[cache.length : before]:  # steps that nobody wanted to look at
+            model.forward(unseen, cache, logits="none")
+        return cache
+
+    def _prefill(self, model: Model) -> KVCache:
+        """The prompt's cache."""
+        if self._prompt_cache is None:
+            prompt = self._prompt
+            cache = model.new_cache(len(prompt.tokens))
+            for start in range(0, len(prompt.tokens), PREFILL_CHUNK):
+                if self._over.is_set():
+                    raise Cancelled
+                stop = start + PREFILL_CHUNK
+                where, rows = prompt.images_between(start, stop)
+                model.forward(
+                    prompt.tokens[start:stop],
+                    cache,
+                    logits="none",
+                    image_positions=where,
+                    image_rows=rows,
+                )
+            self._prompt_cache = cache
+        return self._prompt_cache
+
+
+class Desk:
+    """Where looks inside are made, for one app: a thread, and so many requests at a time.
+
+    Args:
+        places: requests that may be looked into at once.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.closed = False
+        self._free = places
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=_give_way)
+
+    def open(
+        self,
+        model: Callable[[], Model],
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        trace: Trace,
+        n: int,
+    ) -> Inside:
+        """A place for one request, until it is cancelled. ApiError 429 when all are taken."""
+        with self._lock:
+            if not self._free:
+                message = "Other requests are being traced inside the model; try again."
+                raise too_many(message, retry_after=5)
+            self._free -= 1
+        return Inside(model, tokenizer, prompt, trace, n, self._leave)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._free += 1
+
+    def look(
+        self, inside: Inside, event: Token, step: StepRecord, drawn: Sequence[int]
+    ) -> asyncio.Future[StepRecord]:
+        """`Inside.look` on the desk's thread; not once it is closed."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._thread, inside.look, event, step, drawn)
+
+    def close(self) -> None:
+        """Take no more looks; from any thread."""
+        self.closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Let everybody else run first, where a thread can have a priority of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

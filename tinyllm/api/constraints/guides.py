@@ -1,0 +1,93 @@
+"""What steers a choice while it is decoded: a thinking budget, a grammar, stop strings.
+
+A guide runs on the engine's thread between two steps, so everything here is quick and nothing
+raises. Masks act inside the sampler, before penalties and temperature; log-probabilities stay
+those of the raw logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.api.constraints.grammar import Matcher
+from tinyllm.api.constraints.stops import StopStrings
+from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
+
+
+class ChoiceGuide:
+    """First the thinking, then the answer: free text up to a stop string, or a grammar's.
+
+    Args:
+        tokenizer: of the model.
+        think: how the choice thinks; None if it doesn't.
+        matcher: what the answer must fit; None leaves it free.
+        stops: strings that end the answer.
+        stop_ids: tokens that end the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        think: ThinkSpec | None = None,
+        matcher: Matcher | None = None,
+        stops: Sequence[str] = (),
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self._thinking = Thinking(think)
+        self._matcher = matcher
+        self._stops = StopStrings(stops) if stops else None
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop_ids = stop_ids
+
+    @property
+    def error(self) -> str:
+        """Why the grammar was given up, if it was."""
+        return self._matcher.error if self._matcher is not None else ""
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        if self._matcher is None or not self._thinking.answering:
+            return None
+        mask = self._matcher.allowed()
+        if not mask.any():  # the grammar gave up: end here, `error` says why
+            mask = mask.copy()
+            mask[list(self._stop_ids)] = True
+        return mask
+
+    def forced(self) -> int | None:
+        if self._matcher is not None and self._thinking.answering:
+            return self._matcher.forced()
+        return self._thinking.forced()
+
+    def accept(self, token: int) -> bool:
+        part = self._thinking.push(token)
+        if part != "answer":
+            return part == "thought" and token in self._stop_ids
+        if token in self._stop_ids:
+            return True
+        done = self._matcher is not None and self._matcher.accept(token)
+        if self._stops is not None:
+            self._stops.push(self._decoder.push(token))
+            done = done or self._stops.hit
+        return done
+
+
+class Scripted:
+    """Forces one sequence of tokens: what the model thinks of it shows in the log-probabilities."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._left = list(tokens)
+
+    def allowed(self) -> NDArray[np.bool_] | None:
+        return None
+
+    def forced(self) -> int | None:
+        return self._left[0] if self._left else None
+
+    def accept(self, token: int) -> bool:
+        if self._left:
+            self._left.pop(0)
+        return not self._left

@@ -1,0 +1,127 @@
+"""JSON from strangers: what the standard parser lets through and a server must not.
+
+`json.loads` takes NaN and Infinity, turns 1e400 into infinity, builds integers of any size and
+strings with half a surrogate pair. Each is found here with its place in the document, so that
+the error can name it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from tinyllm.api.contract.errors import ApiError, Loc, invalid
+
+MAX_DEPTH = 64
+MAX_INT = 2**63 - 1
+MAX_VALUES = 1_000_000
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`; an ApiError that names the place if it is anything else."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not UTF-8 (byte {error.start})", _top_key(body)) from None
+    if text.startswith("\ufeff"):
+        raise _not_json("it starts with a byte order mark") from None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise _not_json(where, _top_key(body)) from None
+    except RecursionError:
+        raise _too_deep(_top_key(body)) from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise _not_json("it holds a number of too many digits", _top_key(body)) from None
+    if not isinstance(value, dict):
+        raise invalid("The body must be a JSON object.", kind="dict_type")
+    check_values(value)
+    return value
+
+
+def _not_json(why: str, loc: Loc = ()) -> ApiError:
+    return invalid(f"The body is not valid JSON: {why}.", *loc, kind="json_invalid")
+
+
+def _too_deep(loc: Loc) -> ApiError:
+    message = f"The body is nested more than {MAX_DEPTH} levels deep."
+    return invalid(message, *loc, kind="too_deep")
+
+
+def check_values(root: Any) -> None:
+    """Refuse what JSON has no room for, anywhere below `root`. ApiError names the place."""
+    pending: list[tuple[Loc, Any]] = [((), root)]
+    seen = 0
+    while pending:
+        loc, value = pending.pop()
+        seen += 1
+        if isinstance(value, str):
+            if not _is_text(value):
+                raise invalid("A lone surrogate is not text.", *loc, kind="string_unicode")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise invalid("The number must be finite.", *loc, kind="finite_number")
+        elif isinstance(value, bool) or value is None:
+            continue
+        elif isinstance(value, int):
+            if abs(value) > MAX_INT:
+                raise invalid("The integer doesn't fit in 64 bits.", *loc, kind="int_too_large")
+        else:
+            if len(loc) >= MAX_DEPTH:
+                raise _too_deep(loc[:1])
+            if isinstance(value, dict):
+                for key in value:
+                    if not _is_text(key):
+                        raise invalid("A key holds a lone surrogate.", *loc, kind="string_unicode")
+                pending.extend(((*loc, key), item) for key, item in value.items())
+            else:
+                pending.extend(((*loc, i), item) for i, item in enumerate(value))
+        if seen + len(pending) > MAX_VALUES:
+            raise invalid("The body holds too many values.", *loc[:1], kind="too_many_values")
+
+
+def _is_text(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_LEXEME = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{},:]', re.DOTALL)
+
+
+def _top_key(body: bytes, limit: int = 100_000) -> Loc:
+    """The last top-level key before the parser gave up, as near as a glance can tell."""
+    depth, key, last = 0, None, b""
+    for count, match in enumerate(_LEXEME.finditer(body)):
+        lexeme = match.group()
+        if lexeme in b"[{":
+            depth += 1
+        elif lexeme in b"]}":
+            depth -= 1
+        elif lexeme == b":" and depth == 1:
+            key = last
+        if depth > MAX_DEPTH or count > limit or _broken(lexeme):
+            break
+        last = lexeme
+    if key is None:
+        return ()
+    try:
+        name = json.loads(key)
+    except ValueError:
+        return ()
+    return (name,) if isinstance(name, str) and _is_text(name) else ()
+
+
+def _broken(lexeme: bytes) -> bool:
+    try:
+        lexeme.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False

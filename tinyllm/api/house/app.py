@@ -1,0 +1,146 @@
+"""The app: a plain ASGI factory. Two apps in one process share nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tinyllm.api.answer.mailbox import ClientGone
+from tinyllm.api.contract.dialect import dialect_of
+from tinyllm.api.contract.errors import ApiError, error_response, server_error, status_error
+from tinyllm.api.contract.protocol import SESSION_ID
+from tinyllm.api.house.routes import Api
+from tinyllm.api.house.service import Service
+from tinyllm.api.house.settings import Settings
+from tinyllm.api.prompt.fetch_image import ImageFetcher
+from tinyllm.api.prompt.images import ImageSource
+from tinyllm.api.prompt.served import ServedModel
+
+log = logging.getLogger(__name__)
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def create_app(
+    settings: Settings,
+    load: Callable[[], Sequence[ServedModel]],
+    images: ImageSource | None = None,
+) -> Starlette:
+    """An app that serves the models which `load` returns.
+
+    `load` runs once, on a thread of its own, after start-up; until it is done requests get 503.
+    The `Service` with all of the app's state is `app.state.service`.
+    """
+    service = Service(settings, load)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            service.stop()
+
+    images = images or ImageFetcher(settings.image_urls, settings.image_host)
+    api = Api(service, images)
+    app = Starlette(routes=api.routes(), lifespan=lifespan, exception_handlers={
+        ApiError: _on_api_error, HTTPException: _on_http_error,
+    })  # fmt: skip
+    app.state.service = service
+    app.router.redirect_slashes = False
+    app.add_middleware(Frame, service=service)
+    return app
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error, dialect_of(request.url.path))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = error_response(status_error(error.status_code), dialect_of(request.url.path))
+    response.headers.update(error.headers or {})
+    return response
+
+
+class Frame:
+    """Around every request: its id, who asks, the last word on faults, and the accounts."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        session = headers.get("x-session-id", "")
+        started, wall = time.monotonic(), time.time()
+        status: int | None = None
+        entry: dict[str, Any] = {"key": ""}
+        scope["tinyllm.log"] = entry
+        scope["tinyllm.send"] = send
+
+        async def framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if SESSION_ID.fullmatch(session):
+                    answer["X-Session-ID"] = session
+            await send(message)
+
+        metrics = self._service.metrics
+        metrics.in_flight.inc()
+        self._service.active += 1
+        try:
+            try:
+                if scope["path"] != "/health":
+                    entry["key"] = self._service.authorize(headers.get("authorization"))
+                scope.setdefault("state", {})["key"] = entry["key"]
+                await self._app(scope, receive, framed)
+            except ClientGone:
+                entry["gone"] = True
+            except ApiError as error:
+                response = error_response(error, dialect_of(scope["path"]))
+                await response(scope, receive, framed)
+            except Exception:
+                log.exception("request %s failed", request_id)
+                entry["error"] = "server_error"
+                if status is not None:
+                    raise
+                response = error_response(server_error(), dialect_of(scope["path"]))
+                await response(scope, receive, framed)
+        finally:
+            self._service.active -= 1
+            metrics.in_flight.dec()
+            route = scope.get("route")
+            path = getattr(route, "path", "none")
+            metrics.requests.labels(scope["method"], path, str(status or "gone")).inc()
+            self._service.access_log.write(
+                {
+                    "time": round(wall, 3),
+                    "id": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(time.monotonic() - started, 6),
+                    **{k: v for k, v in entry.items() if v is not None},
+                }
+            )

@@ -1,0 +1,286 @@
+"""From settings to a listening server: load the models, watch the clocks, stop in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from pydantic_core import to_json
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+import tinyllm
+from tinyllm.api.contract.errors import ApiError, envelope
+from tinyllm.api.house.app import create_app
+from tinyllm.api.house.service import Service
+from tinyllm.api.house.settings import Settings
+from tinyllm.api.house.short_turns import take_short_turns
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.vision import LateVision
+from tinyllm.compiled import CompiledModel
+from tinyllm.engine.engine import Engine
+from tinyllm.fetch import is_here, resolve
+from tinyllm.parts import Parts
+from tinyllm.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+CLAIMED_TOKENS = 2048  # room in the KV cache that is in memory before anybody waits for it
+
+
+def load_models(settings: Settings) -> list[ServedModel]:
+    """Every model that the settings name, on a running engine for each language model.
+
+    Models that differ in their eyes alone share the rest, so its weights are in memory once.
+    """
+    models: list[ServedModel] = []
+    language_models: dict[Path, ServedModel] = {}
+    for name in settings.model:
+        parts = Parts.of(resolve(name))
+        base = language_models.get(parts.language_model) or _language_model(parts, settings)
+        language_models[parts.language_model] = base
+        model = replace(
+            base,
+            id=parts.name,
+            card=parts.card,
+            fingerprint="fp_" + parts.fingerprint(base.fingerprint)[:16],
+            vision=_vision(parts, base.tokenizer, settings) if parts.sees else None,
+            created=int(parts.card.get("created", 0)),
+            base=base,
+        )
+        models.append(model)
+    return models
+
+
+def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LateVision:
+    """The eyes of one model; open already where they are part of a whole checkpoint."""
+    compiled, threads = settings.backend == "compiled", settings.threads or None
+    vision = LateVision(
+        parts.name, lambda: parts.image_side(tokenizer, compiled=compiled, threads=threads)
+    )
+    if parts.image_encoder is None:
+        vision.start().result()  # raises what is wrong with the checkpoint
+    elif not is_here(parts.image_encoder):
+        vision.start()  # in the background: the first image needn't wait for a download
+    return vision
+
+
+def _language_model(parts: Parts, settings: Settings) -> ServedModel:
+    """What models share that have it in common: loaded, its engine running."""
+    lm = tinyllm.load(
+        parts.language_model,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        threads=settings.threads or None,
+        kv_cache_mb=settings.kv_cache_mb,
+    )
+    if isinstance(lm.runner, CompiledModel):
+        lm.runner.pool.claim_memory(CLAIMED_TOKENS)
+    engine = Engine(
+        lm.runner,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        kv_cache_mb=settings.kv_cache_mb,
+        prefill_chunk=settings.prefill_chunk,
+        prefix_cache=settings.prefix_cache,
+        keep_replays=settings.keep_requests,
+    )
+    engine.start()
+    return ServedModel(
+        id=lm.name,
+        tokenizer=lm.tokenizer,
+        engine=engine,
+        vocab_size=lm.config.vocab_size,
+        n_layers=lm.config.n_layers,
+        n_heads=lm.config.n_heads,
+        readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
+        fingerprint=lm.runner.fingerprint,
+    )
+
+
+def serve(
+    settings: Settings, load: Callable[[Settings], Sequence[ServedModel]] = load_models
+) -> int:
+    """Serve until told to stop; the exit status. Prints one line with the address when ready."""
+    raise_file_limit()
+    app = create_app(settings, lambda: load(settings))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=type("Protocol", (PatientProtocol,), {"settings": settings}),
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(max(1, settings.keep_alive)),
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config, app.state.service)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    return server.status
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain: the first signal stops new work, the second everything."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain: asyncio.Task[None] | None = None
+        self.status = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._announcement = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        try:
+            await self._service.ready()
+        except Exception as error:
+            log.debug("loading failed", exc_info=error)
+            print(f"tinyllm: the model can't be served: {error}", flush=True)
+            self.status = 1
+            self.should_exit = True
+            return
+        take_short_turns()
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"tinyllm: ready on http://{shown}:{port}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First: drain. Second: stop at once."""
+        if self._service.draining:
+            self.should_exit = self.force_exit = True
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take no new work, let what runs finish, then stop. From any thread."""
+        self._service.draining = True
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._drain = asyncio.create_task(self._wait_for_requests())
+
+    async def _wait_for_requests(self) -> None:
+        """Let running requests finish, as long as --drain-timeout allows."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._service.settings.drain_timeout
+        while self._service.active and loop.time() < end:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.to_thread(self._service.stop)  # what still runs ends with an error event
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+
+class Connection(h11.Connection):
+    """h11's, with a short way for what is sent most: the next piece of a chunked body.
+
+    That piece changes nothing in h11's states, and its frame is two lines (RFC 9112, 7.1).
+    """
+
+    _chunked = False  # the body that is being sent
+
+    def send(self, event: Any) -> Any:
+        if type(event) is h11.Data and self._chunked and self.our_state is h11.SEND_BODY:
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        output = super().send(event)
+        if type(event) is h11.Response:
+            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in output.lower()
+        return output
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
+
+    settings = Settings()
+    _head_clock: asyncio.TimerHandle | None = None
+    _send_clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.conn = Connection(h11.SERVER)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clocks()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_clock is None and (self.cycle is None or self.cycle.response_complete):
+            self._wait_for_head()  # the next request on a kept connection
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before and self._head_clock is not None:
+            self._head_clock.cancel()
+            self._head_clock = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_clock = self.loop.call_later(self.settings.send_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._send_clock is not None:
+            self._send_clock.cancel()
+            self._send_clock = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What isn't HTTP gets the envelope too."""
+        body = to_json(envelope(ApiError(400, msg, code="bad_http")))
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        try:
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:
+            pass  # in the middle of an answer: nothing more can be said
+        self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        self._head_clock = self.loop.call_later(self.settings.header_timeout, self._give_up)
+
+    def _give_up(self) -> None:
+        self._head_clock = None
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def _stop_clocks(self) -> None:
+        for clock in (self._head_clock, self._send_clock):
+            if clock is not None:
+                clock.cancel()
+        self._head_clock = self._send_clock = None
+
+
+def raise_file_limit() -> None:
+    """A socket a client: take as many as the system lets us."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        log.debug("the limit of open files stays as it is")

@@ -1,0 +1,309 @@
+"""A conversation → a prompt: the model's template, tools, thinking, and truncation.
+
+Templates differ in what they know. Where one has no place for tools, names or tool results, they
+are put into words here, in the way that the default model was found to follow best.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tinyllm.api.constraints.thinking import ThinkSpec, budget_for
+from tinyllm.api.contract.errors import ApiError, context_length_exceeded, invalid
+from tinyllm.api.contract.protocol import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    Message,
+    TextPart,
+    Tool,
+    ToolMessage,
+    Truncation,
+    UserMessage,
+)
+from tinyllm.api.prompt import tool_words
+from tinyllm.api.prompt.images import Pixels
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.engine.types import Prompt
+from tinyllm.errors import ImageError, TokenizerError
+
+THINK_OPEN = "<think>\n"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What goes into the prompt beside the messages."""
+
+    tools: tuple[Tool, ...] = ()
+    think: bool = False
+    format: str = ""  # how the answer must look, in words
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt, and what had to go to make it fit."""
+
+    prompt: Prompt
+    truncation: Truncation | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the conversation, in the order of its parts."""
+
+    place: tuple[int, int]  # message, part
+    image: Pixels
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A request's messages, with the images that were fetched for them."""
+
+    model: ServedModel
+    messages: Sequence[Message]
+    pictures: Sequence[Picture] = field(default_factory=tuple)
+
+    # -- what a template takes ---------------------------------------------------------------
+
+    @property
+    def template(self) -> str:
+        return self.model.tokenizer.chat_template or ""
+
+    def has_tool_results(self) -> bool:
+        """Whether the last word is a tool's."""
+        return isinstance(self.messages[-1], ToolMessage)
+
+    def render(self, layout: Layout, kept: Sequence[int] | None = None) -> Prompt:
+        """The prompt of the messages at positions `kept` (all of them by default).
+
+        Raises ApiError when the template refuses them.
+        """
+        kept = range(len(self.messages)) if kept is None else kept
+        chat = [self._message(i) for i in kept]
+        native = self._native_tools()
+        if not native:
+            spell_out = tool_words.calling if layout.tools else tool_words.answering
+            chat = spell_out(chat, layout.tools)
+        if layout.format:
+            chat = tool_words.with_system(chat, layout.format)
+        extra: dict[str, Any] = {}
+        if layout.tools and native:
+            extra["tools"] = [tool.model_dump(exclude_none=True) for tool in layout.tools]
+        if "enable_thinking" in self.template:
+            extra["enable_thinking"] = layout.think
+        try:
+            if self.model.vision is not None and self.pictures:
+                chosen = set(kept)
+                images = [p.image for p in self.pictures if p.place[0] in chosen]
+                return self.model.vision.prompt(chat, images, **extra)
+            ids = self.model.tokenizer.apply_chat_template(chat, **extra)
+        except (ImageError, TokenizerError) as error:
+            message = f"The model's chat template can't take this: {error}."
+            raise invalid(message, "messages") from None
+        return Prompt(np.array(ids, np.int32))
+
+    def _native_tools(self) -> bool:
+        return "tools" in self.template
+
+    def _message(self, index: int) -> dict[str, Any]:
+        """One message as OpenAI's dict, its content flattened, the author's name put in front."""
+        message = self.messages[index]
+        role = "system" if message.role == "developer" else message.role
+        out: dict[str, Any] = {"role": role, "content": self._content(message)}
+        name = message.name
+        if name is not None:
+            if ".name" in self.template or "['name']" in self.template:
+                out["name"] = name
+            elif not isinstance(message, ToolMessage):
+                out["content"] = _prefixed(f"{name}: ", out["content"])
+        if isinstance(message, AssistantMessage):
+            if message.tool_calls:
+                out["tool_calls"] = [
+                    {
+                        "id": call.id,
+                        "type": "function",
+                        "function": {
+                            "name": call.function.name,
+                            "arguments": json.loads(call.function.arguments),
+                        },
+                    }
+                    for call in message.tool_calls
+                ]
+            thought = message.reasoning_content or message.reasoning
+            if thought and "reasoning_content" in self.template:
+                out["reasoning_content"] = thought
+        if isinstance(message, ToolMessage):
+            out["tool_call_id"] = message.tool_call_id
+            out["name"] = message.name or self._called_name(message.tool_call_id, index)
+        return out
+
+    def _content(self, message: Message) -> Any:
+        content = message.content
+        if content is None or isinstance(content, str):
+            return content or ""
+        if isinstance(message, UserMessage) and any(isinstance(p, ImagePart) for p in content):
+            return [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image"}
+                for part in content
+            ]
+        return "\n".join(part.text for part in content if isinstance(part, TextPart))
+
+    def _called_name(self, call_id: str, before: int) -> str:
+        """The function that an earlier call of that id named."""
+        for message in reversed(self.messages[:before]):
+            for call in (isinstance(message, AssistantMessage) and message.tool_calls) or ():
+                if call.id == call_id:
+                    return call.function.name
+        return "tool"
+
+    # -- making it fit -----------------------------------------------------------------------
+
+    def fit(self, layout: Layout, length: int | None, n_ctx: int) -> Rendered:
+        """The prompt, cut to `length` tokens by leaving out the oldest turns as far as allowed.
+
+        A turn is one message; an assistant's calls go together with their results. System
+        messages stay, and so does everything from the last user message on. ApiError
+        `context_length_exceeded` when even so it is longer than the context.
+        """
+        prompt = self.render(layout)
+        n_whole = len(prompt.tokens)
+        truncation: Truncation | None = None
+        if length is not None and n_whole > length and (turns := self._turns()):
+            dropped = _fewest(
+                len(turns), lambda n: len(self._without(turns[:n], layout).tokens) <= length
+            )
+            prompt = self._without(turns[:dropped], layout)
+            truncation = {
+                "dropped_messages": sum(map(len, turns[:dropped])),
+                "dropped_tokens": n_whole - len(prompt.tokens),
+            }
+        if len(prompt.tokens) > n_ctx:
+            raise context_length_exceeded(len(prompt.tokens), n_ctx)
+        return Rendered(prompt, truncation)
+
+    def _without(self, turns: Sequence[Sequence[int]], layout: Layout) -> Prompt:
+        gone = {i for turn in turns for i in turn}
+        return self.render(layout, [i for i in range(len(self.messages)) if i not in gone])
+
+    def _turns(self) -> list[list[int]]:
+        """The messages that may go, oldest first, those that belong together in one list."""
+        users = [i for i, m in enumerate(self.messages) if isinstance(m, UserMessage)]
+        last = users[-1] if users else len(self.messages) - 1
+        turns: list[list[int]] = []
+        caller: dict[str, list[int]] = {}  # call id → the turn of the assistant that made it
+        for i, message in enumerate(self.messages[:last]):
+            if message.role in ("system", "developer"):
+                continue
+            if isinstance(message, ToolMessage) and message.tool_call_id in caller:
+                caller[message.tool_call_id].append(i)
+                continue
+            turns.append([i])
+            if isinstance(message, AssistantMessage):
+                caller.update({call.id: turns[-1] for call in message.tool_calls or ()})
+        # A result that comes after the last user message keeps its call here too.
+        late = {m.tool_call_id for m in self.messages[last:] if isinstance(m, ToolMessage)}
+        bound = [caller[id] for id in late if id in caller]
+        return [turn for turn in turns if turn not in bound]
+
+
+def _fewest(most: int, enough: Callable[[int], bool]) -> int:
+    """The smallest n ≥ 1 with enough(n), by bisection; `most` if there is none."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _prefixed(prefix: str, content: Any) -> Any:
+    if isinstance(content, str):
+        return prefix + content
+    return [{"type": "text", "text": prefix.rstrip() + " "}, *content]
+
+
+# -- thinking ----------------------------------------------------------------------------------
+
+
+def think_spec(request: ChatRequest, model: ServedModel) -> ThinkSpec | None:
+    """How the request wants the model to think; None where it shouldn't, or can't."""
+    if model.reasoning == "none":
+        return None
+    native = model.reasoning == "native"
+    reasoning = request.reasoning
+    effort = request.reasoning_effort or (reasoning.effort if reasoning else None)
+    wanted = effort is not None or (reasoning is not None and (
+        reasoning.max_tokens is not None or reasoning.enabled))  # fmt: skip
+    if (reasoning is not None and reasoning.enabled is False) or effort == "none":
+        return None
+    if not wanted and not native:
+        return None
+    budget: int | None = None
+    if reasoning is not None and reasoning.max_tokens is not None:
+        budget = reasoning.max_tokens
+    elif wanted:
+        budget = budget_for(effort or "medium", request.limit)
+    if budget == 0:
+        return None
+    if native:
+        open_id, close_id = _think_ids(model)
+        return ThinkSpec(budget, (close_id,), frozenset({close_id}), opened=False, open_id=open_id)
+    close = _turn_change(model)
+    return ThinkSpec(budget, close, frozenset({close[0]}))
+
+
+def _turn_change(model: ServedModel) -> tuple[int, ...]:
+    """The tokens by which the template ends one answer and begins the next.
+
+    A model that was never taught to close a think block does know how to end a turn. So that is
+    what ends the block, by its own choice or by force, and the answer is a turn of its own; the
+    default model answers far better so than behind a `</think>` that means nothing to it.
+    """
+    tokenizer = model.tokenizer
+    user = {"role": "user", "content": "?"}
+    before = tokenizer.apply_chat_template([user])
+    answer = {"role": "assistant", "content": "!"}
+    both = tokenizer.apply_chat_template([user, answer])
+    said = tokenizer.encode("!")
+    start = len(before) + len(said)
+    if both[: len(before)] == before and both[len(before) : start] == said and len(both) > start:
+        return tuple(both[start:])
+    return tuple(tokenizer.encode("\n</think>\n"))
+
+
+def _think_ids(model: ServedModel) -> tuple[int, int]:
+    """The tokens <think> and </think> of a model that was trained with them."""
+    ids = []
+    for text in ("<think>", "</think>"):
+        found = model.tokenizer.encode(text, allow_special=True)
+        if len(found) != 1:
+            raise ApiError(
+                500, f"The card of {model.id} says reasoning: native, but {text} is no token.",
+                "server_error", code="server_error", retry=False,
+            )  # fmt: skip
+        ids.append(found[0])
+    return ids[0], ids[1]
+
+
+def open_thinking(prompt: Prompt, think: ThinkSpec, model: ServedModel) -> tuple[Prompt, ThinkSpec]:
+    """The prompt with a think block opened, where the template hasn't done so or won't."""
+    if model.reasoning == "native":
+        opened = think.open_id is not None and think.open_id in prompt.tokens[-4:].tolist()
+        if not opened and think.budget is not None:
+            opening = [think.open_id, *model.tokenizer.encode("\n")]
+            return _longer(prompt, opening), replace(think, opened=True)
+        return prompt, replace(think, opened=opened)
+    return _longer(prompt, model.tokenizer.encode(THINK_OPEN)), think
+
+
+def _longer(prompt: Prompt, ids: Sequence[int | None]) -> Prompt:
+    return replace(prompt, tokens=np.append(prompt.tokens, np.array(ids, np.int32)))

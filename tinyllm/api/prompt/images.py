@@ -1,0 +1,99 @@
+"""Images in messages: from a URL in the request to pixels, and the seam to vision models.
+
+Everything about an image comes from a stranger. `data:` URLs are taken apart here; https ones are
+fetched by `fetch_image`; what the bytes are, and whether they are decoded at all, is settled by
+`tinyllm.vision.image`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.api.contract.errors import ApiError, Loc
+from tinyllm.engine.types import Prompt
+from tinyllm.errors import ImageError
+from tinyllm.vision.image import decode_image
+
+MAX_IMAGES = 8  # a request
+MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
+_DATA_URL = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
+
+Pixels = NDArray[np.uint8]  # (height, width, 3)
+
+
+class VisionPrompts(Protocol):
+    """What a vision model offers the API; `tinyllm.vision.prompt.ImagePrompts` is one."""
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[Pixels], **extra: Any
+    ) -> Prompt:
+        """`messages` are the template's; each part {"type": "image"} takes the next image."""
+        ...
+
+
+class ImageSource(Protocol):
+    """Fetches https images; `fetch_image.ImageFetcher` is one."""
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind an https URL. Raises ImageError with a message for the client."""
+        ...
+
+
+def bad_image(message: str, loc: Loc) -> ApiError:
+    return ApiError(400, message, code="invalid_image", loc=loc, kind="invalid_image")
+
+
+async def read_url(url: str, source: ImageSource, loc: Loc) -> bytes:
+    """The bytes of an image. ApiError 400."""
+    scheme = url[:8].lower()
+    if scheme.startswith("data:"):
+        return decode_data_url(url, loc)
+    if not scheme.startswith("https://"):
+        raise bad_image("An image URL must begin with https:// or data:image/.", loc)
+    try:
+        return await source.fetch(url)
+    except ImageError as error:
+        raise bad_image(f"The image can't be fetched: {error}.", loc) from None
+
+
+def decode_data_url(url: str, loc: Loc) -> bytes:
+    """The bytes in a `data:image/…;base64,…` URL. ApiError 400.
+
+    Base64 is read leniently: padding may be missing or too much, the URL-safe alphabet and white
+    space are fine.
+    """
+    match = _DATA_URL.match(url)
+    if match is None:
+        raise bad_image("The data URL must look like data:image/…;base64,…", loc)
+    media, options = match.group(1).strip().lower(), match.group(2).lower()
+    if not media.startswith("image/"):
+        raise bad_image(f"The data URL holds {media[:40] or 'text'!r}, not an image.", loc)
+    if ";base64" not in options.replace(" ", ""):
+        raise bad_image("The data URL must be base64.", loc)
+    text = url[match.end() :]
+    if len(text) > MAX_BYTES * 4 // 3 + 1024:
+        raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
+    raw = unquote_to_bytes(text) if "%" in text else text.encode("utf-8")
+    raw = re.sub(rb"\s+", b"", raw).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+    try:
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise bad_image("The data URL isn't valid base64.", loc) from None
+
+
+def decode(data: bytes, loc: Loc) -> Pixels:
+    """Encoded bytes as upright RGB pixels. ApiError 400."""
+    if len(data) > MAX_BYTES:
+        raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
+    try:
+        return decode_image(data)
+    except ImageError as error:
+        raise bad_image(f"The image can't be used: {error}.", loc) from None

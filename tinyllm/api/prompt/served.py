@@ -1,0 +1,74 @@
+"""One model as clients see it: what its prompts, answers and limits are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from tinyllm.api.constraints.grammar import Grammars
+from tinyllm.api.prompt.vision import LateVision
+from tinyllm.engine.types import Event, Handle, Request
+from tinyllm.model import Model
+from tinyllm.tokenizer import Tokenizer
+
+
+class EngineLike(Protocol):
+    """What the API asks of an engine; `tinyllm.engine.engine.Engine` is one."""
+
+    n_ctx: int
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Handle: ...
+    def replay(self, request_id: str, key: str, timeout: float | None = None) -> Any: ...
+    def stats(self) -> Any: ...
+    def stop(self, drain_timeout: float = 0.0) -> None: ...
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """One model as clients see it.
+
+    `card` is the model's card.json; `vision` makes prompts out of images, None where the model
+    reads text alone; `readable` gives the numpy model that a trace looks into. `base` is what it
+    shares with other models on the same language model.
+    """
+
+    id: str
+    tokenizer: Tokenizer
+    engine: EngineLike
+    vocab_size: int
+    fingerprint: str
+    card: Mapping[str, Any] = field(default_factory=dict)
+    vision: LateVision | None = None
+    created: int = 0
+    readable: Callable[[], Model] | None = None
+    n_layers: int = 0  # of `readable`
+    n_heads: int = 0
+    base: ServedModel | None = None
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Built at the first need: it reads the whole vocabulary."""
+        if self.base is not None:
+            return self.base.grammars
+        return Grammars(self.tokenizer, self.vocab_size, self.tokenizer.eos_ids)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return frozenset(self.tokenizer.eos_ids)
+
+    @cached_property
+    def silent_ids(self) -> frozenset[int]:
+        """Control tokens: they have no text of their own in an answer."""
+        return self.stop_ids | frozenset(self.tokenizer.special_tokens.values())
+
+    @property
+    def reasoning(self) -> str:
+        """native, prompted or none."""
+        return str(self.card.get("reasoning", "none"))
+
+    @property
+    def domain_aligned(self) -> bool:
+        return bool(self.card.get("domain_aligned", False))
