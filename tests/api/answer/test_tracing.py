@@ -32,10 +32,10 @@ from tests.api.support import (
 from tests.llama_folders import small_model
 from tests.smolvlm_folder import write_smolvlm
 from tinyllm.api.answer import tracing
-from tinyllm.api.contract import protocol
+from tinyllm.api.contract import sampling
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
-from tinyllm.api.prompt.vision import LateVision
+from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.engine import engine as engine_module
 from tinyllm.engine.engine import Engine
 from tinyllm.lm import LM
@@ -143,7 +143,7 @@ def test_image_prompts_too(tmp_path: Path, weights_folder: Path) -> None:
     image, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
     model = served(lm, prefill_chunk=PREFILL_CHUNK)  # as a session cuts a prompt
     assert lm.vision is not None
-    model.vision = LateVision(lm.name, lambda: lm.vision)  # type: ignore[arg-type, return-value]
+    model.vision = LazyVision(lm.name, lambda: lm.vision)  # type: ignore[arg-type, return-value]
     asked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, text]}]
     with live(Settings(port=0, access_log="off"), lambda: [model]) as server:
         trace = {"lens": 2, "attention": {"layer": 1}}
@@ -176,7 +176,7 @@ def test_every_choice_has_its_own(real: Live, lm: LM, stream: bool) -> None:
 
 
 def test_only_so_many_steps_are_looked_into(real: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (protocol, tracing):
+    for module in (sampling, tracing):
         monkeypatch.setattr(module, "MAX_INSIDE", 5)
     monkeypatch.setattr("tinyllm.api.answer.generation.MAX_INSIDE", 5)
     choices = ask(real, O, False, temperature=0, n=2, max_tokens=4, trace={"lens": 1})
@@ -283,7 +283,7 @@ def test_it_costs_nothing_when_it_is_off(scripted: Live, monkeypatch: pytest.Mon
     for body in ({}, {"trace": None}):
         for stream in (False, True):
             assert not any("trace" in c for c in ask(scripted, O, stream, **body))
-    assert not scripted.service.desk._thread._threads  # not even started
+    assert not scripted.service.trace_worker._thread._threads  # not even started
 
 
 @pytest.mark.parametrize(
@@ -404,18 +404,18 @@ def test_others_go_on_and_a_client_that_goes_away_frees_its_place(
         while b": ping" not in seen:
             seen += sock.recv(4096)
     sock.close()
-    until(lambda: gated.service.desk._free == 1)
+    until(lambda: gated.service.trace_worker._free == 1)
     Gated.gate.set()
     steps = steps_of(ask(gated, O, stream, temperature=0, trace={"lens": 1}))
     assert [len(s["lens"][0]["top"]) for s in steps] == [1] * 8
-    assert gated.service.desk._free == 1
+    assert gated.service.trace_worker._free == 1
 
 
 def test_a_look_past_the_deadline_ends_with_an_error(gated: Live) -> None:
     response = gated.chat(O, {"trace": {"lens": 1}})
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "request_timeout"
-    assert gated.service.desk._free == 1
+    assert gated.service.trace_worker._free == 1
 
 
 def test_a_server_that_stops_says_so(gated: Live) -> None:
@@ -445,7 +445,7 @@ def test_a_fault_in_looking_is_the_servers_own(
     response = gated.chat(O, {"trace": {"lens": 1}})
     assert response.status_code == 500
     assert "secret" not in response.text
-    assert gated.service.desk._free == 1
+    assert gated.service.trace_worker._free == 1
 
 
 def test_a_long_prompt_is_looked_into_behind_its_chunks(

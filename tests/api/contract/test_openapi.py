@@ -16,8 +16,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.api.support import MODEL, PREFIXES, Live
+from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.openapi import document
-from tinyllm.api.contract.protocol import ChatRequest
 
 CHECKS = (
     not_a_server_error, status_code_conformance, content_type_conformance,

@@ -21,7 +21,7 @@ from tests.vision_models import picture
 from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.house.serve import load_models
 from tinyllm.api.house.settings import Settings
-from tinyllm.api.prompt.vision import LateVision
+from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.errors import ImageError, WeightsError
 from tinyllm.lm import LM
 
@@ -104,7 +104,7 @@ def test_text_first_and_no_eyes_for_it(server: Live) -> None:
         assert one["choices"] == other["choices"]
         assert one["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
     vision = server.service.model(ALIAS).vision
-    assert vision is not None and not vision.awake
+    assert vision is not None and not vision.loading_or_loaded
 
 
 def test_one_language_model_serves_both_names(server: Live) -> None:
@@ -215,15 +215,19 @@ def test_it_is_loaded_once_for_all_who_wait() -> None:
         return Eyes()
 
     async def run() -> None:
-        vision = LateVision("m", load)
-        assert not vision.awake
+        vision = LazyVision("m", load)
+        assert not vision.loading_or_loaded
         waiting = [asyncio.create_task(vision.ready()) for _ in range(5)]
         await asyncio.sleep(0.02)
         waiting[0].cancel()  # a client that goes away stops nobody else
         gate.set()
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(done[0], asyncio.CancelledError) and done[1:] == [None] * 4
-        assert vision.awake and vision.prompt([], [], tools=None) == ([], [], {"tools": None})
+        assert vision.loading_or_loaded and vision.prompt([], [], tools=None) == (
+            [],
+            [],
+            {"tools": None},
+        )
 
     asyncio.run(run())
     assert loads == [1]
@@ -239,7 +243,7 @@ def test_it_is_tried_again_after_a_failure() -> None:
         return result
 
     async def run() -> None:
-        vision = LateVision("m", load)
+        vision = LazyVision("m", load)
         with pytest.raises(ApiError) as caught:
             await vision.ready()
         assert caught.value.status == 503 and "/secret" not in str(caught.value.message)

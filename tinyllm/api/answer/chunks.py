@@ -1,4 +1,4 @@
-"""Parts of choices → the chunks of a stream, by each dialect's rules; and back into one answer."""
+"""Updates of choices → the chunks of a stream, as each dialect has them; and back to one answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from tinyllm.api.answer.generation import Generation, Part
+from tinyllm.api.answer.generation import Generation, Update
 from tinyllm.api.answer.reader import Piece
 from tinyllm.api.constraints.tool_calls import CallStart
-from tinyllm.api.contract.dialect import Dialect
-from tinyllm.api.contract.protocol import (
+from tinyllm.api.contract.answers import (
     Chunk,
     ChunkChoice,
     Completion,
@@ -20,6 +19,7 @@ from tinyllm.api.contract.protocol import (
     ToolCallDelta,
     Usage,
 )
+from tinyllm.api.contract.dialect import Dialect
 from tinyllm.inside.trace_file import VERSION, StepRecord
 
 
@@ -61,37 +61,37 @@ class ChunkWriter:
                 self._emit(self._choice(index, Piece()))
         return self._taken()
 
-    def push(self, part: Part) -> list[Chunk]:
-        """The chunks that a part makes possible."""
-        piece = part.piece
+    def push(self, update: Update) -> list[Chunk]:
+        """The chunks that an update makes possible."""
+        piece = update.piece
         if self._exclude:
             piece.thought = ""
         for call in piece.calls[:-1]:  # one at a time: a call's name comes before its arguments
-            self._write(self._choice(part.index, Piece(calls=[call])))
+            self._write(self._choice(update.index, Piece(calls=[call])))
         piece.calls = piece.calls[-1:]
-        if part.finish is not None:
-            self._finish(part)
+        if update.finish is not None:
+            self._finish(update)
         elif piece.told:
-            self._write(self._choice(part.index, piece))
+            self._write(self._choice(update.index, piece))
         return self._taken()
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, update: Update) -> None:
         """A choice's last piece."""
         self._open -= 1
         if self._dialect.eager_role:
-            if part.piece.told:
-                self._write(self._choice(part.index, part.piece))
-            last = self._choice(part.index, Piece())
+            if update.piece.told:
+                self._write(self._choice(update.index, update.piece))
+            last = self._choice(update.index, Piece())
         else:
-            held = self._held[part.index]
-            last = self._choice(part.index, part.piece)
+            held = self._held[update.index]
+            last = self._choice(update.index, update.piece)
             if held is not None and last["delta"]:
                 self._emit(held)
             elif held is not None:
                 last = _joined(held, last)
-        last["finish_reason"] = part.finish
-        if self._scores and self._n > 1 and part.confidence is not None:
-            last["confidence_score"] = part.confidence
+        last["finish_reason"] = update.finish
+        if self._scores and self._n > 1 and update.confidence is not None:
+            last["confidence_score"] = update.confidence
         if self._open:
             self._emit(last)
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
 from tinyllm.api.constraints.tool_calls import CallArguments, CallReader, CallStart
-from tinyllm.api.contract.protocol import TokenLogprob, TopLogprob
+from tinyllm.api.contract.answers import TokenLogprob, TopLogprob
 from tinyllm.engine.types import Token
 from tinyllm.inside.trace_file import StepRecord
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
@@ -85,11 +85,11 @@ class ChoiceReader:
         """Take the next token."""
         self.n_tokens += 1
         self.sum_logprob += token.logprob
-        part = "answer" if self._thinking.answering else self._thinking.push(token.token)
-        if part == "thought":
+        kind = "answer" if self._thinking.answering else self._thinking.push(token.token)
+        if kind == "thought":
             text = "" if token.token in self._silent else self._thoughts.push(token.token)
             return self._thought(text)
-        if part == "marker":
+        if kind == "marker":
             return self._thought(self._thoughts.flush())
         if token.token in self._silent:
             return Piece()

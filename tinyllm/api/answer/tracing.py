@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from tinyllm.api.contract.errors import too_many
-from tinyllm.api.contract.protocol import MAX_INSIDE, Trace
+from tinyllm.api.contract.sampling import MAX_INSIDE, Trace
 from tinyllm.engine.types import Prompt, Token, TraceParams
 from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import (
@@ -181,7 +181,7 @@ class Inside:
         return self._prompt_cache
 
 
-class Desk:
+class TraceWorker:
     """Where looks inside are made, for one app: a thread, and so many requests at a time.
 
     Args:
@@ -217,7 +217,7 @@ class Desk:
     def look(
         self, inside: Inside, event: Token, step: StepRecord, drawn: Sequence[int]
     ) -> asyncio.Future[StepRecord]:
-        """`Inside.look` on the desk's thread; not once it is closed."""
+        """`Inside.look` on the trace_worker's thread; not once it is closed."""
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._thread, inside.look, event, step, drawn)
 

@@ -63,9 +63,9 @@ class ChoiceGuide:
         return self._thinking.forced()
 
     def accept(self, token: int) -> bool:
-        part = self._thinking.push(token)
-        if part != "answer":
-            return part == "thought" and token in self._stop_ids
+        kind = self._thinking.push(token)
+        if kind != "answer":
+            return kind == "thought" and token in self._stop_ids
         if token in self._stop_ids:
             return True
         done = self._matcher is not None and self._matcher.accept(token)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["thought", "marker", "answer"]
+Kind = Literal["thought", "marker", "answer"]  # what a token is
 
 SHARES = {"max": 0.95, "xhigh": 0.95, "high": 0.8, "medium": 0.5, "low": 0.2, "minimal": 0.1}
 
@@ -73,8 +73,8 @@ class Thinking:
         spent = spec.budget is not None and self.n_thought >= spec.budget
         return spec.close[0] if self._state == "thought" and spent else None
 
-    def push(self, token: int) -> Part:
-        """Take note of a token, and say what it is part of."""
+    def push(self, token: int) -> Kind:
+        """Take note of a token, and say what it is."""
         spec = self._spec
         if spec is None or self._state == "answer":
             return "answer"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.api.constraints.grammar import MAX_SCHEMA_BYTES, UnsupportedSchema, prepared
-from tinyllm.api.contract.protocol import Tool
+from tinyllm.api.contract.tools import Tool
 
 MAX_CALLS = 8  # parallel calls in one answer
 OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>"

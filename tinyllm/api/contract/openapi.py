@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from `protocol`: what the code checks, it says."""
+"""The OpenAPI document, made from the contract's own types: what the code checks, it says."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from tinyllm import __version__
-from tinyllm.api.contract import protocol
+from tinyllm.api.contract import answers
+from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.dialect import DIALECTS, Dialect
+from tinyllm.api.contract.fields import SESSION_ID
+from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
 
 Json = dict[str, Any]
 
-_REQUESTS = (protocol.ChatRequest, protocol.TokenizeRequest, protocol.DetokenizeRequest)
+_REQUESTS = (ChatRequest, TokenizeRequest, DetokenizeRequest)
 _ANSWERS: dict[str, Any] = {
-    "Completion": protocol.Completion,
-    "Chunk": protocol.Chunk,
-    "ErrorEnvelope": protocol.ErrorEnvelope,
-    "ModelOut": protocol.ModelOut,
-    "ModelList": protocol.ModelList,
-    "SessionOut": protocol.SessionOut,
-    "SessionDeleted": protocol.SessionDeleted,
-    "ReplayOut": protocol.ReplayOut,
-    "Tokens": protocol.Tokens,
-    "Text": protocol.Text,
-    "Health": protocol.Health,
+    "Completion": answers.Completion,
+    "Chunk": answers.Chunk,
+    "ErrorEnvelope": answers.ErrorEnvelope,
+    "ModelOut": answers.ModelOut,
+    "ModelList": answers.ModelList,
+    "SessionOut": answers.SessionOut,
+    "SessionDeleted": answers.SessionDeleted,
+    "ReplayOut": answers.ReplayOut,
+    "Tokens": answers.Tokens,
+    "Text": answers.Text,
+    "Health": answers.Health,
 }
 _ERRORS = {
     400: "The request can't be answered, or breaks a rule",
@@ -138,7 +141,7 @@ def _dialect_paths(dialect: Dialect) -> Json:
         "Generate an answer to a conversation",
         "Completion",
         [*body_errors, 429, 500],
-        [_header("X-Session-ID", protocol.SESSION_ID.pattern)],
+        [_header("X-Session-ID", SESSION_ID.pattern)],
         body=f"ChatRequest{d}",
     )
     chat["responses"]["200"]["content"]["text/event-stream"] = {

@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tinyllm.api.answer.mailbox import ClientGone
+from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.dialect import dialect_of
 from tinyllm.api.contract.errors import ApiError, error_response, server_error, status_error
-from tinyllm.api.contract.protocol import SESSION_ID
+from tinyllm.api.contract.fields import SESSION_ID
 from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings

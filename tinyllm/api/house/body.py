@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from tinyllm.api.answer.mailbox import ClientGone
+from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.contract.strict_json import parse_object
 

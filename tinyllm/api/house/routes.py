@@ -17,9 +17,12 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from tinyllm.api.answer import sse
+from tinyllm.api.answer.asking import Caller, score
 from tinyllm.api.answer.chunks import ChunkWriter, fold
-from tinyllm.api.answer.generation import Caller, Generation, score
-from tinyllm.api.answer.mailbox import ClientGone
+from tinyllm.api.answer.event_queue import ClientGone
+from tinyllm.api.answer.generation import Generation
+from tinyllm.api.contract.answers import Chunk, Completion, ModelOut
+from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import DIALECTS, S, dialect_of
 from tinyllm.api.contract.errors import (
     ApiError,
@@ -28,25 +31,15 @@ from tinyllm.api.contract.errors import (
     not_found,
     server_error,
 )
+from tinyllm.api.contract.fields import SESSION_ID, read, unknown_fields
 from tinyllm.api.contract.openapi import document
-from tinyllm.api.contract.protocol import (
-    SESSION_ID,
-    ChatRequest,
-    Chunk,
-    Completion,
-    DetokenizeRequest,
-    ModelOut,
-    TokenizeRequest,
-    Tool,
-    read,
-    read_chat,
-    unknown_fields,
-)
+from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
+from tinyllm.api.contract.tools import Tool
 from tinyllm.api.house.body import read_json
 from tinyllm.api.house.metrics import CONTENT_TYPE
 from tinyllm.api.house.service import Service
 from tinyllm.api.prompt.chat import Layout
-from tinyllm.api.prompt.decide import lean
+from tinyllm.api.prompt.decide import decide
 from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.plan import Plan, Planner
 from tinyllm.api.prompt.served import ServedModel
@@ -120,9 +113,9 @@ class Api:
                 session=session,
                 deadline=caller.deadline,
                 keep=settings.keep_requests > 0,
-                desk=service.desk,
+                trace_worker=service.trace_worker,
             )
-            generation.submit(service.bell, caller)
+            generation.submit(service.waker, caller)
             answer = _Answer(service, generation, caller, arrived, entry)
             if settings.log_content:
                 entry["request"] = body
@@ -146,16 +139,16 @@ class Api:
         tools = chat.tools or ()
 
         async def ask(model: ServedModel, prompt: Prompt, start: int) -> Sequence[float]:
-            return await score(model.engine, prompt, start, self._service.bell, caller, key)
+            return await score(model.engine, prompt, start, self._service.waker, caller, key)
 
         call = choice not in ("none", "auto")
         first: Sequence[Tool] = ()
         if choice == "auto" and not conversation.has_tool_results():
-            leaning = await lean(conversation, tools, ask)
-            call, first = leaning.call, leaning.tools
+            decision = await decide(conversation, tools, ask)
+            call, first = decision.call, decision.tools
             self._service.metrics.tool_decisions.labels("call" if call else "words").inc()
         elif choice == "required" and len(tools) > 1:
-            first = (await lean(conversation, tools, ask)).tools
+            first = (await decide(conversation, tools, ask)).tools
         return await asyncio.to_thread(self._planner.plan, chat, dialect, conversation, call, first)
 
     async def replay(self, request: Request) -> Response:
@@ -311,11 +304,11 @@ class _Answer:
         try:
             for chunk in writer.start():
                 yield chunk
-            async for part in self._generation.parts(ping):
-                if part is None:
+            async for update in self._generation.updates(ping):
+                if update is None:
                     yield None
                     continue
-                for chunk in writer.push(part):
+                for chunk in writer.push(update):
                     yield chunk
             for chunk in writer.end():
                 yield chunk

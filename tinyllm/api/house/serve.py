@@ -25,7 +25,7 @@ from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.short_turns import take_short_turns
 from tinyllm.api.prompt.served import ServedModel
-from tinyllm.api.prompt.vision import LateVision
+from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
 from tinyllm.fetch import is_here, resolve
@@ -40,7 +40,7 @@ CLAIMED_TOKENS = 2048  # room in the KV cache that is in memory before anybody w
 def load_models(settings: Settings) -> list[ServedModel]:
     """Every model that the settings name, on a running engine for each language model.
 
-    Models that differ in their eyes alone share the rest, so its weights are in memory once.
+    Models that differ in their image side alone share the rest, so its weights are in memory once.
     """
     models: list[ServedModel] = []
     language_models: dict[Path, ServedModel] = {}
@@ -61,10 +61,10 @@ def load_models(settings: Settings) -> list[ServedModel]:
     return models
 
 
-def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LateVision:
-    """The eyes of one model; open already where they are part of a whole checkpoint."""
+def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LazyVision:
+    """The image side of one model; loaded already where it is part of a whole checkpoint."""
     compiled, threads = settings.backend == "compiled", settings.threads or None
-    vision = LateVision(
+    vision = LazyVision(
         parts.name, lambda: parts.image_side(tokenizer, compiled=compiled, threads=threads)
     )
     if parts.image_encoder is None:

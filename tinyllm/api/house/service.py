@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tinyllm.api.answer.mailbox import Bell
-from tinyllm.api.answer.tracing import Desk
+from tinyllm.api.answer.event_queue import LoopWaker
+from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
 from tinyllm.api.house.metrics import Metrics
@@ -39,18 +39,18 @@ class Service:
         self.sessions = Sessions(settings.max_sessions, settings.session_ttl)
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
-        self.desk = Desk(settings.trace_inside)
+        self.trace_worker = TraceWorker(settings.trace_inside)
         self._load = load
         self._names: dict[str, ServedModel] = {}
         self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys()]
-        self._bell: Bell | None = None
+        self._waker: LoopWaker | None = None
         self._loading: asyncio.Task[None] | None = None
 
     # -- from start to stop ------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to load the models; requests are answered with 503 until that is done."""
-        self._bell = Bell(asyncio.get_running_loop())
+        self._waker = LoopWaker(asyncio.get_running_loop())
         self.access_log.start()
         self._loading = asyncio.create_task(self._load_models())
 
@@ -71,16 +71,16 @@ class Service:
 
     def stop(self) -> None:
         """Let go of everything."""
-        self.desk.close()
+        self.trace_worker.close()
         for engine in self.engines.values():
             engine.stop()
         self.access_log.stop()
 
     @property
-    def bell(self) -> Bell:
-        if self._bell is None:
+    def waker(self) -> LoopWaker:
+        if self._waker is None:
             raise RuntimeError("the service has not been started")
-        return self._bell
+        return self._waker
 
     # -- models ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tinyllm.api.contract.protocol import SessionOut, SessionRequest, Usage
+from tinyllm.api.contract.answers import SessionOut, SessionRequest, Usage
 
 KEPT_REQUESTS = 100  # of each session, newest
 

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from tinyllm.api.constraints.thinking import ThinkSpec, budget_for
+from tinyllm.api.contract.answers import Truncation
+from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, context_length_exceeded, invalid
-from tinyllm.api.contract.protocol import (
+from tinyllm.api.contract.messages import (
     AssistantMessage,
-    ChatRequest,
     ImagePart,
     Message,
     TextPart,
-    Tool,
     ToolMessage,
-    Truncation,
     UserMessage,
 )
+from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
 from tinyllm.api.prompt.images import Pixels
 from tinyllm.api.prompt.served import ServedModel

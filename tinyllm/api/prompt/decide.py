@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyllm.api.contract.protocol import TextPart, Tool, UserMessage
+from tinyllm.api.contract.messages import TextPart, UserMessage
+from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt.chat import Conversation
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
@@ -40,7 +41,7 @@ Score = Callable[[ServedModel, Prompt, int], Awaitable[Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Leaning:
+class Decision:
     """How the model leans: `margin` in nats towards a call, and the tools it leans to."""
 
     margin: float
@@ -51,12 +52,12 @@ class Leaning:
         return self.margin > THRESHOLD
 
 
-async def lean(conversation: Conversation, tools: Sequence[Tool], score: Score) -> Leaning:
+async def decide(conversation: Conversation, tools: Sequence[Tool], score: Score) -> Decision:
     """Whether the last user message asks for a tool, and for which. Raises what `score` does."""
     model = conversation.model
     request = last_request(conversation)
     if not request:
-        return Leaning(-math.inf, tuple(tools))
+        return Decision(-math.inf, tuple(tools))
     ids = await asyncio.to_thread(lambda: model.tokenizer.encode(" " + request)[-MAX_REQUEST:])
     groups = _groups(tools)
     forms = [_form(*TALK), *(_form(*_described(group)) for group in groups)]
@@ -64,7 +65,7 @@ async def lean(conversation: Conversation, tools: Sequence[Tool], score: Score) 
         *(_log_likelihood(model, form, ids, score) for form in forms)
     )
     best = max(range(len(groups)), key=scores.__getitem__)
-    return Leaning(scores[best] - talk, groups[best])
+    return Decision(scores[best] - talk, groups[best])
 
 
 def last_request(conversation: Conversation) -> str:

@@ -11,19 +11,13 @@ from tinyllm.api.constraints.grammar import Matcher, UnsupportedSchema, json_gra
 from tinyllm.api.constraints.guides import ChoiceGuide
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.constraints.tool_calls import calls_grammar
+from tinyllm.api.contract.answers import Truncation
+from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.dialect import Dialect
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.protocol import (
-    MAX_PROMPTS,
-    ChatRequest,
-    ImagePart,
-    JsonFormat,
-    NamedTool,
-    SchemaFormat,
-    Tool,
-    Truncation,
-    UserMessage,
-)
+from tinyllm.api.contract.messages import ImagePart, UserMessage
+from tinyllm.api.contract.sampling import MAX_PROMPTS
+from tinyllm.api.contract.tools import JsonFormat, NamedTool, SchemaFormat, Tool
 from tinyllm.api.prompt.chat import (
     Conversation,
     Layout,

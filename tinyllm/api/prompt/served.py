@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from tinyllm.api.constraints.grammar import Grammars
-from tinyllm.api.prompt.vision import LateVision
+from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.engine.types import Event, Handle, Request
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     card: Mapping[str, Any] = field(default_factory=dict)
-    vision: LateVision | None = None
+    vision: LazyVision | None = None
     created: int = 0
     readable: Callable[[], Model] | None = None
     n_layers: int = 0  # of `readable`

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyllm.api.constraints.tool_calls import write_call
-from tinyllm.api.contract.protocol import Tool
+from tinyllm.api.contract.tools import Tool
 
 Chat = list[dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""A served model's eyes, opened late: at the first image, or in the background of a first start.
+"""The image side of a served model, loaded at the first image, or behind a first start.
 
 Text needs none of it, so neither the start of a server nor its memory pays for an encoder that
 nobody has shown a picture.
@@ -20,7 +20,7 @@ from tinyllm.engine.types import Prompt
 log = logging.getLogger(__name__)
 
 
-class LateVision:
+class LazyVision:
     """Makes prompts out of images once it is `ready`.
 
     Args:
@@ -36,7 +36,7 @@ class LateVision:
         self._future: Future[VisionPrompts] | None = None
 
     @property
-    def awake(self) -> bool:
+    def loading_or_loaded(self) -> bool:
         """Whether it was loaded, or is being loaded."""
         return self._future is not None
 

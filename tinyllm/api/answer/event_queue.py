@@ -19,39 +19,39 @@ class ClientGone(Exception):
     """Nobody is there any more to receive the answer."""
 
 
-class Bell:
-    """Wakes mailboxes on the loop's thread; one for a whole app."""
+class LoopWaker:
+    """Wakes queues on the loop's thread; one for a whole app."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._ringing: deque[Mailbox] = deque()
+        self._waiting: deque[EventQueue] = deque()
         self._due = False
 
-    def ring(self, mailbox: Mailbox) -> None:
-        """Have `mailbox` looked at soon. From any thread."""
-        self._ringing.append(mailbox)
+    def wake(self, event_queue: EventQueue) -> None:
+        """Have `event_queue` looked at soon. From any thread."""
+        self._waiting.append(event_queue)
         if not self._due:
             self._due = True
             try:
                 self._loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:  # the loop is closed: the server has stopped
-                self._ringing.clear()
+                self._waiting.clear()
 
     def _deliver(self) -> None:
-        self._due = False  # first, so that what arrives from here on rings again
-        while self._ringing:
-            self._ringing.popleft()._wake()
+        self._due = False  # first, so that what arrives from here on wakes it again
+        while self._waiting:
+            self._waiting.popleft()._wake()
 
 
-class Mailbox:
-    """The events of one request. `put` on the engine's thread, everything else on the loop's."""
+class EventQueue:
+    """One request's events. `put` on the engine's thread, everything else on the loop's."""
 
-    def __init__(self, bell: Bell) -> None:
-        self._bell = bell
+    def __init__(self, waker: LoopWaker) -> None:
+        self._waker = waker
         self._events: deque[Event] = deque()
         self._reader: asyncio.Future[None] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._patience = 0.0  # of the reader, in seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._timeout = 0.0  # of the reader, in seconds
         self._waits_since = 0.0
         self.gone = False
         self.overflowed = False
@@ -64,9 +64,9 @@ class Mailbox:
             self.overflowed = True
         else:
             self._events.append(event)
-        self._bell.ring(self)
+        self._waker.wake(self)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """The client is gone: the reader gets ClientGone."""
         self.gone = True
         self._events.clear()
@@ -81,9 +81,9 @@ class Mailbox:
             loop = asyncio.get_running_loop()
             self._reader = loop.create_future()
             if timeout is not None:
-                self._patience, self._waits_since = timeout, time.monotonic()
-                if self._alarm is None:
-                    self._alarm = loop.call_later(timeout, self._ring_alarm)
+                self._timeout, self._waits_since = timeout, time.monotonic()
+                if self._timer is None:
+                    self._timer = loop.call_later(timeout, self._on_timer)
             try:
                 await self._reader
             finally:
@@ -92,20 +92,20 @@ class Mailbox:
             raise ClientGone
         return [self._events.popleft() for _ in range(len(self._events))]
 
-    def _ring_alarm(self) -> None:
-        """Wake a reader whose patience is at its end.
+    def _on_timer(self) -> None:
+        """Wake a reader whose timeout is at its end.
 
-        One alarm outlasts many waits, since events come much faster than it: it looks whether the
+        One timer outlasts many waits, since events come much faster than it: it looks whether the
         wait that it meets has been long enough, and else comes back for the rest.
         """
-        self._alarm = None
+        self._timer = None
         if self._reader is None:
             return
-        left = self._waits_since + self._patience - time.monotonic()
+        left = self._waits_since + self._timeout - time.monotonic()
         if left <= 0:
             self._wake()
         else:
-            self._alarm = asyncio.get_running_loop().call_later(left, self._ring_alarm)
+            self._timer = asyncio.get_running_loop().call_later(left, self._on_timer)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -1,0 +1,223 @@
+"""The shapes of answers: plain dicts at run time, checked by the type checker where they are built,
+and a JSON Schema for the document.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from typing_extensions import NotRequired, TypedDict
+
+from tinyllm.inside.trace_file import StepRecord
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+class TopLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(TypedDict):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ReasoningDetail(TypedDict):
+    type: Literal["reasoning.text"]
+    text: str
+    index: int
+
+
+class FunctionOut(TypedDict):
+    name: str
+    arguments: str
+
+
+class ToolCallOut(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionOut
+
+
+class MessageOut(TypedDict):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: NotRequired[None]
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    reasoning_details: NotRequired[list[ReasoningDetail]]
+    tool_calls: NotRequired[list[ToolCallOut]]
+
+
+class TraceOut(TypedDict):
+    version: int
+    steps: list[StepRecord]
+
+
+class ChoiceOut(TypedDict):
+    index: int
+    message: MessageOut
+    finish_reason: Finish
+    logprobs: Logprobs | None
+    confidence_score: NotRequired[float]
+    trace: NotRequired[TraceOut]
+
+
+class PromptDetails(TypedDict):
+    cached_tokens: int
+
+
+class CompletionDetails(TypedDict):
+    reasoning_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class Truncation(TypedDict):
+    dropped_messages: int
+    dropped_tokens: int
+
+
+class Completion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: float
+    model: str
+    choices: list[ChoiceOut]
+    usage: Usage
+    system_fingerprint: str
+    confidence_score: NotRequired[float]
+    prompt_truncation: NotRequired[Truncation]
+
+
+class FunctionDelta(TypedDict):
+    name: NotRequired[str]
+    arguments: str
+
+
+class ToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
+class Delta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str | None
+    reasoning: str
+    reasoning_content: str
+    reasoning_details: list[ReasoningDetail]
+    tool_calls: list[ToolCallDelta]
+
+
+class ChunkChoice(TypedDict):
+    index: int
+    delta: Delta
+    finish_reason: Finish | None
+    logprobs: NotRequired[Logprobs | None]
+    confidence_score: NotRequired[float]
+    trace: NotRequired[TraceOut]
+
+
+class Chunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: float
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str
+    usage: NotRequired[Usage | None]
+    confidence_score: NotRequired[float]
+    prompt_truncation: NotRequired[Truncation]
+
+
+class ErrorBody(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    n_prompt_tokens: NotRequired[int]
+    n_ctx: NotRequired[int]
+
+
+class ErrorDetail(TypedDict):
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class ErrorEnvelope(TypedDict):
+    error: ErrorBody
+    detail: NotRequired[list[ErrorDetail]]
+    status: NotRequired[str]
+
+
+class ModelOut(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelOut]
+
+
+class SessionRequest(TypedDict):
+    id: str
+    created: float
+    seconds: float
+    usage: Usage | None
+
+
+class SessionOut(TypedDict):
+    id: str
+    object: Literal["session"]
+    created: float
+    last_used: float
+    requests: list[SessionRequest]
+    n_requests: int
+    total_tokens: int
+
+
+class SessionDeleted(TypedDict):
+    id: str
+    object: Literal["session.deleted"]
+    deleted: Literal[True]
+
+
+class ReplayOut(TypedDict):
+    id: str
+    object: Literal["chat.completion.replay"]
+    identical: bool
+    tokens_compared: int
+    first_difference: dict[str, Any] | None
+
+
+class Tokens(TypedDict):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Text(TypedDict):
+    text: str
+
+
+class Health(TypedDict):
+    status: Literal["ready", "loading"]
+    models: list[str]

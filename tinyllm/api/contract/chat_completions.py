@@ -1,0 +1,159 @@
+"""The request for a chat completion, and what its fields mean once defaults are settled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.contract.errors import invalid
+from tinyllm.api.contract.fields import WHOLE, Natural, Open, Positive, fail, read
+from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
+from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS, SampledRequest
+from tinyllm.api.contract.tools import NamedFunction, NamedTool, ResponseFormat, Tool, ToolChoice
+
+Effort = Literal["max", "xhigh", "high", "medium", "low", "minimal", "none"]
+
+
+class Reasoning(Open):
+    effort: Effort | None = None
+    max_tokens: Positive | None = None
+    exclude: bool | None = None
+    enabled: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Reasoning:
+        if self.effort is not None and self.max_tokens is not None:
+            raise fail("Give either effort or max_tokens, not both", "effort")
+        return self
+
+
+class ChatRequest(SampledRequest):
+    """Generate an answer to a conversation."""
+
+    messages: list[Message] = Field(min_length=1, description="The whole conversation so far")
+    max_tokens: Natural | None = Field(
+        None, description=f"Most tokens of the completion; {DEFAULT_MAX_TOKENS} if not given"
+    )
+    max_completion_tokens: Natural | None = Field(None, description="The same as max_tokens")
+    prompt_truncate_len: Positive | None = Field(
+        None, description="Tokens to which long conversations are cut, oldest turns first"
+    )
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning: Reasoning | None = None
+    reasoning_effort: Effort | None = None
+
+    @model_validator(mode="after")
+    def _rules(self) -> ChatRequest:
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            raise fail("max_completion_tokens and max_tokens differ", "max_completion_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise fail("top_logprobs needs logprobs: true", "top_logprobs")
+        self._check_tools()
+        self._check_reasoning()
+        self._check_conversation()
+        return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools or ()]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise fail(f"Two tools are named {name!r}", "tools", i, "function", "name")
+        choice = self.tool_choice
+        if choice is None or choice in ("auto", "none"):
+            return
+        if choice == "required":
+            if not names:
+                raise fail("'required' needs tools", "tool_choice")
+            return
+        wanted = choice if isinstance(choice, str) else choice.function.name
+        if wanted not in names:
+            raise fail(f"There is no tool named {wanted!r}", "tool_choice")
+
+    def _check_reasoning(self) -> None:
+        if self.reasoning is None:
+            return
+        if self.reasoning_effort is not None:
+            if self.reasoning.max_tokens is not None:
+                raise fail(
+                    "Give either reasoning_effort or reasoning.max_tokens, not both",
+                    "reasoning_effort",
+                )
+            if self.reasoning.effort not in (None, self.reasoning_effort):
+                raise fail("reasoning_effort and reasoning.effort differ", "reasoning_effort")
+        if self.reasoning.max_tokens is not None and self.reasoning.max_tokens >= self.limit:
+            raise fail(
+                f"reasoning.max_tokens must be less than max_tokens ({self.limit})",
+                "reasoning",
+                "max_tokens",
+            )
+
+    def _check_conversation(self) -> None:
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            if isinstance(message, AssistantMessage):
+                if message.content is None and not message.tool_calls:
+                    raise fail("Only a message with tool_calls may go without content",
+                                "messages", i, "content")  # fmt: skip
+                for j, call in enumerate(message.tool_calls or ()):
+                    place = ("messages", i, "tool_calls", j, "function", "arguments")
+                    try:
+                        json.loads(call.function.arguments)
+                    except (ValueError, RecursionError):
+                        raise fail("arguments must be JSON text", *place) from None
+                    called.add(call.id)
+            elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
+                raise fail(f"No earlier tool call has the id {message.tool_call_id!r}",
+                            "messages", i, "tool_call_id")  # fmt: skip
+
+    # What the fields mean once defaults and aliases are settled.
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of the completion, before the context has its say."""
+        for given in (self.max_tokens, self.max_completion_tokens):
+            if given is not None:
+                return given
+        return DEFAULT_MAX_TOKENS
+
+    def truncate_len(self, dialect: Dialect) -> int | None:
+        """null turns truncation off, absence means the dialect's default."""
+        if "prompt_truncate_len" in self.model_fields_set:
+            return self.prompt_truncate_len
+        return dialect.truncate_len
+
+    def effective_tool_choice(self) -> str | NamedTool:
+        """auto, none, required or the tool; a bare function name becomes the tool."""
+        if not self.tools:
+            return "none"
+        if self.tool_choice is None:
+            return "auto"
+        if isinstance(self.tool_choice, str) and self.tool_choice not in _CHOICES:
+            named = NamedFunction(name=self.tool_choice)
+            return NamedTool(type="function", function=named)
+        return self.tool_choice
+
+
+_CHOICES = ("auto", "none", "required")
+
+
+def read_chat(body: Mapping[str, Any], dialect: Dialect) -> ChatRequest:
+    """A valid request, or the ApiError of the first rule that it breaks."""
+    request = read(ChatRequest, body)
+    for i, message in enumerate(request.messages):
+        name = message.name
+        if isinstance(message, ToolMessage) or name is None:
+            continue
+        if not dialect.author.fullmatch(name):
+            raise invalid(f"A name must match {dialect.author.pattern}", "messages", i, "name",
+                          kind="string_pattern_mismatch")  # fmt: skip
+    return request

@@ -1,0 +1,81 @@
+"""What an answer must be: calls of tools, or text that fits a format."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from tinyllm.api.contract.fields import FunctionName, Open
+
+
+class Function(Open):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema")
+    strict: bool | None = None
+
+
+class Tool(Open):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Open):
+    name: FunctionName
+
+
+class NamedTool(Open):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[FunctionName, Tag("~word")] | Annotated[NamedTool, Tag("~named")],
+    Discriminator(
+        lambda v: "~word" if isinstance(v, str) else "~named" if isinstance(v, dict) else None,
+        custom_error_type="tool_choice",
+        custom_error_message=(
+            "tool_choice must be auto, none, required, a function's name, or "
+            '{"type": "function", "function": {"name": …}}'
+        ),
+    ),
+]
+
+
+class TextFormat(Open):
+    type: Literal["text"]
+
+
+class JsonFormat(Open):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Open):
+    name: FunctionName
+    description: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="A JSON Schema")
+    strict: bool | None = None
+
+
+class SchemaFormat(Open):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+def _format_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    known = {"text": "~text", "json_object": "~json", "json_schema": "~schema"}
+    return known.get(kind) if isinstance(kind, str) else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("~text")]
+    | Annotated[JsonFormat, Tag("~json")]
+    | Annotated[SchemaFormat, Tag("~schema")],
+    Discriminator(
+        _format_tag,
+        custom_error_type="response_format",
+        custom_error_message="type must be text, json_object or json_schema",
+    ),
+]
