@@ -363,7 +363,8 @@ def test_a_disk_known_to_be_too_small(index: Index, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("where", ["take_out", "save_file", "save_blocks", "flush"])
 def test_a_disk_that_fills_up(index: Index, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    from tinyllm.files import carried, convert
+    from tinyllm.fetch import convert
+    from tinyllm.files import carried
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
