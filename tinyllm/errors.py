@@ -37,3 +37,15 @@ class HookError(TinyllmError, ValueError):
 
 class TraceError(TinyllmError, ValueError):
     """A past step can't be looked at, or a saved trace can't be read."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Somebody else's text for a terminal: control characters spelled out, `\x1b` for one.
+
+    A file's name or a model's answer may hold escape sequences, which would move the cursor,
+    change the window's title or answer in the user's name. `keep` are letters that pass all the
+    same, such as a line's end.
+    """
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )

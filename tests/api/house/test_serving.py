@@ -45,7 +45,7 @@ def raw(server: Live, data: bytes = b"") -> socket.socket:
 
 def request_bytes(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
     data = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **body})
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n{data}".encode()
 
 

@@ -40,6 +40,10 @@ def test_flags_win_over_the_environment() -> None:
         (["--dtype", "q1"], {}, "--dtype"),
         (["--api-key-file", "/nonexistent"], {}, "--api-key-file"),
         (["--image-urls", "allowlist"], {}, "--image-host"),
+        (["--api-key", ""], {}, "--api-key is blank"),
+        (["--api-key", "one", "--api-key", " "], {}, "--api-key is blank"),
+        ([], {"TINYLLM_API_KEY": ""}, "TINYLLM_API_KEY is blank"),
+        ([], {"TINYLLM_API_KEY": "one,,two"}, "blank"),
     ],
 )
 def test_mistakes_are_named(

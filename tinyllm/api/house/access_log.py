@@ -27,13 +27,21 @@ class AccessLog:
         self._thread: threading.Thread | None = None
         self.dropped = 0
 
+    def check(self) -> None:
+        """Raises ValueError if the file can't be opened: now rather than at the first request."""
+        if self._target in ("off", "-"):
+            return
+        try:
+            with Path(self._target).open("a", encoding="utf-8"):
+                pass
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"--access-log {self._target}: {reason}") from None
+
     def start(self) -> None:
-        """Start the writer. Raises OSError if the file can't be opened."""
+        """Start the writer."""
         if self._target == "off":
             return
-        if self._target != "-":
-            with Path(self._target).open("a", encoding="utf-8"):
-                pass  # fails now rather than at the first request
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
         self._thread.start()
 

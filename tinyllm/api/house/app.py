@@ -21,6 +21,7 @@ from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.dialect import dialect_of
 from tinyllm.api.contract.errors import ApiError, error_response, server_error, status_error
 from tinyllm.api.contract.fields import SESSION_ID
+from tinyllm.api.house.origins import Origins
 from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
@@ -30,6 +31,7 @@ from tinyllm.api.prompt.served import ServedModel
 
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
 def create_app(
@@ -81,6 +83,9 @@ class Frame:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        settings = service.settings
+        hosts = (*settings.allow_host, settings.host)
+        self._origins = Origins(service.keyed, hosts, settings.cors_origin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,6 +107,7 @@ class Frame:
                 status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
+                answer.update(self._origins.told(headers))
                 if SESSION_ID.fullmatch(session):
                     answer["X-Session-ID"] = session
             await send(message)
@@ -111,10 +117,8 @@ class Frame:
         self._service.active += 1
         try:
             try:
-                if scope["path"] != "/health":
-                    entry["key"] = self._service.authorize(headers.get("authorization"))
-                scope.setdefault("state", {})["key"] = entry["key"]
-                await self._app(scope, receive, framed)
+                app = self._admit(scope, headers, entry)
+                await app(scope, receive, framed)
             except ClientGone:
                 entry["gone"] = True
             except ApiError as error:
@@ -132,7 +136,8 @@ class Frame:
             metrics.in_flight.dec()
             route = scope.get("route")
             path = getattr(route, "path", "none")
-            metrics.requests.labels(scope["method"], path, str(status or "gone")).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            metrics.requests.labels(method, path, str(status or "gone")).inc()
             self._service.access_log.write(
                 {
                     "time": round(wall, 3),
@@ -144,3 +149,22 @@ class Frame:
                     **{k: v for k, v in entry.items() if v is not None},
                 }
             )
+
+    def _admit(self, scope: Scope, headers: Headers, entry: dict[str, Any]) -> ASGIApp:
+        """What answers the request, now that it is known who asks. ApiError."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Two servers in a row may read two different requests out of it (RFC 9112, 6.1).
+            raise ApiError(
+                400, "A request has either Content-Length or Transfer-Encoding.", code="bad_http",
+                headers={"Connection": "close"},
+            )  # fmt: skip
+        self._origins.check(headers, (scope.get("server") or ("",))[0])
+        if (answer := self._origins.preflight(scope["method"], headers)) is not None:
+            return answer
+        if scope["path"] != "/health":
+            entry["key"] = self._service.authorize(headers.get("authorization"))
+        state = scope.setdefault("state", {})
+        state["key"] = entry["key"]
+        # Whose share of the server it is: the key's, or the address's where nobody has a key.
+        state["caller"] = entry["key"] or (scope.get("client") or ("",))[0]
+        return self._app

@@ -32,14 +32,16 @@ async def read_json(request: Request, max_body: int, timeout: float) -> dict[str
 
 
 def check_content_type(header: str | None) -> None:
-    """ApiError 415 for a body that says it is something else than JSON in UTF-8."""
-    if header is None:
-        return
-    media, *options = (part.strip().lower() for part in header.split(";"))
+    """ApiError 415 for a body that doesn't say that it is JSON in UTF-8.
+
+    Saying nothing isn't enough: a page may send that to anybody without asking (a "simple request"
+    of the CORS protocol), but not JSON.
+    """
+    media, *options = (part.strip().lower() for part in (header or "").split(";"))
     charset = next((o.partition("=")[2].strip('"') for o in options if o.startswith("charset")), "")
     if media != "application/json" or charset not in ("", "utf-8", "utf8"):
         raise ApiError(
-            415, f"The body must be application/json in UTF-8, not {header[:100]!r}.",
+            415, f"The body must be application/json in UTF-8, not {(header or 'unsaid')[:100]!r}.",
             code="unsupported_media_type", headers={"Accept": "application/json"},
         )  # fmt: skip
 

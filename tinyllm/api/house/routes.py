@@ -261,9 +261,7 @@ class Api:
     async def openapi(self, request: Request) -> Response:
         """This API as an OpenAPI document."""
         if self._document is None:
-            self._document = to_json(
-                document(authenticated=bool(self._service.settings.api_keys()))
-            )
+            self._document = to_json(document(authenticated=self._service.keyed))
         return Response(self._document, media_type="application/json")
 
 

@@ -5,29 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
-from pydantic_core import to_json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import tinyllm
-from tinyllm.api.contract.errors import ApiError, envelope
+from tinyllm.api.contract.errors import ApiError, error_response, unavailable
 from tinyllm.api.house.app import create_app
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.short_turns import take_short_turns
+from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
+from tinyllm.errors import printable
 from tinyllm.fetch import is_here, resolve
 from tinyllm.parts import Parts
 from tinyllm.tokenizer import Tokenizer
@@ -111,24 +115,29 @@ def serve(
     settings: Settings, load: Callable[[Settings], Sequence[ServedModel]] = load_models
 ) -> int:
     """Serve until told to stop; the exit status. Prints one line with the address when ready."""
-    raise_file_limit()
+    limits = {"settings": settings, "most": most_connections(raise_file_limit())}
     app = create_app(settings, lambda: load(settings))
+    try:
+        app.state.service.access_log.check()
+        sockets = listen(settings.host, settings.port)
+    except ValueError as error:
+        print(f"tinyllm: {printable(str(error))}", file=sys.stderr, flush=True)
+        return 1
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
-        http=type("Protocol", (PatientProtocol,), {"settings": settings}),
+        http=type("Protocol", (PatientProtocol,), limits),
         ws="none",
         lifespan="on",
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # an address is whose share of the server it is: none may be claimed
         timeout_keep_alive=int(max(1, settings.keep_alive)),
         timeout_graceful_shutdown=5,
     )
     server = Server(config, app.state.service)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets)
     return server.status
 
 
@@ -143,6 +152,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(AcceptTrouble())
         await super().startup(sockets)
         self._announcement = asyncio.create_task(self._announce())
 
@@ -151,7 +161,7 @@ class Server(uvicorn.Server):
             await self._service.ready()
         except Exception as error:
             log.debug("loading failed", exc_info=error)
-            print(f"tinyllm: the model can't be served: {error}", flush=True)
+            print(f"tinyllm: the model can't be served: {printable(str(error))}", flush=True)
             self.status = 1
             self.should_exit = True
             return
@@ -164,8 +174,13 @@ class Server(uvicorn.Server):
         """First: drain. Second: stop at once."""
         if self._service.draining:
             self.should_exit = self.force_exit = True
-        else:
-            self.drain()
+            return
+        self.drain()
+        if n := self._service.active:
+            wait = self._service.settings.drain_timeout
+            what = "a request that runs" if n == 1 else f"{n} requests that run"
+            message = f"tinyllm: stopping; {what} may take {wait:g} s more, a second signal ends it"
+            os.write(1, f"{message}\n".encode())  # a signal may come in the middle of a print
 
     def drain(self) -> None:
         """Take no new work, let what runs finish, then stop. From any thread."""
@@ -211,6 +226,7 @@ class PatientProtocol(H11Protocol):
     """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
 
     settings = Settings()
+    most = 1 << 30  # connections at once
     _head_clock: asyncio.TimerHandle | None = None
     _send_clock: asyncio.TimerHandle | None = None
 
@@ -218,6 +234,8 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self.conn = Connection(h11.SERVER)
         self._wait_for_head()
+        if len(self.connections) > self.most:
+            self.send_error(unavailable("Too many connections are open.", "connections", 5))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clocks()
@@ -244,15 +262,16 @@ class PatientProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What isn't HTTP gets the envelope too."""
-        body = to_json(envelope(ApiError(400, msg, code="bad_http")))
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
+        self.send_error(ApiError(400, msg, code="bad_http"))
+
+    def send_error(self, error: ApiError) -> None:
+        """Say so, whatever the request may be, and hang up."""
+        answer = error_response(error, None)
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        reason = HTTPStatus(answer.status_code).phrase.encode()
         try:
-            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            head = h11.Response(status_code=answer.status_code, headers=headers, reason=reason)
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:
             pass  # in the middle of an answer: nothing more can be said
@@ -271,16 +290,3 @@ class PatientProtocol(H11Protocol):
             if clock is not None:
                 clock.cancel()
         self._head_clock = self._send_clock = None
-
-
-def raise_file_limit() -> None:
-    """A socket a client: take as many as the system lets us."""
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        log.debug("the limit of open files stays as it is")

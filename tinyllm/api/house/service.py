@@ -77,6 +77,11 @@ class Service:
         self.access_log.stop()
 
     @property
+    def keyed(self) -> bool:
+        """Whether API keys are set."""
+        return bool(self._key_hashes)
+
+    @property
     def waker(self) -> LoopWaker:
         if self._waker is None:
             raise RuntimeError("the service has not been started")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
+
+from tinyllm.api.house.origins import is_loopback
 
 MiB = 1024 * 1024
 
@@ -44,6 +45,12 @@ class Settings:
     api_key: tuple[str, ...] = _flag((), "a key that clients may use; repeatable")
     api_key_file: str = _flag("", "a file with one key a line; # starts a comment")
     insecure_no_auth: bool = _flag(False, "listen beyond this machine although no key is set")
+    allow_host: tuple[str, ...] = _flag(
+        (), "one more name by which a server without keys may be called; repeatable"
+    )
+    cors_origin: tuple[str, ...] = _flag(
+        (), "pages elsewhere that may ask, as https://example.org; * is any; repeatable"
+    )
     alias: tuple[str, ...] = _flag((), "NAME[=MODEL]: one more name for a model; repeatable")
     strict: bool = _flag(False, "refuse unknown parameters instead of ignoring them by name")
 
@@ -79,9 +86,12 @@ class Settings:
     log_content: bool = _flag(False, "write prompts and answers into the access log too")
 
     def api_keys(self) -> tuple[str, ...]:
-        """Every API key. Raises ValueError if the file can't be read or holds none."""
+        """Every API key. Raises ValueError for a blank one, or a file that holds none."""
+        if not all(key.strip() for key in self.api_key):
+            raise ValueError("--api-key is blank: give a key, or leave the flag out")
+        given = tuple(key.strip() for key in self.api_key)
         if not self.api_key_file:
-            return self.api_key
+            return given
         try:
             lines = Path(self.api_key_file).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +99,7 @@ class Settings:
         keys = tuple(key for line in lines if (key := line.split("#")[0].strip()))
         if not keys:
             raise ValueError(f"--api-key-file {self.api_key_file}: the file holds no key")
-        return self.api_key + keys
+        return given + keys
 
     def check(self) -> Settings:
         """Itself, when every value makes sense. Raises ValueError that names the flag."""
@@ -116,16 +126,6 @@ class Settings:
                 "--api-key, or --insecure-no-auth if that is what you want"
             )
         return self
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a listening address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _option(name: str) -> str:
@@ -182,9 +182,13 @@ def parse(
     given = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
     try:
+        keys = environ.get(_variable("api_key"))
+        if keys is not None and not all(key.strip() for key in keys.split(",")):
+            raise ValueError("TINYLLM_API_KEY is blank: give a key, or unset it")
         for field in dataclasses.fields(Settings):
             value = given[field.name]
-            if value is None and (text := environ.get(_variable(field.name), "")):
+            text = environ.get(_variable(field.name), "")
+            if value is None and text:
                 value = _from_text(text, kinds[field.name], _variable(field.name))
             if value is not None:
                 values[field.name] = tuple(value) if isinstance(value, list) else value
