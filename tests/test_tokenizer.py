@@ -12,10 +12,17 @@ import pytest
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from tinyllm.errors import TokenizerError
-from tinyllm.tokenizer import StreamDecoder, Tokenizer, _content_style
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer_ids.json").read_text("utf-8"))
 
@@ -476,23 +483,6 @@ def test_a_template_that_takes_parts_gets_them() -> None:
     assert build("llama3", template).render_chat(chat("text")) == "text"
 
 
-@pytest.mark.parametrize(
-    ("template", "style"),
-    [
-        ("{{ message['role'] + message['content'] }}", "string"),
-        ("{% if m.content is not string %}{{ raise_exception('x') }}{% endif %}", "string"),
-        ("{% set content = m['content'] | trim %}{% for x in content.split('a') %}", "string"),
-        ("{% for line in message['content'] %}{{ line['text'] }}{% endfor %}", "parts"),
-        ("{%- for p in message.content -%}{{ p.text }}{% endfor %}", "parts"),
-        ("{{ message['content'][0]['text'] }}", "parts"),
-        ("{% if m['content'] is string %}{% else %}{% for p in m['content'] %}", "either"),
-        ("{% if content is iterable %}{%- for item in content %}", "either"),
-    ],
-)
-def test_which_form_of_content_a_template_takes(template: str, style: str) -> None:
-    assert _content_style(template) == style
-
-
 def test_a_template_of_parts_alone_gets_strings_as_one_part() -> None:
     template = (
         "{% for m in messages %}{% for p in m['content'] %}[{{ p.text }}]{% endfor %}{% endfor %}"
@@ -643,3 +633,66 @@ def test_chats_as_the_reference_encodes_them(
         assert smollm.decode(expected) == reference.decode(
             expected, clean_up_tokenization_spaces=False
         )
+
+
+# -- what goes in front of a text, and what ends an answer -----------------------------------------
+
+
+def test_a_text_gets_its_bos_where_the_tokenizer_adds_one(smollm: Tokenizer) -> None:
+    assert smollm.bos_ids == ()
+    assert smollm.encode_prompt("Hi") == smollm.encode("Hi")
+    backend = llama3()
+    bos = backend.token_to_id("<|a|>")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|a|> $A ‖", special_tokens=[("<|a|>", bos), ("‖", backend.token_to_id("‖"))]
+    )
+    tokenizer = Tokenizer(backend, chat_templates={"default": "{{ messages[0].content }}"})
+    assert tokenizer.bos_ids == (bos,)
+    assert tokenizer.encode_prompt("hehe") == [bos, *tokenizer.encode("hehe")]
+    assert tokenizer.apply_chat_template(chat("he")) == tokenizer.encode("he")  # the template's own
+
+
+def test_ends_of_a_turn_by_name(tmp_path: Path) -> None:
+    backend = small_smollm()
+    backend.add_special_tokens([AddedToken(t, special=True) for t in ("<|end|>", "<|return|>")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+
+    def ends(template: str) -> set[str]:
+        (tmp_path / "chat_template.jinja").write_text(template)
+        tokenizer = Tokenizer.from_folder(tmp_path)
+        names = {id: text for text, id in tokenizer.special_tokens.items()}
+        return {names[id] for id in tokenizer.eos_ids}
+
+    assert ends("plain") == {"<|endoftext|>"}
+    assert ends("{{ '<|im_end|>' }}") == {"<|endoftext|>", "<|im_end|>"}
+    assert ends("<|end|>") == {"<|endoftext|>", "<|end|>"}  # Phi-3
+    assert ends("<|end|><|return|>") == {"<|endoftext|>", "<|return|>"}  # gpt-oss's channels
+
+
+def test_templates_in_files_of_their_own(tmp_path: Path) -> None:
+    small_smollm().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "chat_template.jinja").write_text("plain")
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("documents")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.render_chat(chat("x")) == "plain"
+    assert tokenizer.render_chat(chat("x"), tools=TOOLS) == "tools"
+    assert tokenizer.render_chat(chat("x"), chat_template="rag") == "documents"
+    with pytest.raises(TokenizerError, match="no chat template is called 'none'"):
+        tokenizer.render_chat(chat("x"), chat_template="none")
+
+
+def test_added_tokens_go_through_the_decoder() -> None:
+    """Gemma 3 has runs of spaces as added tokens, spelled with ▁."""
+    backend = sentencepiece(legacy=False)
+    backend.add_tokens([AddedToken("▁▁", normalized=False)])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.decode(tokenizer.encode("he▁▁he")) == "he  he"
+
+
+def test_what_is_set_while_generating_stays_inside() -> None:
+    """As the reference has it, whose `generation` is a block of its own."""
+    template = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+    assert build("llama3", template).render_chat(chat("x")) == "21"

@@ -174,7 +174,7 @@ class LM:
     def encode_prompt(self, prompt: PromptLike) -> list[int]:
         """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode_prompt(prompt)
         items: list[Any] = list(prompt)
         if items and all(isinstance(item, Mapping) for item in items):
             return self.tokenizer.apply_chat_template([dict(message) for message in items])

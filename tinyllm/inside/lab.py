@@ -289,7 +289,7 @@ def first_difference(
     if isinstance(prompt, str):
         if isinstance(lm, Model):
             raise ValueError("a bare Model has no tokenizer; give the prompt as token ids")
-        prompt = lm.tokenizer.encode(prompt)
+        prompt = lm.tokenizer.encode_prompt(prompt)
     ids = [int(t) for t in prompt]
     if len(ids) < 5:
         raise ValueError(f"the prompt needs at least 5 tokens to be cut up, not {len(ids)}")
