@@ -15,7 +15,6 @@ READING_ORDER = [
     "inside", "vision", "kernels", "engine", "files", "fetch", "api", "measure", "terminal",
 ]  # fmt: skip
 TITLES = {  # of rooms that don't say it themselves yet
-    "engine": "Many requests, one model.",
     "api": "HTTP: the chat-completions contract in two dialects.",
 }
 

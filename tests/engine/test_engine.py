@@ -50,8 +50,8 @@ def check_idle(engine: Engine) -> None:
     """Nothing runs, nothing waits, and only the prefix cache holds pages."""
     stats = engine.stats()
     assert (stats.queue_length, stats.running, stats.running_choices) == (0, 0, 0)
-    engine._prefixes.clear()
-    assert engine._memory.free_pages == engine._memory.n_pages
+    engine._caches.prefixes.clear()
+    assert engine._caches.memory.free_pages == engine._caches.memory.n_pages
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def engine() -> Iterator[Engine]:
     engine.start()
     yield engine
     engine.stop()
-    assert engine._memory.free_pages == engine._memory.n_pages
+    assert engine._caches.memory.free_pages == engine._caches.memory.n_pages
 
 
 def test_an_answer_is_that_of_the_plain_loop(engine: Engine) -> None:
@@ -299,7 +299,7 @@ def test_prefixes_of_running_requests_are_shared() -> None:
 def test_kept_prefixes_give_way_least_recently_used_first() -> None:
     runner = FakeRunner(n_pages=24, page_size=4)
     engine = Engine(runner)
-    engine._prefixes = PrefixCache(engine._memory, share=1.0)
+    engine._caches.prefixes = PrefixCache(engine._caches.memory, share=1.0)
     engine.start()
     old, used = [1] * 20, [2] * 20
     for prompt in (old, used, used):

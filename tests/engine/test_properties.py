@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.fake_runner import VOCAB, FakeRunner, fake_logits
 from tinyllm.config import ModelConfig
-from tinyllm.engine.engine import Engine, Ticket
+from tinyllm.engine.engine import Engine
+from tinyllm.engine.job import Ticket
 from tinyllm.engine.types import (
     Done,
     Event,
@@ -280,7 +281,7 @@ def tiny_model() -> Model:
 @pytest.mark.parametrize("chunk", [5, 256])
 def test_the_readable_model_serves_from_contiguous_caches(tiny_model: Model, chunk: int) -> None:
     engine = Engine(tiny_model, kv_cache_mb=1, max_batch=4, prefill_chunk=chunk)
-    engine._memory.n_pages = 200  # type: ignore[misc]  # a budget that two requests fill
+    engine._caches.memory.n_pages = 200  # type: ignore[misc]  # a budget that two requests fill
     engine._scheduler.n_pages = 200
     records = []
     for i in range(12):
@@ -303,4 +304,4 @@ def test_the_readable_model_serves_from_contiguous_caches(tiny_model: Model, chu
         assert record.done
     assert any(isinstance(e, Started) and e.cached_tokens for r in records for e in r.events)
     engine.stop()
-    assert engine._memory.free_pages == 200
+    assert engine._caches.memory.free_pages == 200

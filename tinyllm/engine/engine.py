@@ -9,96 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tinyllm.engine.job import Choice, Job
+from tinyllm.engine.caches import Caches
+from tinyllm.engine.drawing import draw_token
+from tinyllm.engine.forward import forward, score_prompt, segment_of
+from tinyllm.engine.intake import Intake
+from tinyllm.engine.job import Job, LiveChoice, Ticket
 from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
-from tinyllm.engine.prefix import PrefixCache, common_prefix
 from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare
-from tinyllm.engine.sampling import CompiledSampler, RowScratch, look, top_logprobs
+from tinyllm.engine.sampling import CompiledSampler, RowScratch
 from tinyllm.engine.scheduler import Decode, Prefill, Scheduler, Work
+from tinyllm.engine.stats import Counters, EngineStats, snapshot
 from tinyllm.engine.types import (
     Done,
     Draining,
     Event,
     Finished,
     FinishReason,
-    PromptTooLong,
     QueueFull,
     Request,
     Started,
-    Token,
 )
 from tinyllm.errors import CacheFull
-from tinyllm.kv_cache import Cache
 from tinyllm.runner import Runner, Segment
-from tinyllm.sampler import Logits, log_normalizer
+from tinyllm.sampler import Logits
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """A snapshot. Counters run from the start of the engine; times are in seconds."""
-
-    queue_length: int  # requests that wait
-    running: int  # requests that run
-    running_choices: int  # rows that the running requests take
-    prefilling: int  # requests whose prompt is being taken in
-    batch_size: int  # segments of the last step
-    steps: int
-    step_seconds: float  # smoothed time of a step
-    requests: int  # accepted
-    finished: dict[str, int]  # choices by finish reason
-    prompt_tokens: int  # of requests whose prefill is over
-    cached_tokens: int  # of those, found in the prefix cache
-    generated_tokens: int
-    prefix_lookups: int
-    prefix_hits: int
-    prefix_entries: int
-    n_pages: int
-    free_pages: int
-    page_size: int
-    kept_for_replay: int
-    draining: bool
-
-
-@dataclass
-class _Counters:
-    steps: int = 0
-    step_seconds: float = 0.0
-    batch_size: int = 0
-    requests: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    prefix_lookups: int = 0
-    prefix_hits: int = 0
-    request_seconds: float = 1.0  # smoothed time that a request runs
-
-
-class Ticket:
-    """The handle of a submitted request."""
-
-    def __init__(self, engine: Engine, job: Job) -> None:
-        self._engine = engine
-        self._job = job
-
-    def cancel(self) -> None:
-        """Give the request up; its slot is free within a step. Safe from any thread, twice too."""
-        self._job.cancelled = True
-        self._engine._wake()
 
 
 class Engine:
@@ -136,15 +80,15 @@ class Engine:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         self.runner = runner
         self.max_queue = max_queue
-        self._memory = cache_memory(runner, kv_cache_mb)
+        memory = cache_memory(runner, kv_cache_mb)
         # What a request can use: the context, or less where the budget is smaller.
-        self.n_ctx = min(runner.config.max_seq_len, self._memory.n_pages * self._memory.page_size)
-        self._scheduler = Scheduler(max_batch, self._memory.n_pages, prefill_chunk)
-        self._use_prefixes = prefix_cache
-        self._prefixes = PrefixCache(self._memory)
+        self.n_ctx = min(runner.config.max_seq_len, memory.n_pages * memory.page_size)
+        self._intake = Intake(runner.config.vocab_size, max_batch, self.n_ctx, memory)
+        self._caches = Caches(memory, keep=prefix_cache)
+        self._scheduler = Scheduler(max_batch, memory.n_pages, prefill_chunk)
         self._replays = ReplayStore(keep_replays)
         self._scratch = RowScratch(runner.config.vocab_size)
-        self._counters = _Counters()
+        self._counters = Counters()
         self._orders = 0
         self._outbox: list[tuple[Job, Event]] = []
 
@@ -219,33 +163,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How it is doing. Cheap, and safe from any thread."""
-        counters, scheduler = self._counters, self._scheduler
-        running = list(scheduler.running)
-        return EngineStats(
-            queue_length=self._n_waiting,
-            running=len(running),
-            running_choices=sum(job.n_slots for job in running),
-            prefilling=sum(not job.choices for job in running),
-            batch_size=counters.batch_size,
-            steps=counters.steps,
-            step_seconds=counters.step_seconds,
-            requests=counters.requests,
-            finished=dict(counters.finished),
-            prompt_tokens=counters.prompt_tokens,
-            cached_tokens=counters.cached_tokens,
-            generated_tokens=counters.generated_tokens,
-            prefix_lookups=counters.prefix_lookups,
-            prefix_hits=counters.prefix_hits,
-            prefix_entries=len(self._prefixes),
-            n_pages=self._memory.n_pages,
-            free_pages=self._memory.free_pages,
-            page_size=self._memory.page_size,
+        return snapshot(
+            self._counters,
+            self._caches,
+            running=list(self._scheduler.running),
+            n_waiting=self._n_waiting,
             kept_for_replay=len(self._replays),
             draining=self._draining,
         )
 
     def _submit(self, request: Request, on_event: Callable[[Event], None], reuse: bool) -> Ticket:
-        job = self._make_job(request, on_event, reuse)
+        job = self._intake.job(request, on_event, reuse)
         with self._changed:
             if self._draining:
                 raise Draining("the engine is shutting down and takes no new requests")
@@ -259,39 +187,7 @@ class Engine:
             self._counters.requests += 1
             self._inbox.append(job)
             self._changed.notify_all()
-        return Ticket(self, job)
-
-    def _make_job(self, request: Request, on_event: Callable[[Event], None], reuse: bool) -> Job:
-        n_prompt = len(request.prompt.tokens)
-        if not n_prompt:
-            raise ValueError("prompt: it has no tokens")
-        low, high = int(request.prompt.tokens.min()), int(request.prompt.tokens.max())
-        if low < 0 or high >= self.runner.config.vocab_size:
-            raise ValueError(f"prompt: token {low if low < 0 else high} is not in the vocabulary")
-        if request.score_from is not None and request.score_from < 1:
-            raise ValueError(f"score_from must be at least 1, not {request.score_from}")
-        if request.max_tokens < 0:
-            raise ValueError(f"max_tokens must be at least 0, not {request.max_tokens}")
-        if not 1 <= request.n <= self._scheduler.max_batch:
-            raise ValueError(f"n must be 1 … {self._scheduler.max_batch}, not {request.n}")
-        if n_prompt > self.n_ctx:
-            raise PromptTooLong(n_prompt, self.n_ctx)
-        # What doesn't fit behind the prompt ends with "length", as at the end of the context.
-        room = min(self.n_ctx - n_prompt, self._memory.max_tokens(n_prompt, request.n))
-        if room < 0:
-            raise PromptTooLong(n_prompt, self.n_ctx // request.n)
-        if request.params.seed is None:
-            request = replace(request, params=replace(request.params, seed=secrets.randbits(63)))
-        max_tokens = min(request.max_tokens, room)
-        return Job(
-            request=request,
-            on_event=on_event,
-            max_tokens=max_tokens,
-            pages=self._memory.worst_case(n_prompt, max_tokens, request.n) if max_tokens else 0,
-            order=0,
-            ids=request.prompt.match_ids(),
-            reuse=reuse and self._use_prefixes,
-        )
+        return Ticket(job, self._wake)
 
     def _run_whole(self, request: Request, timeout: float | None, reuse: bool) -> Outcome:
         collector = Collector(request.n)
@@ -335,7 +231,7 @@ class Engine:
         self._take_in()
         for job in [*self._scheduler.running, *self._scheduler.waiting]:
             self._end_job(job, "cancelled")
-        self._prefixes.clear()
+        self._caches.prefixes.clear()
         self._deliver()
 
     def _has_work(self) -> bool:
@@ -392,185 +288,97 @@ class Engine:
     # -- the model -----------------------------------------------------------------------------
 
     def _open_prompt(self, job: Job) -> bool:
-        """Give a job its cache: a fork of the longest prefix that is cached, or an empty one."""
-        capacity = len(job.ids) + max(job.max_tokens - 1, 0)
-        while True:
-            source, length = self._longest_prefix(job)
-            try:
-                if source is None:
-                    job.prompt_cache = self._memory.new(capacity)
-                else:
-                    job.prompt_cache = self._memory.fork(source, length, capacity)
-                break
-            except CacheFull as error:
-                if not self._prefixes.evict():
-                    self._end_job(job, "error", str(error))
-                    return False
-        job.cached_tokens = length
+        """Give a job its cache; False if it had to be given up."""
+        try:
+            job.prompt_cache, job.cached_tokens = self._caches.open(job, self._scheduler.running)
+        except CacheFull as error:
+            self._end_job(job, "error", str(error))
+            return False
         self._counters.prefix_lookups += 1
-        self._counters.prefix_hits += length > 0
+        self._counters.prefix_hits += job.cached_tokens > 0
         return True
 
-    def _longest_prefix(self, job: Job) -> tuple[Cache | None, int]:
-        """The cache, finished or running, that shares most with a job's prompt, and how much."""
-        if not job.reuse:
-            return None, 0
-        # The last token is always computed: the answer starts from its logits. So are those whose
-        # successors are to be scored.
-        last = len(job.ids) if job.request.score_from is None else job.request.score_from
-        ids = job.ids[: last - 1]
-        source, length = self._prefixes.find(job.request.key, ids)
-        for other in self._scheduler.running:
-            live = other.live
-            cache = live[0].cache if live else other.prompt_cache
-            if cache is not None and other.request.key == job.request.key:
-                shared = common_prefix(other.ids[: cache.length], ids)
-                if shared > length:
-                    source, length = cache, shared
-        return source, length
-
-    def _reserve(self, job: Job, cache: Cache, n_tokens: int) -> bool:
-        """Room for a step's tokens; what is kept for later gives way to what runs."""
-        while True:
-            try:
-                self._memory.reserve(cache, n_tokens)
-                return True
-            except CacheFull as error:
-                if not self._prefixes.evict():  # only if others use the runner's pool as well
-                    self._end_job(job, "error", str(error))
-                    return False
-
-    def _forward(self, plan: Sequence[Work]) -> list[tuple[Choice, Logits]]:
+    def _forward(self, plan: Sequence[Work]) -> list[tuple[LiveChoice, Logits]]:
         """Run a step; returns the choices that can draw a token, with their logits (vocab,)."""
-        ready: list[tuple[Choice, Logits]] = []
         batch: list[tuple[Work, Segment]] = []
-        for item in plan:
-            if not item.job.over:  # an earlier row of it may have failed
-                segment = _segment(item)
-                if self._reserve(item.job, segment.cache, len(segment.tokens)):
-                    batch.append((item, segment))
-        batch = [(item, segment) for item, segment in batch if not item.job.over]
-        results = self._run_model(batch)
-        for (item, _), logits in zip(batch, results, strict=True):
-            if logits is None or item.job.over:
+        for work in plan:
+            if work.job.over:  # an earlier row of it may have failed
                 continue
-            if isinstance(item, Decode):
-                ready.append((item.choice, logits[-1]))
+            segment = segment_of(work)
+            try:
+                self._caches.reserve(segment.cache, len(segment.tokens))
+            except CacheFull as error:
+                self._end_job(work.job, "error", str(error))
                 continue
-            _score_prompt(item, logits)
-            if not item.job.n_left:
-                ready.extend((choice, logits[-1]) for choice in self._begin_decoding(item.job))
+            batch.append((work, segment))
+        batch = [(work, segment) for work, segment in batch if not work.job.over]
+        results = forward(self.runner, [segment for _, segment in batch])
+        ready: list[tuple[LiveChoice, Logits]] = []
+        for (work, _), logits in zip(batch, results, strict=True):
+            if work.job.over:
+                continue
+            if isinstance(logits, Exception):
+                self._end_job(work.job, "error", f"the model failed: {logits}")
+            elif isinstance(work, Decode):
+                ready.append((work.choice, logits[-1]))
+            else:
+                score_prompt(work, logits)
+                if not work.job.n_left:
+                    ready.extend((choice, logits[-1]) for choice in self._begin_decoding(work.job))
         return ready
 
-    def _run_model(
-        self, batch: Sequence[tuple[Work, Segment]]
-    ) -> Sequence[NDArray[np.float32] | None]:
-        """The logits of each segment; None for those whose request had to be given up."""
-        if not batch:
-            return []
-        lengths = [segment.cache.length for _, segment in batch]
-        try:
-            return self.runner.forward_batch([segment for _, segment in batch])
-        except Exception:
-            log.exception("a forward of %d segments failed; trying them one by one", len(batch))
-        for (_, segment), length in zip(batch, lengths, strict=True):
-            segment.cache.truncate(min(length, segment.cache.length))
-        results: list[NDArray[np.float32] | None] = []
-        for item, segment in batch:
-            if item.job.over:
-                results.append(None)
-                continue
-            try:
-                results.extend(self.runner.forward_batch([segment]))
-            except Exception as error:
-                results.append(None)
-                self._end_job(item.job, "error", f"the model failed: {error}")
-        return results
-
-    def _begin_decoding(self, job: Job) -> list[Choice]:
+    def _begin_decoding(self, job: Job) -> list[LiveChoice]:
         """The prompt is in: fork its cache for each choice."""
-        cache = job.prompt_cache
+        request, cache = job.request, job.prompt_cache
         assert cache is not None
         caches = [cache]
         try:
-            for _ in range(1, job.request.n):
-                caches.append(self._fork_for_choice(cache))
-        except CacheFull as error:
+            for _ in range(1, request.n):
+                caches.append(self._caches.fork(cache))
+            guides = [request.guide(i) if request.guide else None for i in range(request.n)]
+        except Exception as error:  # no page is left, or the guide can't be made
             for fork in caches[1:]:
-                self._memory.free(fork)
-            self._end_job(job, "error", str(error))
-            return []
-        job.prompt_cache = None
-        make_guide = job.request.guide
-        try:
-            guides = [make_guide(i) if make_guide else None for i in range(job.request.n)]
-        except Exception as error:
-            guides = None
-            problem = f"the guide failed: {error}"
-        job.choices = [
-            Choice(
-                job=job,
-                index=i,
-                sampler=CompiledSampler(job.request.params, i, self._scratch),
-                guide=guides[i] if guides else None,
-                cache=caches[i],
-            )
-            for i in range(job.request.n)
-        ]
-        if guides is None:
+                self._caches.memory.free(fork)
+            problem = str(error) if isinstance(error, CacheFull) else f"the guide failed: {error}"
             self._end_job(job, "error", problem)
             return []
+        job.prompt_cache = None
+        for i in range(request.n):
+            sampler = CompiledSampler(request.params, i, self._scratch)
+            job.choices.append(LiveChoice(job, i, sampler, guides[i], caches[i]))
         self._counters.prompt_tokens += len(job.ids)
         self._counters.cached_tokens += job.cached_tokens
         scores = tuple(job.prompt_logprobs)
         self._tell(job, Started(len(job.ids), job.cached_tokens, scores))
         return job.choices
 
-    def _fork_for_choice(self, cache: Cache) -> Cache:
-        while True:
-            try:
-                return self._memory.fork(cache, cache.length, cache.capacity)
-            except CacheFull:
-                if not self._prefixes.evict():
-                    raise
-
     # -- tokens ----------------------------------------------------------------------------------
 
-    def _draw(self, choice: Choice, logits: Logits) -> None:
+    def _draw(self, choice: LiveChoice, logits: Logits) -> None:
         """Draw a choice's next token, tell it, and end the choice when that was the last."""
-        request = choice.job.request
         try:
-            forced = choice.guide.forced() if choice.guide else None
-            allowed = choice.guide.allowed() if choice.guide and forced is None else None
-            pick = choice.sampler.pick(logits, allowed, forced)
-            k = request.top_logprobs
-            top = top_logprobs(logits, k, self._scratch) if k else []
-            trace = request.trace
-            seen = look(trace, logits, choice.sampler, allowed, pick) if trace else None
-            complete = choice.guide.accept(pick.token) if choice.guide else False
+            token, is_last = draw_token(choice, logits, self._scratch)
         except Exception as error:  # a guide that raises, or one that allows nothing
-            log.warning("request %s failed: %r", request.id, error)
+            log.warning("request %s failed: %r", choice.job.request.id, error)
             self._end_job(choice.job, "error", str(error))
             return
-        choice.tokens.append(pick.token)
-        choice.logprobs.append(pick.logprob)
         self._counters.generated_tokens += 1
-        self._tell(choice.job, Token(choice.index, pick.token, pick.logprob, top, seen))
-        if complete or pick.token in request.stop_ids:
+        self._tell(choice.job, token)
+        if is_last:
             self._end_choice(choice, "stop")
         elif len(choice.tokens) >= choice.job.max_tokens:
             self._end_choice(choice, "length")
         if not choice.job.live:
             self._end_job(choice.job, "stop")
 
-    def _end_choice(self, choice: Choice, reason: FinishReason, message: str = "") -> None:
+    def _end_choice(self, choice: LiveChoice, reason: FinishReason, message: str = "") -> None:
         """Close one choice and give its cache to the prefix store."""
         choice.reason = reason
         cache, choice.cache = choice.cache, None
         if cache is not None:
             n_drawn = cache.length - len(choice.job.ids)
             ids = np.concatenate([choice.job.ids, np.array(choice.tokens[:n_drawn], np.int64)])
-            self._give_back(choice.job, ids, cache, reason)
+            self._caches.give_back(choice.job.request.key, ids, cache, reason != "error")
         self._counters.finished[reason] += 1
         self._tell(choice.job, Finished(choice.index, reason, message))
 
@@ -584,7 +392,8 @@ class Engine:
         if not job.choices:  # still waiting, or in prefill
             cache, job.prompt_cache = job.prompt_cache, None
             if cache is not None:
-                self._give_back(job, job.ids[: cache.length], cache, reason)
+                ids = job.ids[: cache.length]
+                self._caches.give_back(job.request.key, ids, cache, reason != "error")
             for index in range(job.request.n):
                 self._counters.finished[reason] += 1
                 self._tell(job, Finished(index, reason, message))
@@ -597,15 +406,6 @@ class Engine:
             seconds = time.perf_counter() - job.admitted
             self._counters.request_seconds += 0.1 * (seconds - self._counters.request_seconds)
         self._tell(job, Done())
-
-    def _give_back(
-        self, job: Job, ids: NDArray[np.int64], cache: Cache, reason: FinishReason
-    ) -> None:
-        """A cache that isn't needed any more: keep it for its prefix, or free it."""
-        if self._use_prefixes and reason != "error":
-            self._prefixes.put(job.request.key, ids, cache)
-        else:
-            self._memory.free(cache)
 
     def _record(self, job: Job) -> None:
         """Keep a request that ran to its end, if it asked for that."""
@@ -634,41 +434,3 @@ class Engine:
                 with self._changed:
                     self._n_open -= 1
                     self._changed.notify_all()
-
-
-def _segment(work: Work) -> Segment:
-    """The piece of a batch that a plan's item stands for."""
-    if isinstance(work, Decode):
-        cache = work.choice.cache
-        assert cache is not None
-        return Segment(np.array(work.choice.tokens[-1:], np.int32), cache)
-    cache, prompt = work.job.prompt_cache, work.job.request.prompt
-    assert cache is not None
-    start, stop = cache.length, cache.length + work.n_tokens
-    positions, rows = prompt.images_between(start, stop)
-    return Segment(
-        np.ascontiguousarray(prompt.tokens[start:stop], np.int32),
-        cache,
-        _wanted_logits(work, stop),
-        positions,
-        rows,
-    )
-
-
-def _wanted_logits(work: Prefill, stop: int) -> Literal["last", "all", "none"]:
-    """Which rows of logits a chunk of a prompt that ends before position `stop` needs."""
-    request = work.job.request
-    if request.score_from is not None and stop >= request.score_from:
-        return "all"
-    return "last" if stop == len(request.prompt.tokens) else "none"
-
-
-def _score_prompt(work: Prefill, logits: NDArray[np.float32]) -> None:
-    """Note how likely the model found the prompt's own tokens, from `score_from` on."""
-    first, tokens = work.job.request.score_from, work.job.request.prompt.tokens
-    if first is None or len(logits) < work.n_tokens or work.job.prompt_cache is None:
-        return
-    stop = work.job.prompt_cache.length  # the chunk is in by now
-    for position in range(max(first, stop - work.n_tokens + 1), min(stop + 1, len(tokens))):
-        row = logits[position - 1 - stop]  # what followed the token before
-        work.job.prompt_logprobs.append(float(row[tokens[position]]) - log_normalizer(row))

@@ -1,4 +1,4 @@
-"""A request on its way through the engine: a job, and its n choices."""
+"""A request on its way through the engine: a job, and its n live choices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinyllm.sampler import Sampler
 
 
 @dataclass(eq=False)
-class Choice:
+class LiveChoice:
     """One of a request's answers while it is being decoded."""
 
     job: Job
@@ -41,7 +41,7 @@ class Job:
     prompt_cache: Cache | None = None  # while the prompt is being taken in
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     prompt_logprobs: list[float] = field(default_factory=list)  # if the request asks for them
-    choices: list[Choice] = field(default_factory=list)  # all of them, from the start of decoding
+    choices: list[LiveChoice] = field(default_factory=list)  # all, from the start of decoding
     admitted: float | None = None  # when it came to run, time.perf_counter() seconds
     over: bool = False  # it has ended, and owns nothing any more
     cancelled: bool = False  # written by any thread, read by the engine's
@@ -53,7 +53,7 @@ class Job:
         return 0 if self.choices else len(self.ids) - done
 
     @property
-    def live(self) -> list[Choice]:
+    def live(self) -> list[LiveChoice]:
         """The choices that are still being decoded."""
         return [c for c in self.choices if c.reason is None]
 
@@ -61,3 +61,16 @@ class Job:
     def n_slots(self) -> int:
         """Rows of a step that it takes or is going to take."""
         return len(self.live) if self.choices else self.request.n
+
+
+class Ticket:
+    """The handle of a submitted request; `wake` has the engine look at it."""
+
+    def __init__(self, job: Job, wake: Callable[[], None]) -> None:
+        self._job = job
+        self._wake = wake
+
+    def cancel(self) -> None:
+        """Give the request up; its slot is free within a step. Safe from any thread, twice too."""
+        self._job.cancelled = True
+        self._wake()

@@ -18,8 +18,8 @@ from tinyllm.kv_cache import Cache
 from tinyllm.runner import Runner
 
 
-class Pool(Protocol):
-    """A paged runner's store of cache pages."""
+class PageCounts(Protocol):
+    """What the budget asks of a paged runner's pool."""
 
     @property
     def n_pages(self) -> int: ...
@@ -64,7 +64,7 @@ def pages_for(n_tokens: int, page_size: int) -> int:
 class PagedMemory:
     """The budget of a runner with a page pool: forks share the whole pages of their prefix."""
 
-    def __init__(self, runner: Runner, pool: Pool) -> None:
+    def __init__(self, runner: Runner, pool: PageCounts) -> None:
         self._runner = runner
         self._pool = pool
         self.page_size = pool.page_size
@@ -159,7 +159,7 @@ class ContiguousMemory:
 
 def cache_memory(runner: Runner, kv_cache_mb: int) -> CacheMemory:
     """The budget that fits the runner; a pool has its own size, and `kv_cache_mb` is not used."""
-    pool: Pool | None = getattr(runner, "pool", None)
+    pool: PageCounts | None = getattr(runner, "pool", None)
     if pool is not None:
         return PagedMemory(runner, pool)
     return ContiguousMemory(runner, kv_cache_mb * 1024 * 1024)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tinyllm.engine.job import Choice, Job
+from tinyllm.engine.job import Job, LiveChoice
 
 OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
 
@@ -27,7 +27,7 @@ OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
 class Decode:
     """A choice's newest token."""
 
-    choice: Choice
+    choice: LiveChoice
 
     @property
     def job(self) -> Job:

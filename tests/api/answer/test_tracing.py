@@ -36,7 +36,7 @@ from tinyllm.api.contract import sampling
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
-from tinyllm.engine import engine as engine_module
+from tinyllm.engine import drawing
 from tinyllm.engine.engine import Engine
 from tinyllm.lm import LM
 from tinyllm.model import PREFILL_CHUNK, Model
@@ -278,7 +278,7 @@ def test_it_costs_nothing_when_it_is_off(scripted: Live, monkeypatch: pytest.Mon
     def never(*args: Any) -> None:
         raise AssertionError("nobody asked")
 
-    monkeypatch.setattr(engine_module, "look", never)
+    monkeypatch.setattr(drawing, "look", never)
     monkeypatch.setattr("tinyllm.api.answer.generation.StepWriter", never)
     for body in ({}, {"trace": None}):
         for stream in (False, True):
