@@ -19,20 +19,24 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
-from tinyllm.kernels import forward as fwd
-from tinyllm.kernels import layout, reference
+from tinyllm.kernels import forward
+from tinyllm.kernels.arrays import (
+    MAX_LOGIT_ROWS,
+    MAX_ROWS,
+    ModelArrays,
+    make_batch,
+    make_own,
+    make_scratch,
+    rope_arrays,
+)
 from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, compile_for, sources_hash
-from tinyllm.kernels.dispatch import empty_rows
-from tinyllm.kernels.jit import CHUNK, PAGE
-from tinyllm.kernels.layout import BLOCK, GROUP, TILE
+from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, weights_fingerprint
 
 DTYPES = ("f32", "bf16", "q8", "q4")
-MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache
-MAX_LOGIT_ROWS = 64  # logits of one call
 
 Array = NDArray[np.float32]
 
@@ -79,7 +83,7 @@ class CompiledModel:
             packed, reading = in_huge_memory(pack(config, weights, dtype)), None
             self._fingerprint = weights_fingerprint(config, weights, path)
         packed.setdefault("head", packed["embed"])
-        self.arrays = fwd.ModelArrays(
+        self.arrays = ModelArrays(
             **packed, **rope_arrays(config), n_heads=config.n_heads, norm_eps=config.norm_eps
         )
 
@@ -90,18 +94,19 @@ class CompiledModel:
         self._counting = np.arange(max(config.max_seq_len, MAX_ROWS))
         self.scratch = make_scratch(config, dtype, threads)
         own = make_own(config, self.kv_dtype, threads)
-        self._team = Team(threads, n_regions=9 * config.n_layers + 4)
+        self._team = Team(threads, n_regions=forward.n_regions(config.n_layers))
         self._lock = threading.Lock()
 
         args = (self.arrays, self.pool.arrays, self._batch, self.scratch, own)
-        layout.check_arrays(args, "kernel arguments")
+        check_arrays(args, "kernel arguments")
+        self._arguments = args
         control = self._team.control
-        compile_for(fwd.run, f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
+        compile_for(forward.run, f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
         if reading:
             reading.wait()  # it had the other core meanwhile
 
         def work(thread: int, job: int) -> int:
-            return fwd.run(thread, job, control, *args)
+            return forward.run(thread, job, control, *args)
 
         self._team.start(work)
         weakref.finalize(self, self._team.close)
@@ -262,72 +267,3 @@ def page_bytes(config: ModelConfig, kv_dtype: str) -> int:
     """Bytes of one page of the KV cache."""
     itemsize = 4 if kv_dtype == "f32" else 2
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * PAGE * itemsize
-
-
-def rope_arrays(config: ModelConfig) -> dict[str, Array]:
-    """cos and sin of all positions, (max_seq_len, head_dim / 2) float32."""
-    cos, sin = reference.rope_tables(config, np.arange(config.max_seq_len))
-    return {"cos": np.ascontiguousarray(cos), "sin": np.ascontiguousarray(sin)}
-
-
-def make_batch(config: ModelConfig) -> fwd.Batch:
-    """An empty batch of the largest size."""
-    rows = (MAX_ROWS,)
-    return fwd.Batch(
-        counts=np.zeros(4, np.int64),
-        tokens=np.zeros(rows, np.int32),
-        images=np.zeros((MAX_ROWS, config.dim), np.float32),
-        position=np.zeros(rows, np.int64),
-        sequence=np.zeros(rows, np.int32),
-        part_first=np.zeros(rows, np.int32),
-        part_rows=np.zeros(rows, np.int32),
-        logit_rows=np.zeros(rows, np.int32),
-        pages=np.zeros((MAX_ROWS, -(-config.max_seq_len // PAGE)), np.int32),
-    )
-
-
-def make_scratch(config: ModelConfig, dtype: str, threads: int) -> fwd.Scratch:
-    """Room for all that a call writes on its way."""
-    head_dim = config.head_dim
-    spans = -(-config.max_seq_len // CHUNK)
-    spread = fwd.SPREAD_ROWS * config.n_heads * spans
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, np.float32)
-
-    return fwd.Scratch(
-        x=zeros(MAX_ROWS, config.dim),
-        normed=empty_rows(dtype, MAX_ROWS + TILE * threads, config.dim),
-        mixed=empty_rows(dtype, MAX_ROWS, config.n_heads * head_dim),
-        hidden=empty_rows(dtype, MAX_ROWS, config.hidden_dim),
-        q=zeros(config.n_heads * MAX_ROWS + TILE, head_dim),
-        logits=zeros(MAX_LOGIT_ROWS, -(-config.vocab_size // BLOCK) * BLOCK),
-        spread_top=zeros(spread),
-        spread_total=zeros(spread),
-        spread_value=zeros(spread, head_dim),
-    )
-
-
-def make_own(config: ModelConfig, kv_dtype: str, threads: int) -> fwd.Own:
-    """Each thread's own room, first axis threads."""
-    head_dim, group = config.head_dim, config.n_heads // config.n_kv_heads
-    queries = TILE * group + TILE  # of one part and key head, with slack for whole bundles
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros((threads, *shape), np.float32)
-
-    return fwd.Own(
-        row=zeros(max(config.dim, group * head_dim, GROUP)),
-        out=zeros(TILE, max(head_dim, 4 * BLOCK, fwd.OUT_BLOCKS * BLOCK)),
-        half=np.zeros((threads, head_dim), np.float32 if kv_dtype == "f32" else np.uint16),
-        visible=np.zeros((threads, queries), np.int64),
-        scores=zeros(TILE, PAGE),
-        sums=zeros(TILE, BLOCK),
-        shrink=zeros(TILE),
-        top=zeros(queries),
-        total=zeros(queries),
-        value=zeros(queries, head_dim),
-        all_top=zeros(queries),
-        all_total=zeros(queries),
-        all_value=zeros(queries, head_dim),
-    )

@@ -19,17 +19,20 @@ from numba.core.errors import TypingError
 from tests import kernels_oracle as oracle
 from tests import naive
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import jit, quantize
+from tinyllm.kernels import jit, jit_attention, quantize
+from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, lean
 from tinyllm.kernels.layout import (
     BF16,
     F32,
     GROUP,
+    NOTHING_YET,
     Q4,
     Q8,
     TILE,
     AttendScratch,
     Int8Rows,
+    Keys,
     SplitRows,
     check_arrays,
     empty_f32_rows,
@@ -39,10 +42,12 @@ from tinyllm.kernels.layout import (
 from tinyllm.kernels.paged import PagePool
 
 IMPLEMENTATIONS: list[ModuleType] = [jit]
+ATTENTION: list[ModuleType] = [jit_attention]
 if USE_SIMD:
-    from tinyllm.kernels import simd
+    from tinyllm.kernels import simd, simd_attention
 
     IMPLEMENTATIONS.append(simd)
+    ATTENTION.append(simd_attention)
 
 FORMATS = ("f32", "bf16", "bf16_split", "q8", "q4")  # split: activations as two bfloat16s
 EXAMPLES = 25 if JIT else 3  # plain Python takes a thousand times as long
@@ -343,7 +348,7 @@ def test_halves_like_numpy() -> None:
 # --- attention ----------------------------------------------------------------------------------
 
 
-@both
+@pytest.mark.parametrize("kernels", ATTENTION, ids=lambda m: m.__name__.split(".")[-1])
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 @pytest.mark.parametrize("n_keys", [1, 15, 16, 63, 64, 65, 130] if JIT else [1, 17])
 @pytest.mark.parametrize("head_dim", [32, 64])  # vectors take 64 elements at once where they can
@@ -370,23 +375,19 @@ def test_attend_and_merge(kernels: ModuleType, kv_dtype: str, n_keys: int, head_
     seen = [max(1, n_keys - i) for i in range(8)]
     visible[2:10] = seen
     scratch = AttendScratch(*(np.zeros(s, np.float32) for s in ((8, 64), (8, 16), 8)))
-    state = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
-    merged = [np.zeros(s, np.float32) for s in (24, 24, (24, head_dim))]
-    merged[0][:] = jit.NOTHING_YET
+    state, merged = make_softmax((24,), head_dim), make_softmax((24,), head_dim)
     for n in (3, 4, 8):
-        for array in (*merged[1:], *state):
+        for array in (*merged, *state):
             array[...] = 0
-        merged[0][:] = jit.NOTHING_YET
+        merged.top[:] = NOTHING_YET
         for start in range(0, n_keys, 64):  # chunks of one page, to have several
-            stop = min(n_keys, start + 64)
-            kernels.attend(
-                q, 3, n, visible, *pool.arrays, pages, 1, 1, 1, start, stop, scratch, *state, 2
-            )  # fmt: skip
+            run = Keys(*pool.arrays, pages, 1, 1, 1, start, min(n_keys, start + 64))
+            kernels.attend(q, 3, n, visible, run, scratch, state, 2)
             for i in range(n):
                 if visible[2 + i] > start:
-                    kernels.merge(*merged, 2 + i, *state, 2 + i)
+                    kernels.merge(merged, 2 + i, state, 2 + i)
         for i in range(n):
-            got = merged[2][2 + i] / merged[1][2 + i]
+            got = merged.mixed[2 + i] / merged.total[2 + i]
             scores = keys[: seen[i]].astype(np.float64) @ q[3 + i].astype(np.float64)
             weights = np.exp(scores - scores.max())
             want = weights @ values[: seen[i]] / weights.sum()

@@ -12,7 +12,7 @@ import pytest
 from tests.vision_models import SIZES, SMALL, seeded_pixels, seeded_weights, write_folder
 from tinyllm.kernels import reference, reference_vit
 from tinyllm.kernels import vit as kernels
-from tinyllm.kernels.encode import bend
+from tinyllm.kernels.encode import add_bias_and_activate
 from tinyllm.vision.compiled import ACTIVATIONS, CompiledVisionModel
 from tinyllm.vision.config import VisionConfig
 from tinyllm.vision.encoder import VisionModel
@@ -125,7 +125,7 @@ def test_activations_from_end_to_end(name: str) -> None:
     out = out.astype(np.float32)
     bias = rows(1, len(out), 0.1)[0]
     expected = exact(out.astype(np.float64) + bias)
-    bend(out, bias, ACTIVATIONS[name])
+    add_bias_and_activate(out, bias, ACTIVATIONS[name])
     assert np.abs((out - expected) / np.maximum(np.abs(expected), 1)).max() <= 1e-6
 
 

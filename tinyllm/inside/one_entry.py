@@ -13,12 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels import dispatch, jit
-from tinyllm.kernels.jit import CHUNK, PAGE
-from tinyllm.kernels.layout import (
-    BLOCK,
-    GROUP,
-    AttendScratch,
-)
+from tinyllm.kernels.arrays import make_softmax
+from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, AttendScratch, Keys
 from tinyllm.kernels.quantize import quantize
 
 Array = NDArray[np.float32]
@@ -100,20 +96,14 @@ def attention(q: Array, keys: Array, values: Array, dtype: str) -> tuple[float, 
     scratch = AttendScratch(
         np.zeros((8, PAGE), np.float32), np.zeros((8, BLOCK), np.float32), np.zeros(8, np.float32)
     )
-    parts = [
-        (np.zeros(8, np.float32), np.zeros(8, np.float32), np.zeros((8, head_dim), np.float32))
-        for _ in range(0, n_keys, CHUNK)
-    ]
-    for i, (top, total, mixed) in enumerate(parts):
-        start, stop = i * CHUNK, min((i + 1) * CHUNK, n_keys)
-        dispatch.attend(
-            queries, 0, 1, visible, cells, pages, 0, 0, 0, start, stop, scratch, top, total,
-            mixed, 0,
-        )  # fmt: skip
+    chunks = [make_softmax((8,), head_dim) for _ in range(0, n_keys, CHUNK)]
+    for i, state in enumerate(chunks):
+        run = Keys(cells, pages, 0, 0, 0, i * CHUNK, min((i + 1) * CHUNK, n_keys))
+        dispatch.attend(queries, 0, 1, visible, run, scratch, state, 0)
         if i:
-            dispatch.merge(*parts[0], 0, top, total, mixed, 0)
-    top, total, mixed = parts[0]
-    return float(top[0]), float(total[0]), mixed[0] / total[0]
+            dispatch.merge(chunks[0], 0, state, 0)
+    first = chunks[0]
+    return float(first.top[0]), float(first.total[0]), first.mixed[0] / first.total[0]
 
 
 def _packed(weight: Array, first: int, dtype: str) -> Any:

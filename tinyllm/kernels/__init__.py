@@ -2,14 +2,16 @@
 
 To read the compiled path, in this order:
 
-    layout.py     how weights and activations lie in memory, and why
-    quantize.py   the formats: f32, bf16, 8 bits, 4 bits
-    jit.py        every kernel as plain loops
-    simd.py       the hot ones again in vectors; vectors.py makes vectors for numba
-    threads.py    a team of threads that walks through regions of work together
-    forward.py    the whole forward pass over these; dispatch.py picks the kernels
-    paged.py      the KV cache in pages;  packed.py  weights kept in the kernels' layout
-    build.py      how all of it is compiled and kept;  machine.py  the limits it is held to
+    layout.py          how weights, activations and the KV cache lie in memory, and why
+    quantize.py        the formats: f32, bf16, 8 bits, 4 bits
+    jit.py             every kernel as plain loops; jit_attention.py those over the cache
+    simd.py            the hot ones again in vectors, simd_attention.py; vectors.py makes vectors
+    dispatch.py        picks the kernels
+    threads.py         a team of threads that walks through regions of work together
+    arrays.py          all arrays of a forward pass by name
+    forward.py         the whole forward pass, region by region; attention.py its hardest part
+    paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
+    build.py           how all of it is compiled and kept
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

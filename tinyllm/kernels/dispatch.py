@@ -28,8 +28,10 @@ from tinyllm.kernels.layout import (
 
 if USE_SIMD:
     from tinyllm.kernels import simd as fast
+    from tinyllm.kernels import simd_attention as fast_attention
 else:
     from tinyllm.kernels import jit as fast  # type: ignore[no-redef]
+    from tinyllm.kernels import jit_attention as fast_attention  # type: ignore[no-redef]
 
 Kernel = Callable[..., None]
 
@@ -58,8 +60,8 @@ ROWS: dict[str, Callable[[int, int], Any]] = {
     "q4": empty_int8_rows,
 }
 
-append_key, append_value = fast.append_key, fast.append_value
-attend, merge = fast.attend, fast.merge
+append_key, append_value = fast_attention.append_key, fast_attention.append_value
+attend, merge = fast_attention.attend, fast_attention.merge
 norm_row, rope, swiglu = fast.norm_row, fast.rope, fast.swiglu
 add_row, divide_row = fast.add_row, fast.divide_row
 

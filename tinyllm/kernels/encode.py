@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tinyllm.kernels.build import kernel, uncached
 from tinyllm.kernels.dispatch import matmul, put
 from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows, empty_f32_rows
-from tinyllm.kernels.threads import JOB, WORD, Turn, atomic_add, atomic_load, chunks, next_job
+from tinyllm.kernels.threads import Turn, begin, chunks, finish, next_job
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU, activate, norm_row, softmax_row
 
 Array = NDArray[Any]
@@ -28,6 +28,23 @@ Array = NDArray[Any]
 TILES = 6  # tiles of 8 rows that a chunk of a matrix product goes through
 OUT_BLOCKS = 4  # blocks of 16 outputs in it
 PANEL = 32  # inputs that a matrix kernel takes at a time
+
+
+# Regions by number: three before the layers, these of each layer, and the last norm. A call may
+# leave some out.
+NORM1, QKV, ATTEND, OUT, NORM2, FC1, FC2, KEEP = range(8)
+LAYER_REGIONS = 8
+
+
+def n_regions(n_layers: int) -> int:
+    """The most regions that a call of `run` goes through."""
+    return 3 + LAYER_REGIONS * n_layers + 1
+
+
+@uncached
+def region(layer: int, part: int) -> int:
+    """A region of a layer by its number."""
+    return 3 + LAYER_REGIONS * layer + part
 
 
 class EncoderArrays(NamedTuple):
@@ -88,48 +105,38 @@ def run(
     hidden_dim, n_threads = w.fc1_bias.shape[1], s.row.shape[0]
     head_blocks = s.values.values.shape[1]
 
-    job = last
     while True:
-        if thread > 0:
-            job = next_job(control, last)
-            if job == 0:
-                return last
+        job = next_job(control, thread, last)
+        if job == 0:
+            return last
         n_rows, n_layers, final = todo.counts
-        if thread == 0:
-            atomic_add(control, JOB * WORD, 1)  # even: the others may join
-        elif atomic_load(control, JOB * WORD) != job:
+        if not begin(control, thread, job):
             continue  # the counts may be the next job's already
-        last = job
         turn = Turn(control, thread, n_threads, job)
         n_tiles = (n_rows + TILE - 1) // TILE
         n_bands = (n_tiles + TILES - 1) // TILES
-        region = 0
 
-        for tile in chunks(turn, region, n_tiles):
+        for tile in chunks(turn, 0, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 for k in range(dim):
                     s.x[r, k] = todo.start[r, k]
-        region += 1
         n_patches = n_rows - w.n_class
         n_units, n_patch_bands = _units(w.patches, n_patches)
-        for chunk in chunks(turn, region, n_units * n_patch_bands):
+        for chunk in chunks(turn, 1, n_units * n_patch_bands):
             add_product(w.patches, 0, todo.squares, chunk % n_units, chunk // n_units, out,
                         s.x, w.n_class, n_patches)  # fmt: skip
-        region += 1
-        for tile in chunks(turn, region, n_tiles):
+        for tile in chunks(turn, 2, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 if w.pre_norm.shape[0] > 0:
                     norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r])
                 keep_row(todo, 0, s.x, r)
-        region += 1
 
         for layer in range(n_layers):
-            for tile in chunks(turn, region, n_tiles):
+            for tile in chunks(turn, region(layer, NORM1), n_tiles):
                 norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, s.normed)
-            region += 1
 
             n_units = 3 * n_heads
-            for chunk in chunks(turn, region, n_units * n_bands):
+            for chunk in chunks(turn, region(layer, QKV), n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
@@ -139,11 +146,10 @@ def run(
                         for k in range(head_dim):
                             out[lane, k] += w.qkv_bias[layer, unit * head_blocks * BLOCK + k]
                     place(unit // n_heads, unit % n_heads, tile, n, head_dim, out, s)
-            region += 1
 
             all_tiles = s.q.values.shape[0] // n_heads
             key_blocks = (n_rows + BLOCK - 1) // BLOCK
-            for chunk in chunks(turn, region, n_heads * n_tiles):
+            for chunk in chunks(turn, region(layer, ATTEND), n_heads * n_tiles):
                 head, tile = chunk // n_tiles, chunk % n_tiles
                 n = min(TILE, n_rows - tile * TILE)
                 matmul(s.keys, head, 0, key_blocks, s.q, head * all_tiles + tile, n, out, 0, 0)
@@ -153,54 +159,50 @@ def run(
                 matmul(s.values, head, 0, head_blocks, s.weights, thread, n, out, 0, 0)
                 for lane in range(n):
                     put(s.mixed, tile, lane, head * head_dim, out[lane], 0, head_dim)
-            region += 1
 
             n_units = (w.out.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region, n_units * n_bands):
+            for chunk in chunks(turn, region(layer, OUT), n_units * n_bands):
                 add_product_and_bias(w.out, w.out_bias, layer, s.mixed, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
-            region += 1
 
-            for tile in chunks(turn, region, n_tiles):
+            for tile in chunks(turn, region(layer, NORM2), n_tiles):
                 norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, s.normed)
-            region += 1
 
             n_blocks = w.fc1.values.shape[1]
             n_units = (n_blocks + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region, n_units * n_bands):
+            for chunk in chunks(turn, region(layer, FC1), n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 first = unit * OUT_BLOCKS
                 count = min(OUT_BLOCKS, n_blocks - first)
-                begin = first * BLOCK
-                size = min(count * BLOCK, hidden_dim - begin)
+                start = first * BLOCK
+                size = min(count * BLOCK, hidden_dim - start)
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
                     matmul(w.fc1, layer, first, count, s.normed, tile, n, out, 0, 0)
                     for lane in range(n):
-                        bend(out[lane], w.fc1_bias[layer, begin : begin + size], w.activation)
-                        put(s.hidden, tile, lane, begin, out[lane], 0, size)
-            region += 1
+                        add_bias_and_activate(
+                            out[lane], w.fc1_bias[layer, start : start + size], w.activation
+                        )
+                        put(s.hidden, tile, lane, start, out[lane], 0, size)
 
             n_units = (w.fc2.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region, n_units * n_bands):
+            for chunk in chunks(turn, region(layer, FC2), n_units * n_bands):
                 add_product_and_bias(w.fc2, w.fc2_bias, layer, s.hidden, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
-            region += 1
 
             if todo.keep[layer + 1] >= 0:
-                for tile in chunks(turn, region, n_tiles):
+                for tile in chunks(turn, region(layer, KEEP), n_tiles):
                     for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                         keep_row(todo, layer + 1, s.x, r)
-                region += 1
 
         if final > 0:
-            for tile in chunks(turn, region, n_tiles):
+            for tile in chunks(turn, region(n_layers, 0), n_tiles):
                 for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                     norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r])
 
-        if thread == 0:
-            atomic_add(control, JOB * WORD, 1)  # odd: it is over
+        if finish(control, thread):
             return job
+        last = job
 
 
 @uncached
@@ -245,7 +247,7 @@ def place(part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s:
 
 
 @kernel
-def bend(x: Array, bias: Array, activation: int) -> None:
+def add_bias_and_activate(x: Array, bias: Array, activation: int) -> None:
     """x[: len(bias)] := activation(x + bias)."""
     if activation == GELU:
         for k in range(bias.shape[0]):

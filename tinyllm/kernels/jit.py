@@ -27,18 +27,12 @@ from tinyllm.kernels.layout import (
     Q4_SCALES,
     Q8,
     Q8_SCALES,
-    AttendScratch,
     F32Rows,
     Int8Rows,
     SplitRows,
 )
 
 Array = NDArray[Any]
-
-PAGE = 64  # tokens in a page of the KV cache, and in one step of the online softmax
-KEYS, VALUES = 0, 1  # the halves of a head's part of a page
-CHUNK = 512  # keys whose softmax is computed from scratch; chunks are then merged in order
-NOTHING_YET = np.float32(-1e30)  # the running maximum before any key; finite, so that 0·x stays 0
 
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)  # exact in few bits, so that n · LN2_HIGH is exact too
@@ -418,126 +412,3 @@ def embed_q4(w: Q4, token: int, x: Array, row: int) -> None:
             byte = int(w.values[0, block, g, 64 * (k // 4) + 4 * r + k % 4])
             x[row, g * GROUP + k] = np.float32(byte & 15) * scale + minimum
             x[row, g * GROUP + 16 + k] = np.float32(byte >> 4) * scale + minimum
-
-
-# --- the KV cache and attention -----------------------------------------------------------------
-#
-# A page holds 64 tokens of every layer and key/value head: keys turned, (head_dim, 64), so that 16
-# keys' scores come out of one vector of sums, and right behind them their values, (64, head_dim).
-# `cells` is all pages, (n_pages, n_layers, n_kv_heads, 2, 64 · head_dim), float32 or, as uint16,
-# float16.
-
-
-@lean
-def _stored(cells: Array, page: int, layer: int, head: int, kind: int, i: int) -> np.float32:
-    """A cached number as float32."""
-    value = cells[page, layer, head, kind, i]
-    if cells.itemsize == 2:
-        return half_to_float(int(value))
-    return np.float32(value)
-
-
-@lean
-def _keep(
-    cells: Array, page: int, layer: int, head: int, kind: int, i: int, value: np.float32
-) -> None:
-    if cells.itemsize == 2:
-        cells[page, layer, head, kind, i] = float_to_half(value)
-    else:
-        cells[page, layer, head, kind, i] = value
-
-
-@lean
-def append_key(
-    cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
-) -> None:
-    """Token `slot` of a page: its (rotated) key, k[lane, :head_dim]. `half` is scratch."""
-    for d in range(cells.shape[4] // PAGE):
-        _keep(cells, page, layer, head, KEYS, d * PAGE + slot, k[lane, d])
-
-
-@lean
-def append_value(
-    cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
-) -> None:
-    """Token `slot` of a page: its value, v[lane, :head_dim]."""
-    head_dim = cells.shape[4] // PAGE
-    for d in range(head_dim):
-        _keep(cells, page, layer, head, VALUES, slot * head_dim + d, v[lane, d])
-
-
-@lean
-def attend(
-    q: Array,
-    q_row: int,
-    n: int,
-    visible: Array,
-    cells: Array,
-    pages: Array,
-    sequence: int,
-    layer: int,
-    head: int,
-    start: int,
-    stop: int,
-    s: AttendScratch,
-    top: Array,
-    total: Array,
-    mixed: Array,
-    first: int,
-) -> None:
-    """Softmax-weighted values of one chunk of keys, for n query rows that share a key head.
-
-    Online softmax (https://arxiv.org/abs/1805.02867) over the pages of keys start … stop, of which
-    row i sees those below visible[first + i]. Nothing of size T × T is ever made.
-
-    Args:
-        q: (rows, head_dim); rows q_row … q_row + n, already scaled by 1 / sqrt(head_dim).
-        pages: (sequences, …) page numbers; `sequence` is the row to use.
-        s: scratch.
-        top, total, mixed: out, rows first … first + n: the maximum score; Σ exp(score - top);
-            Σ exp(score - top) · value, (…, head_dim).
-    """
-    head_dim = q.shape[1]
-    for i in range(n):
-        best, weight_sum = NOTHING_YET, np.float32(0.0)
-        for d in range(head_dim):
-            mixed[first + i, d] = 0.0
-        for page_start in range(start, stop, PAGE):
-            page = pages[sequence, page_start // PAGE]
-            seen = min(PAGE, visible[first + i] - page_start)
-            new_best = best
-            for t in range(seen):
-                score = np.float32(0.0)
-                for d in range(head_dim):
-                    key = d * PAGE + t
-                    score += q[q_row + i, d] * _stored(cells, page, layer, head, KEYS, key)
-                s.scores[i, t] = score
-                if score > new_best:
-                    new_best = score
-            shrink = exp(best - new_best)
-            weight_sum *= shrink
-            for d in range(head_dim):
-                mixed[first + i, d] *= shrink
-            for t in range(seen):
-                weight = exp(s.scores[i, t] - new_best)
-                weight_sum += weight
-                for d in range(head_dim):
-                    value = t * head_dim + d
-                    mixed[first + i, d] += weight * _stored(cells, page, layer, head, VALUES, value)
-            best = new_best
-        top[first + i] = best
-        total[first + i] = weight_sum
-
-
-@lean
-def merge(
-    top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
-    row2: int,
-) -> None:  # fmt: skip
-    """Fold the softmax of a later chunk (…2, row2) into that of the earlier ones (row)."""
-    best = top[row] if top[row] > top2[row2] else top2[row2]
-    old, new = exp(top[row] - best), exp(top2[row2] - best)
-    total[row] = total[row] * old + total2[row2] * new
-    for d in range(mixed.shape[1]):
-        mixed[row, d] = mixed[row, d] * old + mixed2[row2, d] * new
-    top[row] = best

@@ -90,14 +90,6 @@ class Int8Rows(NamedTuple):
     sums: Array  # (tiles, G, 8) float32: scale · Σ values, what a Q4 minimum is multiplied by
 
 
-class AttendScratch(NamedTuple):
-    """What attention over one bundle of 8 query rows writes down between its three passes."""
-
-    scores: Array  # (8, 64) float32: a page's scores, then its weights
-    sums: Array  # (8, 16) float32: Σ weights, still one sum a lane
-    shrink: Array  # (8,) float32: by how much a new maximum scales down what came before
-
-
 def empty_f32_rows(n_rows: int, width: int) -> F32Rows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
     return F32Rows(np.zeros((-(-n_rows // TILE), -(-width // GROUP), TILE, GROUP), np.float32))
@@ -118,6 +110,45 @@ def empty_int8_rows(n_rows: int, width: int) -> Int8Rows:
         np.zeros(groups, np.int32),
         np.zeros(groups, np.float32),
     )
+
+
+# --- the KV cache -------------------------------------------------------------------------------
+#
+# A page holds 64 tokens of every layer and key/value head: keys turned, (head_dim, 64), so that 16
+# keys' scores come out of one vector of sums, and right behind them their values, (64, head_dim).
+
+PAGE = 64  # tokens in a page of the KV cache, and in one step of the online softmax
+KEYS, VALUES = 0, 1  # the halves of a head's part of a page
+CHUNK = 512  # keys whose softmax is computed from scratch; chunks are then merged in order
+NOTHING_YET = np.float32(-1e30)  # the running maximum before any key; finite, so that 0·x stays 0
+
+
+class Keys(NamedTuple):
+    """A run of keys and values in the cache: positions start … stop of one sequence."""
+
+    cells: Array  # (n_pages, n_layers, n_kv_heads, 2, 64 · head_dim) float32, or float16 as uint16
+    pages: Array  # (sequences, …) int32 page numbers
+    sequence: int  # the row of `pages` to use
+    layer: int
+    head: int  # a key head
+    start: int  # a multiple of 64
+    stop: int
+
+
+class Softmax(NamedTuple):
+    """What an online softmax has come to, query by query (https://arxiv.org/abs/1805.02867)."""
+
+    top: Array  # (queries,) float32: the largest score so far
+    total: Array  # (queries,) float32: Σ exp(score - top)
+    mixed: Array  # (queries, head_dim) float32: Σ exp(score - top) · value
+
+
+class AttendScratch(NamedTuple):
+    """What attention over a bundle of 8 queries writes down between its three passes."""
+
+    scores: Array  # (8, 64) float32: a page's scores, then its weights
+    sums: Array  # (8, 16) float32: Σ weights, still one sum a lane
+    shrink: Array  # (8,) float32: by how much a new maximum scales down what came before
 
 
 def check_arrays(arrays: Any, name: str) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
-from tinyllm.kernels.forward import Pool
-from tinyllm.kernels.jit import KEYS, PAGE, VALUES
+from tinyllm.kernels.arrays import Pool
+from tinyllm.kernels.layout import KEYS, PAGE, VALUES
 from tinyllm.kernels.packed import huge_zeros
 
 

@@ -16,17 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.build import inlined, lean, uncached
-from tinyllm.kernels.jit import (
-    EXP_HIGHEST,
-    EXP_LOWEST,
-    KEYS,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG2_E,
-    NOTHING_YET,
-    PAGE,
-    ROUNDER,
-)
+from tinyllm.kernels.jit import EXP_HIGHEST, EXP_LOWEST, LN2_HIGH, LN2_LOW, LOG2_E, ROUNDER
 from tinyllm.kernels.layout import (
     BLOCK,
     GROUP,
@@ -36,7 +26,6 @@ from tinyllm.kernels.layout import (
     Q8_BYTES,
     Q8_SCALES,
     TILE,
-    AttendScratch,
     F32Rows,
     Int8Rows,
     SplitRows,
@@ -55,18 +44,13 @@ from tinyllm.kernels.vectors import (
     high_nibbles,
     horizontal_max,
     horizontal_sum,
-    keep_first,
     largest_magnitude,
     load,
     load_bytes,
-    load_each,
     load_halves,
     low_bf16,
     low_nibbles,
-    maximum,
     mul,
-    mul_each,
-    prefetch,
     repeat,
     scale_each,
     splat,
@@ -214,7 +198,7 @@ def _make_f32_tile(n: int) -> Tile:
                 x = start * TILE + k - start
                 part = fma_each(part, load(weights, k * BLOCK), tokens, x, GROUP)
             acc = add_each(acc, part)
-        store_each(acc, out, 0, stride)
+        store_each(acc, 1, out, 0, stride)
 
     return f32_tile
 
@@ -232,7 +216,7 @@ def _make_bf16_tile(n: int) -> Tile:
                 part = fma_each(part, low_bf16(pairs), tokens, x, GROUP)
                 part = fma_each(part, high_bf16(pairs), tokens, x + 1, GROUP)
             acc = add_each(acc, part)
-        store_each(acc, out, 0, stride)
+        store_each(acc, 1, out, 0, stride)
 
     return bf16_tile
 
@@ -250,7 +234,7 @@ def _make_bf16_split_tile(n: int) -> Tile:
                 part = dot2_each(part, pairs, tokens, x, GROUP)
                 small = dot2_each(small, pairs, rest, x, GROUP)
             acc = add_each(acc, add_each(part, small))
-        store_each(acc, out, 0, stride)
+        store_each(acc, 1, out, 0, stride)
 
     return bf16_split_tile
 
@@ -267,7 +251,7 @@ def _make_q8_tile(n: int) -> Tile:
                 dots = dot4_each(dots, bytes_, tokens, g * GROUP * TILE + j * 4, GROUP)
             scales = load_halves(weights, begin + Q8_SCALES)
             acc = scale_each(acc, dots, scales, token_scales, g * TILE)
-        store_each(acc, out, 0, stride)
+        store_each(acc, 1, out, 0, stride)
 
     return q8_tile
 
@@ -288,7 +272,7 @@ def _make_q4_tile(n: int) -> Tile:
             minimums = load_halves(weights, begin + Q4_MINIMUMS)
             acc = scale_each(acc, dots, scales, token_scales, g * TILE)
             acc = fma_each(acc, minimums, sums, g * TILE, 1)
-        store_each(acc, out, 0, stride)
+        store_each(acc, 1, out, 0, stride)
 
     return q4_tile
 
@@ -355,245 +339,3 @@ matmul_bf16 = _make_matmul(_make_bf16_tile, _f32_inputs)
 matmul_bf16_split = _make_matmul(_make_bf16_split_tile, _split_inputs)  # needs `USE_BF16`
 matmul_q8 = _make_matmul(_make_q8_tile, _int8_inputs)
 matmul_q4 = _make_matmul(_make_q4_tile, _int8_inputs)
-
-
-# --- the KV cache and attention -----------------------------------------------------------------
-
-
-@lean
-def append_key(
-    cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
-) -> None:
-    """As `jit.append_key`; `half`, (head_dim,) of the pool's dtype, takes the converted key."""
-    head_dim = cells.shape[4] // PAGE
-    for d in range(0, head_dim, BLOCK):
-        store(half, d, load(k, lane * k.shape[1] + d))
-    for d in range(head_dim):
-        cells[page, layer, head, KEYS, d * PAGE + slot] = half[d]
-
-
-@lean
-def append_value(
-    cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
-) -> None:
-    """As `jit.append_value`."""
-    _, n_layers, n_heads, _, size = cells.shape
-    head_dim = size // PAGE
-    begin = ((page * n_layers + layer) * n_heads + head) * 2 * size + size + slot * head_dim
-    for d in range(0, head_dim, BLOCK):
-        store(cells, begin + d, load(v, lane * v.shape[1] + d))
-
-
-# One page of keys and values for a bundle of n query rows, named by pointers: to the first query,
-# to the page's keys and values, to the bundle's scores (n, 64) and mixed values (n, head_dim).
-#
-# Meanwhile the memory that comes next is asked for: the page's values while its keys are scored,
-# the next page's keys (`ahead`) while the values are mixed. A page is too short for the processor
-# to see the stream by itself.
-
-
-def _make_score(n: int) -> Callable[..., None]:
-    @lean
-    def score_32(q: Any, keys: Any, values: Any, scores: Any, head_dim: int, n_keys: int) -> None:
-        for t in range(0, n_keys, 2 * BLOCK):
-            s0, s1 = zeros(n), zeros(n)
-            for d in range(head_dim):
-                prefetch(values, t * head_dim + d * 2 * BLOCK)
-                k = d * PAGE + t
-                s0 = fma_each(s0, load(keys, k), q, d, head_dim)
-                s1 = fma_each(s1, load(keys, k + BLOCK), q, d, head_dim)
-            store_each(s0, scores, t, PAGE)
-            store_each(s1, scores, t + BLOCK, PAGE)
-
-    @lean
-    def score_64(q: Any, keys: Any, values: Any, scores: Any, head_dim: int, n_keys: int) -> None:
-        s0, s1, s2, s3 = zeros(n), zeros(n), zeros(n), zeros(n)
-        for d in range(head_dim):
-            k = d * PAGE
-            prefetch(values, k)
-            prefetch(values, k + 2 * BLOCK)
-            s0 = fma_each(s0, load(keys, k), q, d, head_dim)
-            s1 = fma_each(s1, load(keys, k + BLOCK), q, d, head_dim)
-            s2 = fma_each(s2, load(keys, k + 2 * BLOCK), q, d, head_dim)
-            s3 = fma_each(s3, load(keys, k + 3 * BLOCK), q, d, head_dim)
-        store_each(s0, scores, 0, PAGE)
-        store_each(s1, scores, BLOCK, PAGE)
-        store_each(s2, scores, 2 * BLOCK, PAGE)
-        store_each(s3, scores, 3 * BLOCK, PAGE)
-
-    return score_64 if n <= FEW else score_32
-
-
-def _make_mix(n: int) -> Callable[..., None]:
-    @lean
-    def mix_32(
-        scores: Any, shrink: Array, values: Any, ahead: Any, mixed: Any, head_dim: int, n_keys: int
-    ) -> None:
-        for d in range(0, head_dim, 2 * BLOCK):
-            m0 = mul_each(load_each(n, mixed, d, head_dim), shrink, 0, 1)
-            m1 = mul_each(load_each(n, mixed, d + BLOCK, head_dim), shrink, 0, 1)
-            for t in range(n_keys):
-                v = t * head_dim + d
-                prefetch(ahead, v)
-                m0 = fma_each(m0, load(values, v), scores, t, PAGE)
-                m1 = fma_each(m1, load(values, v + BLOCK), scores, t, PAGE)
-            store_each(m0, mixed, d, head_dim)
-            store_each(m1, mixed, d + BLOCK, head_dim)
-
-    @lean
-    def mix_64(
-        scores: Any, shrink: Array, values: Any, ahead: Any, mixed: Any, head_dim: int, n_keys: int
-    ) -> None:
-        for d in range(0, head_dim, 4 * BLOCK):
-            m0 = mul_each(load_each(n, mixed, d, head_dim), shrink, 0, 1)
-            m1 = mul_each(load_each(n, mixed, d + BLOCK, head_dim), shrink, 0, 1)
-            m2 = mul_each(load_each(n, mixed, d + 2 * BLOCK, head_dim), shrink, 0, 1)
-            m3 = mul_each(load_each(n, mixed, d + 3 * BLOCK, head_dim), shrink, 0, 1)
-            for t in range(n_keys):
-                v = t * head_dim + d
-                prefetch(ahead, v)
-                prefetch(ahead, v + 2 * BLOCK)
-                m0 = fma_each(m0, load(values, v), scores, t, PAGE)
-                m1 = fma_each(m1, load(values, v + BLOCK), scores, t, PAGE)
-                m2 = fma_each(m2, load(values, v + 2 * BLOCK), scores, t, PAGE)
-                m3 = fma_each(m3, load(values, v + 3 * BLOCK), scores, t, PAGE)
-            store_each(m0, mixed, d, head_dim)
-            store_each(m1, mixed, d + BLOCK, head_dim)
-            store_each(m2, mixed, d + 2 * BLOCK, head_dim)
-            store_each(m3, mixed, d + 3 * BLOCK, head_dim)
-
-    return mix_64 if n <= FEW else mix_32
-
-
-def _make_attend(n: int) -> Callable[..., None]:
-    score, mix = _make_score(n), _make_mix(n)
-
-    @uncached
-    def attend_rows(
-        q: Array,
-        q_row: int,
-        visible: Array,
-        cells: Array,
-        pages: Array,
-        sequence: int,
-        layer: int,
-        head: int,
-        start: int,
-        stop: int,
-        s: AttendScratch,
-        top: Array,
-        total: Array,
-        mixed: Array,
-        first: int,
-    ) -> None:
-        _, n_layers, n_heads, _, size = cells.shape
-        head_dim = size // PAGE
-        nothing = splat(np.float32(-np.inf))
-        store_each(zeros(n), s.sums, 0, BLOCK)
-        for d in range(0, head_dim, BLOCK):
-            store_each(zeros(n), mixed, first * head_dim + d, head_dim)
-        for i in range(n):
-            top[first + i] = NOTHING_YET
-
-        for page_start in range(start, stop, PAGE):
-            page = pages[sequence, page_start // PAGE]
-            keys = ((page * n_layers + layer) * n_heads + head) * 2 * size
-            values = at(cells, keys + size)
-            n_keys = min(PAGE, stop - page_start)
-            following = page
-            if page_start + PAGE < stop:
-                following = pages[sequence, page_start // PAGE + 1]
-            ahead = ((following * n_layers + layer) * n_heads + head) * 2 * size
-
-            score(
-                at(q, q_row * head_dim), at(cells, keys), values, at(s.scores, 0), head_dim,
-                n_keys,
-            )  # fmt: skip
-
-            # Scores → weights, row by row; masked and never-written keys become exp(-inf) = 0.
-            for i in range(n):
-                seen = visible[first + i] - page_start
-                row = i * PAGE
-                s0 = keep_first(load(s.scores, row), seen, nothing)
-                s1 = keep_first(load(s.scores, row + 16), seen - 16, nothing)
-                s2 = keep_first(load(s.scores, row + 32), seen - 32, nothing)
-                s3 = keep_first(load(s.scores, row + 48), seen - 48, nothing)
-                best = horizontal_max(maximum(maximum(s0, s1), maximum(s2, s3)))
-                shrink = np.float32(1.0)  # e⁰, exactly
-                if best > top[first + i]:
-                    shrink = exp_one(top[first + i] - best)
-                else:
-                    best = top[first + i]
-                highest = splat(np.float32(best))
-                p0, p1 = exp(sub(s0, highest)), exp(sub(s1, highest))
-                p2, p3 = exp(sub(s2, highest)), exp(sub(s3, highest))
-                store(s.scores, row, p0)
-                store(s.scores, row + 16, p1)
-                store(s.scores, row + 32, p2)
-                store(s.scores, row + 48, p3)
-                sums = add(add(p0, p1), add(p2, p3))
-                store(s.sums, i * BLOCK, fma(load(s.sums, i * BLOCK), splat(shrink), sums))
-                s.shrink[i] = shrink
-                top[first + i] = best
-
-            mix(
-                at(s.scores, 0), s.shrink, values, at(cells, ahead),
-                at(mixed, first * head_dim), head_dim, n_keys,
-            )  # fmt: skip
-
-        for i in range(n):
-            total[first + i] = horizontal_sum(load(s.sums, i * BLOCK))
-
-    return attend_rows
-
-
-_attend_3, _attend_4, _attend_8 = (_make_attend(n) for n in (3, 4, 8))
-
-
-@uncached
-def attend(
-    q: Array,
-    q_row: int,
-    n: int,
-    visible: Array,
-    cells: Array,
-    pages: Array,
-    sequence: int,
-    layer: int,
-    head: int,
-    start: int,
-    stop: int,
-    s: AttendScratch,
-    top: Array,
-    total: Array,
-    mixed: Array,
-    first: int,
-) -> None:
-    """As `jit.attend`; like the matmuls it computes whole bundles, so all rows need slack of 8."""
-    few = mixed.shape[1] % (4 * BLOCK) == 0  # for few rows, 64 elements of a head at once
-    if few and n <= 3:
-        _attend_3(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
-                  top, total, mixed, first)  # fmt: skip
-    elif few and n <= 4:
-        _attend_4(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
-                  top, total, mixed, first)  # fmt: skip
-    else:
-        _attend_8(q, q_row, visible, cells, pages, sequence, layer, head, start, stop, s,
-                  top, total, mixed, first)  # fmt: skip
-
-
-@lean
-def merge(
-    top: Array, total: Array, mixed: Array, row: int, top2: Array, total2: Array, mixed2: Array,
-    row2: int,
-) -> None:  # fmt: skip
-    """As `jit.merge`."""
-    head_dim = mixed.shape[1]
-    best = max(top[row], top2[row2])
-    old, new = exp_one(top[row] - best), exp_one(top2[row2] - best)
-    total[row] = total[row] * old + total2[row2] * new
-    for d in range(0, head_dim, BLOCK):
-        before = mul(load(mixed, row * head_dim + d), splat(old))
-        store(mixed, row * head_dim + d,
-              fma(load(mixed2, row2 * head_dim + d), splat(new), before))  # fmt: skip
-    top[row] = best

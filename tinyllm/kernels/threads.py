@@ -241,7 +241,13 @@ def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
 
 @uncached  # numba can't load a generator from its cache
 def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
-    """The chunks of a region that fall to this thread; the loop ends when the region is over."""
+    """The chunks of a region that fall to this thread; the loop ends when the region is over.
+
+    Raises:
+        IndexError: the team was made for fewer regions.
+    """
+    if (REGIONS + (turn.n_threads + 1) * (region + 1)) * WORD > turn.control.shape[0]:
+        raise IndexError("a job has more regions than its team was made for")
     mine = 0
     chunk = next_chunk(turn, region, n_chunks)
     while chunk >= 0:
@@ -252,8 +258,13 @@ def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
 
 
 @lean
-def next_job(control: Array, last: int) -> int:
-    """Wait for a job later than `last`; 0 if none comes for some milliseconds."""
+def next_job(control: Array, thread: int, last: int) -> int:
+    """Wait for a job later than `last`; 0 if none comes for some milliseconds.
+
+    Thread 0 brings its job with it: that is `last`.
+    """
+    if thread == 0:
+        return last
     for waits in range(SPINS + NAPS_BETWEEN_JOBS):
         job: int = atomic_load(control, JOB * WORD)
         if job > last and job % 2 == 0:
@@ -263,6 +274,24 @@ def next_job(control: Array, last: int) -> int:
         else:
             nap(NAP)
     return 0
+
+
+@lean
+def begin(control: Array, thread: int, job: int) -> bool:
+    """Start a job as thread 0, whom the others may then join; or join it, if it isn't over."""
+    if thread == 0:
+        atomic_add(control, JOB * WORD, 1)  # even: it runs
+        return True
+    return bool(atomic_load(control, JOB * WORD) == job)
+
+
+@lean
+def finish(control: Array, thread: int) -> bool:
+    """End a job as thread 0, who goes back to Python; others look for the next one."""
+    if thread == 0:
+        atomic_add(control, JOB * WORD, 1)  # odd: it is over
+        return True
+    return False
 
 
 def wake_on_time() -> None:

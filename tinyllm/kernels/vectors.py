@@ -183,6 +183,24 @@ def load(typing_context, array, offset):  # type: ignore[no-untyped-def]
 
 
 @operation
+def load_run(typing_context, count, array, offset):  # type: ignore[no-untyped-def]
+    """`count` neighbouring vectors, array[offset : offset + 16 · count]; as `load`."""
+    del typing_context
+    n, stored = _literal(count), _kv_type(array)
+
+    def emit(builder: Any, _n: Any, data: Any, at: Any) -> Any:
+        run = ir.Constant(ir.ArrayType(_F32X16, n), ir.Undefined)
+        for i in range(n):
+            place = builder.add(at, ir.Constant(at.type, i * LANES))
+            value = _load(builder, data, place, stored)
+            value = value if stored == _F32X16 else builder.fpext(value, _F32X16)
+            run = builder.insert_value(run, value, i)
+        return run
+
+    return _op(types.UniTuple(f32x16, n), [count, array, offset], emit)
+
+
+@operation
 def store(typing_context, array, offset, value):  # type: ignore[no-untyped-def]
     """array[offset : offset + 16] = value; to a uint16 array as float16, to nearest even."""
     del typing_context
@@ -546,15 +564,26 @@ def dot2_each(typing_context, acc, weights, rows, offset, stride):  # type: igno
 
 @operation
 def fma_each(typing_context, acc, weights, rows, offset, stride):  # type: ignore[no-untyped-def]
-    """acc[i] += weights × rows[offset + i · stride], float32, rounded once."""
+    """acc[i] += weights × rows[offset + i · stride], float32, rounded once.
+
+    `weights` is one vector, or a run of them; then `acc` has as many for each token.
+    """
     del typing_context
-    if acc.dtype != f32x16 or weights != f32x16 or rows.dtype != types.float32:
+    several = isinstance(weights, types.UniTuple)
+    vector, columns = (weights.dtype, weights.count) if several else (weights, 1)
+    if acc.dtype != f32x16 or vector != f32x16 or rows.dtype != types.float32:
         raise TypingError(f"fma_each cannot add {weights} × {rows} to {acc}")
 
-    def emit(builder: Any, i: int, a: Any, w: Any, data: Any, at: Any, step: Any) -> Any:
-        return _fma(builder, w, _operand(builder, data, at, step, i), a)
+    def emit(builder: Any, all_: Any, run: Any, data: Any, at: Any, step: Any) -> Any:
+        for i in range(acc.count):
+            w = builder.extract_value(run, i % columns) if several else run
+            x = _operand(builder, data, at, step, i // columns)
+            all_ = builder.insert_value(
+                all_, _fma(builder, w, x, builder.extract_value(all_, i)), i
+            )
+        return all_
 
-    return _bundle_op(acc, [acc, weights, rows, offset, stride], acc.count, emit)
+    return _op(acc, [acc, weights, rows, offset, stride], emit)
 
 
 @operation
@@ -585,42 +614,48 @@ def to_float_each(typing_context, bundle):  # type: ignore[no-untyped-def]
 
 
 @operation
-def load_each(typing_context, n, array, offset, stride):  # type: ignore[no-untyped-def]
-    """n vectors; the i-th is array[offset + i · stride : … + 16], float32."""
+def load_each(typing_context, n, width, array, offset, stride):  # type: ignore[no-untyped-def]
+    """n tokens of `width` vectors: token i's are array[offset + i · stride : … + 16 · width]."""
     del typing_context
-    count = _literal(n)
+    columns = _literal(width)
+    count = _literal(n) * columns
 
-    def emit(builder: Any, i: int, size: Any, data: Any, at: Any, step: Any) -> Any:
-        del size
-        at = builder.add(at, builder.mul(step, ir.Constant(step.type, i)))
+    def emit(builder: Any, i: int, _n: Any, _w: Any, data: Any, at: Any, step: Any) -> Any:
+        at = _token(builder, at, step, i // columns)
+        at = builder.add(at, ir.Constant(at.type, i % columns * LANES))
         return _load(builder, data, at, _F32X16)
 
     if array.dtype != types.float32:
         raise TypingError(f"load_each reads float32, not {array}")
-    return _bundle_op(types.UniTuple(f32x16, count), [n, array, offset, stride], count, emit)
+    arguments = [n, width, array, offset, stride]
+    return _bundle_op(types.UniTuple(f32x16, count), arguments, count, emit)
 
 
 @operation
-def mul_each(typing_context, bundle, rows, offset, stride):  # type: ignore[no-untyped-def]
-    """bundle[i] × rows[offset + i · stride]."""
+def mul_each(typing_context, bundle, width, rows, offset, stride):  # type: ignore[no-untyped-def]
+    """Token i's `width` vectors, each × rows[offset + i · stride]."""
     del typing_context
+    columns = _literal(width)
 
-    def emit(builder: Any, i: int, v: Any, data: Any, at: Any, step: Any) -> Any:
-        return builder.fmul(v, _operand(builder, data, at, step, i))
+    def emit(builder: Any, i: int, v: Any, _w: Any, data: Any, at: Any, step: Any) -> Any:
+        return builder.fmul(v, _operand(builder, data, at, step, i // columns))
 
-    return _bundle_op(bundle, [bundle, rows, offset, stride], bundle.count, emit)
+    return _bundle_op(bundle, [bundle, width, rows, offset, stride], bundle.count, emit)
 
 
 @operation
-def store_each(typing_context, bundle, array, offset, stride):  # type: ignore[no-untyped-def]
-    """array[offset + i · stride : … + 16] = bundle[i], float32."""
+def store_each(typing_context, bundle, width, array, offset, stride):  # type: ignore[no-untyped-def]
+    """The reverse of `load_each`."""
     del typing_context
+    columns = _literal(width)
 
-    def emit(builder: Any, values: Any, data: Any, at: Any, step: Any) -> None:
+    def emit(builder: Any, values: Any, _w: Any, data: Any, at: Any, step: Any) -> None:
         for i in range(bundle.count):
-            _store(builder, builder.extract_value(values, i), data, at)
-            at = builder.add(at, step)
+            place = builder.add(at, ir.Constant(at.type, i % columns * LANES))
+            _store(builder, builder.extract_value(values, i), data, place)
+            if i % columns == columns - 1:
+                at = builder.add(at, step)
 
     if array.dtype != types.float32:
         raise TypingError(f"store_each writes float32, not {array}")
-    return _op(types.void, [bundle, array, offset, stride], emit)
+    return _op(types.void, [bundle, width, array, offset, stride], emit)

@@ -37,7 +37,7 @@ def dot_loop(weights: Array, rows: Array, rounds: int, out: Array) -> None:
         acc = dot4_each(acc, w, rows, 4 * TILE, 4)
         acc = dot4_each(acc, w, rows, 8 * TILE, 4)
         acc = dot4_each(acc, w, rows, 12 * TILE, 4)
-    store_each(to_float_each(acc), out, 0, BLOCK)
+    store_each(to_float_each(acc), 1, out, 0, BLOCK)
 
 
 @lean
@@ -50,7 +50,7 @@ def fma_loop(rows: Array, rounds: int, out: Array) -> None:
         acc = fma_each(acc, w, rows, TILE, 1)
         acc = fma_each(acc, w, rows, 2 * TILE, 1)
         acc = fma_each(acc, w, rows, 3 * TILE, 1)
-    store_each(add_each(acc, acc), out, 0, BLOCK)
+    store_each(add_each(acc, acc), 1, out, 0, BLOCK)
 
 
 @lean

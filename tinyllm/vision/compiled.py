@@ -186,7 +186,7 @@ class _Lane:
             row=np.zeros((threads, width), np.float32),
             out=np.zeros((threads, TILE, max(outputs, kernels.OUT_BLOCKS * BLOCK)), np.float32),
         )
-        self.team = Team(threads, n_regions=8 * config.n_layers + 4)
+        self.team = Team(threads, n_regions=kernels.n_regions(config.n_layers))
         control = self.team.control
 
         def work(thread: int, last: int) -> int:

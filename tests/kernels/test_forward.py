@@ -1,0 +1,38 @@
+"""A forward pass's regions: as many as are counted, and an error where there is room for fewer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tiny_compiled import tiny_compiled
+from tinyllm.kernels import forward
+from tinyllm.kernels.threads import COUNT_BITS, REGIONS, WORD
+from tinyllm.runner import Segment
+
+
+def regions_used(control: np.ndarray, n_threads: int, job: int) -> set[int]:
+    """The regions whose last word, how many chunks are done, belongs to this job."""
+    done = control.reshape(-1, WORD)[REGIONS:, 0].reshape(-1, n_threads + 1)[:, n_threads]
+    return set(np.flatnonzero(done >> COUNT_BITS == job).tolist())
+
+
+def test_the_regions_are_counted() -> None:
+    """Between one row behind a long context and a batch of many rows, every region is used."""
+    model = tiny_compiled("q8", max_seq_len=1024)
+    cache = model.new_cache()
+    used = set()
+    for n in (600, 1, 20):
+        tokens = np.arange(n, dtype=np.int32) % model.config.vocab_size
+        model.forward_batch([Segment(tokens, cache)])
+        used |= regions_used(model._team.control, model.threads, model._team._job)
+    assert used == set(range(forward.n_regions(model.config.n_layers)))
+
+
+def test_too_little_room_is_an_error() -> None:
+    """… and not a wait for ever."""
+    model = tiny_compiled("q8", threads=1)
+    model.forward([1], model.new_cache())  # leaves a batch of one row behind
+    short = model._team.control[: -(model.threads + 1) * WORD]
+    with pytest.raises(IndexError, match="more regions"):
+        forward.run(0, 2, short, *model._arguments)
