@@ -246,7 +246,7 @@ class Engine:
             with self._changed:
                 self._n_waiting -= 1
             job.admitted = started
-            if not job.max_tokens:
+            if not job.max_tokens and job.request.score_from is None:
                 self._tell(job, Started(len(job.ids), 0))
                 self._end_job(job, "length")
         plan = self._scheduler.plan(self._open_prompt)
@@ -348,8 +348,11 @@ class Engine:
             job.choices.append(LiveChoice(job, i, sampler, guides[i], caches[i]))
         self._counters.prompt_tokens += len(job.ids)
         self._counters.cached_tokens += job.cached_tokens
-        scores = tuple(job.prompt_logprobs)
-        self._tell(job, Started(len(job.ids), job.cached_tokens, scores))
+        scores, tops = tuple(job.prompt_logprobs), tuple(job.prompt_top)
+        self._tell(job, Started(len(job.ids), job.cached_tokens, scores, tops))
+        if not job.max_tokens:  # it was to be scored alone
+            self._end_job(job, "length")
+            return []
         return job.choices
 
     # -- tokens ----------------------------------------------------------------------------------

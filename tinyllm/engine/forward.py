@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tinyllm.engine.scheduler import Decode, Prefill, Work
 from tinyllm.runner import Runner, Segment
-from tinyllm.sampler import log_normalizer
+from tinyllm.sampler import log_normalizer, top_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,13 @@ def _wanted_logits(work: Prefill, stop: int) -> Literal["last", "all", "none"]:
 
 def score_prompt(work: Prefill, logits: NDArray[np.float32]) -> None:
     """Note how likely the model found the prompt's own tokens, from `score_from` on."""
-    first, tokens = work.job.request.score_from, work.job.request.prompt.tokens
+    request = work.job.request
+    first, tokens = request.score_from, request.prompt.tokens
     if first is None or len(logits) < work.n_tokens or work.job.prompt_cache is None:
         return
     stop = work.job.prompt_cache.length  # the chunk is in by now
     for position in range(max(first, stop - work.n_tokens + 1), min(stop + 1, len(tokens))):
         row = logits[position - 1 - stop]  # what followed the token before
         work.job.prompt_logprobs.append(float(row[tokens[position]]) - log_normalizer(row))
+        if request.top_logprobs:
+            work.job.prompt_top.append(top_logprobs(row, request.top_logprobs))

@@ -43,11 +43,12 @@ class Intake:
         if request.params.seed is None:
             request = replace(request, params=replace(request.params, seed=secrets.randbits(63)))
         max_tokens = min(request.max_tokens, room)
+        runs = max_tokens or request.score_from is not None
         return Job(
             request=request,
             on_event=on_event,
             max_tokens=max_tokens,
-            pages=memory.worst_case(n_prompt, max_tokens, request.n) if max_tokens else 0,
+            pages=memory.worst_case(n_prompt, max_tokens, request.n) if runs else 0,
             order=0,
             ids=request.prompt.match_ids(),
             reuse=reuse,

@@ -41,6 +41,7 @@ class Job:
     prompt_cache: Cache | None = None  # while the prompt is being taken in
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     prompt_logprobs: list[float] = field(default_factory=list)  # if the request asks for them
+    prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)  # and for those
     choices: list[LiveChoice] = field(default_factory=list)  # all, from the start of decoding
     admitted: float | None = None  # when it came to run, time.perf_counter() seconds
     over: bool = False  # it has ended, and owns nothing any more

@@ -85,6 +85,7 @@ class Started:
     prompt_tokens: int
     cached_tokens: int
     prompt_logprobs: tuple[float, ...] = ()  # of tokens score_from …, raw softmax
+    prompt_top: tuple[list[tuple[int, float]], ...] = ()  # the likeliest at each, as Token's
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from tinyllm.api.answer.generation import Generation, Update
+from tinyllm.api.answer.generation import Update
 from tinyllm.api.answer.reader import Piece
+from tinyllm.api.answer.run import Run
 from tinyllm.api.constraints.tool_calls import CallStart
 from tinyllm.api.contract.answers import (
     Chunk,
@@ -34,15 +35,16 @@ class ChunkWriter:
     file them by position.
     """
 
-    def __init__(self, generation: Generation, created: float, include_usage: bool) -> None:
-        plan = generation.plan
+    def __init__(self, run: Run, created: float, include_usage: bool) -> None:
+        plan = run.plans[0]
         self._dialect: Dialect = plan.dialect
-        self._generation = generation
+        self._run = run
+        self._truncation = plan.truncation
         self._created = plan.dialect.created(created)
-        self._model = plan.request.model
-        self._n = plan.request.n or 1
+        self._model = plan.named
+        self._n = plan.n
         self._calls = plan.calls
-        self._exclude = bool(plan.request.reasoning and plan.request.reasoning.exclude)
+        self._exclude = plan.hide_thought
         self._scores = plan.model.domain_aligned
         self._include_usage = include_usage or self._dialect.usage_always
         self._fingerprint = plan.model.fingerprint
@@ -106,12 +108,12 @@ class ChunkWriter:
         if self._include_usage:
             if self._dialect.eager_role:
                 chunks.append(self._chunk([]))
-            chunks[-1]["usage"] = self._generation.usage
-        confidence = self._generation.confidence
+            chunks[-1]["usage"] = self._run.usage
+        confidence = self._run.confidence
         if self._scores and confidence is not None:
             chunks[-1]["confidence_score"] = confidence
-        if self._generation.plan.truncation is not None:
-            chunks[-1]["prompt_truncation"] = self._generation.plan.truncation
+        if self._truncation is not None:
+            chunks[-1]["prompt_truncation"] = self._truncation
         return chunks
 
     def _taken(self) -> list[Chunk]:
@@ -146,7 +148,7 @@ class ChunkWriter:
 
     def _chunk(self, choices: list[ChunkChoice]) -> Chunk:
         chunk: Chunk = {
-            "id": self._generation.id,
+            "id": self._run.id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model,

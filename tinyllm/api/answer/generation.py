@@ -10,12 +10,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from tinyllm.api.answer.asking import Caller, failed, out_of_time, stopped, submit
 from tinyllm.api.answer.event_queue import ClientGone, LoopWaker
-from tinyllm.api.answer.reader import ChoiceReader, Piece
+from tinyllm.api.answer.reader import ChoiceReader, Echo, Piece, echo
 from tinyllm.api.answer.tracing import Inside, StepWriter, TraceWorker, engine_params
 from tinyllm.api.constraints.guides import ChoiceGuide
 from tinyllm.api.contract.answers import Finish, Usage
@@ -76,8 +76,7 @@ class Generation:
     ) -> None:
         self.plan = plan
         self.id = request_id
-        n = plan.request.n or 1
-        trace = plan.request.trace
+        n, trace = plan.n, plan.trace
         self._trace_worker = trace_worker
         self._deadline = deadline
         self._inside: Inside | None = None
@@ -86,7 +85,6 @@ class Generation:
         if trace is not None:
             n_prompt = len(plan.prompt.tokens)
             self._writers = [StepWriter(plan.model.tokenizer, n_prompt) for _ in range(n)]
-        self._hide_thought = bool(plan.request.reasoning and plan.request.reasoning.exclude)
         self._guides: dict[int, ChoiceGuide] = {}
         self._request = Request(
             id=request_id,
@@ -95,14 +93,15 @@ class Generation:
             max_tokens=plan.max_tokens,
             n=n,
             # A think block may end with what ends a turn: the guide tells the two apart.
-            stop_ids=frozenset() if plan.think is not None else plan.model.stop_ids,
-            top_logprobs=plan.request.top_logprobs or 0,
+            stop_ids=frozenset() if plan.think is not None else plan.stop_ids,
+            top_logprobs=plan.top_logprobs,
             trace=None if trace is None else engine_params(trace, n),
             guide=self._make_guide if plan.guided else None,
             key=key,
             session=session,
             deadline=deadline,
             keep=keep,
+            score_from=1 if plan.score_prompt else None,
         )
         self._readers = [
             ChoiceReader(
@@ -111,11 +110,12 @@ class Generation:
                 calls=plan.calls,
                 stops=plan.stops,
                 silent=plan.model.silent_ids,
-                logprobs=bool(plan.request.logprobs),
+                logprobs=plan.logprobs,
             )
             for _ in range(n)
         ]
         self._called = [False] * n
+        self._early: list[Event] = []
         self.n_cached = 0
         self.started: float | None = None  # when the prompt had been taken in, monotonic
         self.first_token: float | None = None
@@ -129,19 +129,18 @@ class Generation:
 
     def submit(self, waker: LoopWaker, caller: Caller) -> None:
         """Queue it. Raises ApiError."""
-        plan, trace = self.plan, self.plan.request.trace
+        plan, trace = self.plan, self.plan.trace
         if trace is not None and trace.inside:
             readable = plan.model.readable
-            assert (
-                self._trace_worker is not None and readable is not None
-            )  # the plan has seen to it
+            # The plan has checked that both are there.
+            assert self._trace_worker is not None and readable is not None
             n, tokenizer = self._request.n, plan.model.tokenizer
             self._inside = self._trace_worker.open(readable, tokenizer, plan.prompt, trace, n)
             caller.attach(self._inside)
         self._event_queue = submit(self.plan.model.engine, self._request, waker, caller)
 
     async def begun(self, timeout: float) -> None:
-        """Wait for the first event, `timeout` seconds at most, so that early faults show."""
+        """Wait for the first events, `timeout` seconds at most, so that early faults show."""
         self._early = await self._event_queue.get(timeout)
         for event in self._early:
             if isinstance(event, Finished):
@@ -157,6 +156,9 @@ class Generation:
             for event in events:
                 if isinstance(event, Done):
                     return
+                if isinstance(event, Started) and self.plan.echo:
+                    for index in range(self.plan.n):
+                        yield Update(index, Piece(echo=self._echo(event)))
                 update = self._read(event)
                 if update is None:
                     continue
@@ -208,7 +210,7 @@ class Generation:
             piece = reader.push(event)
             if self._writers:
                 step = self._writers[event.index].write(event)
-                if not (self._hide_thought and reader.n_thought > n_thought):
+                if not (self.plan.hide_thought and reader.n_thought > n_thought):
                     piece.steps = [step]
             self._called[event.index] |= bool(piece.calls)
             return Update(event.index, piece)
@@ -219,6 +221,11 @@ class Generation:
         if isinstance(event, Finished):
             return self._finish(event)
         return None
+
+    def _echo(self, event: Started) -> Echo:
+        """The prompt as the beginning of an answer."""
+        plan = self.plan
+        return echo(plan.prompt, plan.model.tokenizer, event if plan.score_prompt else None)
 
     def _finish(self, event: Finished) -> Update:
         self._check(event)
@@ -241,27 +248,35 @@ class Generation:
         if (error := failed(event, self.started is not None)) is not None:
             raise error
 
-    # -- sums over all choices ---------------------------------------------------------------
-
     @property
-    def usage(self) -> Usage:
-        n_prompt = len(self.plan.prompt.tokens)
-        n_completion = sum(reader.n_tokens for reader in self._readers)
-        return {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": n_completion,
-            "total_tokens": n_prompt + n_completion,
-            "prompt_tokens_details": {"cached_tokens": self.n_cached},
-            "completion_tokens_details": {
-                "reasoning_tokens": sum(reader.n_thought for reader in self._readers)
-            },
-        }
+    def readers(self) -> Sequence[ChoiceReader]:
+        """What has been read of each choice."""
+        return self._readers
 
-    @property
-    def confidence(self) -> float | None:
-        """100 · exp(mean log p) over every generated token; None when there is none."""
-        total = sum(reader.sum_logprob for reader in self._readers)
-        return _confidence(total, sum(reader.n_tokens for reader in self._readers))
+
+def usage_of(generations: Sequence[Generation]) -> Usage:
+    """What they took together."""
+    readers = [reader for generation in generations for reader in generation.readers]
+    n_prompt = sum(len(generation.plan.prompt.tokens) for generation in generations)
+    n_completion = sum(reader.n_tokens for reader in readers)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(generation.n_cached for generation in generations)
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(reader.n_thought for reader in readers)
+        },
+    }
+
+
+def confidence_of(generations: Sequence[Generation]) -> float | None:
+    """100 · exp(mean log p) over every generated token; None when there is none."""
+    readers = [reader for generation in generations for reader in generation.readers]
+    total = sum(reader.sum_logprob for reader in readers)
+    return _confidence(total, sum(reader.n_tokens for reader in readers))
 
 
 def _confidence(sum_logprob: float, n_tokens: int) -> float | None:

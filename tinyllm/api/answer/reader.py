@@ -13,9 +13,18 @@ from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
 from tinyllm.api.constraints.tool_calls import CallArguments, CallReader, CallStart
 from tinyllm.api.contract.answers import TokenLogprob, TopLogprob
-from tinyllm.engine.types import Token
+from tinyllm.engine.types import Prompt, Started, Token
 from tinyllm.inside.trace_file import StepRecord
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt, shown as the beginning of an answer; its tokens only if they were scored."""
+
+    text: str
+    first_token: str = ""  # nothing comes before it that could make it likely
+    logprobs: Sequence[TokenLogprob] = ()  # of the tokens after it
 
 
 @dataclass
@@ -27,6 +36,7 @@ class Piece:
     calls: Sequence[CallStart | CallArguments] = ()
     logprobs: Sequence[TokenLogprob] = ()
     steps: Sequence[StepRecord] = ()  # of a trace
+    echo: Echo | None = None  # first of all, if asked for
 
     def __bool__(self) -> bool:
         return bool(self.content or self.thought or self.calls)
@@ -99,7 +109,8 @@ class ChoiceReader:
         if self._calls is not None:
             return Piece(calls=self._calls.push(text))
         if self._want_logprobs:
-            self._waiting.append((start, self._entry(token)))
+            entry = scored_token(token.token, token.logprob, token.top, self._tokenizer)
+            self._waiting.append((start, entry))
         return self._release(self._stops.push(text))
 
     def finish(self) -> Piece:
@@ -134,11 +145,34 @@ class ChoiceReader:
             self._blank = not text
         return Piece(content=text, logprobs=ready)
 
-    def _entry(self, token: Token) -> TokenLogprob:
-        top = [self._top(id, logprob) for id, logprob in token.top]
-        return {**self._top(token.token, token.logprob), "top_logprobs": top}
 
-    def _top(self, id: int, logprob: float) -> TopLogprob:
-        raw = self._tokenizer.token_bytes(id)
-        text = raw.decode("utf-8", errors="replace")
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+def echo(prompt: Prompt, tokenizer: Tokenizer, scored: Started | None) -> Echo:
+    """A prompt as an answer's beginning, with its tokens' log-probabilities if it was `scored`."""
+    ids = prompt.tokens.tolist()
+    text = tokenizer.decode(ids)
+    if scored is None:
+        return Echo(text)
+    tops: Sequence[list[tuple[int, float]]] = scored.prompt_top
+    if not tops:
+        tops = [[] for _ in scored.prompt_logprobs]
+    entries = zip(ids[1:], scored.prompt_logprobs, tops, strict=True)
+    return Echo(
+        text,
+        shown(ids[0], 0.0, tokenizer)["token"],
+        [scored_token(id, logprob, top, tokenizer) for id, logprob, top in entries],
+    )
+
+
+def scored_token(
+    id: int, logprob: float, top: Sequence[tuple[int, float]], tokenizer: Tokenizer
+) -> TokenLogprob:
+    """A token with its log-probability, and with the likeliest ones at its place."""
+    others = [shown(other, value, tokenizer) for other, value in top]
+    return {**shown(id, logprob, tokenizer), "top_logprobs": others}
+
+
+def shown(id: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob:
+    """A token's text and bytes with a log-probability that JSON can hold."""
+    raw = tokenizer.token_bytes(id)
+    text = raw.decode("utf-8", errors="replace")
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(raw)}

@@ -102,6 +102,33 @@ class Completion(TypedDict):
     prompt_truncation: NotRequired[Truncation]
 
 
+class TextLogprobs(TypedDict):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    trace: NotRequired[TraceOut]
+
+
+class TextCompletion(TypedDict):
+    """A text completion, or a piece of one in a stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: float
+    model: str
+    choices: list[TextChoice]
+    system_fingerprint: str
+    usage: NotRequired[Usage]
+
+
 class FunctionDelta(TypedDict):
     name: NotRequired[str]
     arguments: str

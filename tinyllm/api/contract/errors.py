@@ -103,13 +103,14 @@ def server_error(message: str = "The server failed to answer; the fault is its o
     return ApiError(500, message, "server_error", code="server_error", retry=False)
 
 
-def context_length_exceeded(n_prompt_tokens: int, n_ctx: int) -> ApiError:
+def context_length_exceeded(n_prompt_tokens: int, n_ctx: int, *loc: str | int) -> ApiError:
+    """A prompt that doesn't fit; clients know it by the message's first words or by its code."""
     return ApiError(
         400,
-        f"The prompt has {n_prompt_tokens} tokens and the model's context holds {n_ctx}: "
-        "shorten the messages.",
+        f"This model's maximum context length is {n_ctx} tokens. However, the prompt has "
+        f"{n_prompt_tokens} tokens: shorten it.",
         code="context_length_exceeded",
-        loc=("messages",),
+        loc=loc or ("messages",),
         extra={"n_prompt_tokens": n_prompt_tokens, "n_ctx": n_ctx},
     )
 

@@ -1,0 +1,305 @@
+"""The way of a generating request: down through contract, prompt and answer, and up again, once.
+
+Requests of every shape go this way. A shape says how a body is read, which plans it makes, and how
+its answer is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tinyllm.api.answer import sse
+from tinyllm.api.answer.asking import Caller, score
+from tinyllm.api.answer.chunks import ChunkWriter, fold
+from tinyllm.api.answer.event_queue import ClientGone
+from tinyllm.api.answer.generation import Update
+from tinyllm.api.answer.run import Run
+from tinyllm.api.answer.text_chunks import TextChunkWriter, fold_text
+from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
+from tinyllm.api.contract.completions import CompletionRequest
+from tinyllm.api.contract.dialect import Dialect, S, dialect_of
+from tinyllm.api.contract.errors import ApiError, envelope, invalid, server_error
+from tinyllm.api.contract.fields import SESSION_ID, read
+from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.house.body import read_json
+from tinyllm.api.house.service import Service
+from tinyllm.api.prompt.decide import Score
+from tinyllm.api.prompt.plan import Plan
+from tinyllm.api.prompt.planner import Planner
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.engine.types import Prompt
+
+MAX_HEADER = 1000  # characters of a list of names in a header
+
+Chunk = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """Writes a run's updates as the chunks of one shape."""
+
+    def start(self) -> Iterable[Chunk]: ...
+    def push(self, update: Update) -> Iterable[Chunk]: ...
+    def end(self) -> Iterable[Chunk]: ...
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is particular to one shape of requests.
+
+    id_prefix: of the answer's id, by dialect.
+    read: a body → a valid request. ApiError.
+    plan: a request → its plans, one a prompt. ApiError.
+    write: a run → a writer of its chunks; the last argument says whether usage is wanted.
+    fold: all chunks → the whole answer.
+    """
+
+    id_prefix: Callable[[Dialect], str]
+    read: Callable[[Mapping[str, Any], Dialect], SampledRequest]
+    plan: Callable[[Planner, Any, Dialect, ServedModel, Score], Awaitable[Sequence[Plan]]]
+    write: Callable[[Run, float, bool], Writer]
+    fold: Callable[[Sequence[Any]], Chunk]
+
+
+async def _plan_chat(
+    planner: Planner, request: ChatRequest, dialect: Dialect, model: ServedModel, score: Score
+) -> Sequence[Plan]:
+    return [await planner.chat(request, dialect, model, score)]
+
+
+async def _plan_text(
+    planner: Planner, request: CompletionRequest, dialect: Dialect, model: ServedModel, _: Score
+) -> Sequence[Plan]:
+    return await planner.completion(request, dialect, model)
+
+
+CHAT = Shape(
+    id_prefix=lambda dialect: dialect.id_prefix,
+    read=read_chat,
+    plan=_plan_chat,
+    write=ChunkWriter,
+    fold=fold,
+)
+TEXT = Shape(
+    id_prefix=lambda dialect: "cmpl-",
+    read=lambda body, dialect: read(CompletionRequest, body),
+    plan=_plan_text,
+    write=TextChunkWriter,
+    fold=fold_text,
+)
+
+
+class Generating:
+    """Answers generating requests, for one app."""
+
+    def __init__(self, service: Service, planner: Planner) -> None:
+        self._service = service
+        self._planner = planner
+
+    async def answer(self, request: Request, shape: Shape) -> Response:
+        """The whole answer, or its stream. Raises ApiError, ClientGone."""
+        service, settings = self._service, self._service.settings
+        arrived = time.monotonic()
+        session = session_id(request)
+        service.check_accepting()
+        body = await read_json(request, settings.max_body, settings.body_timeout)
+        dialect = dialect_of(request.url.path) or S
+        asked = shape.read(body, dialect)
+        model = service.model(asked.model)
+        id = shape.id_prefix(dialect) + uuid.uuid4().hex[:24]
+        entry: dict[str, Any] = request.scope["tinyllm.log"]
+        entry.update(completion=id, session=session, model=model.id)
+        limit = settings.request_timeout
+        caller = Caller(request.receive, arrived + limit if limit else None)
+        try:
+            score = self._scorer(caller, request.state.key)
+            plans = await shape.plan(self._planner, asked, dialect, model, score)
+            if settings.log_content:
+                entry["request"] = body
+            run = Run(
+                plans,
+                id,
+                caller,
+                service.waker,
+                key=request.state.key,
+                session=session,
+                keep=settings.keep_requests > 0,
+                trace_worker=service.trace_worker,
+            )
+            await run.begin(settings.ping_interval)
+        except BaseException as error:  # nothing will be answered
+            caller.close()
+            if isinstance(error, ClientGone):
+                service.metrics.disconnects.inc()
+            raise
+        answer = _Answer(service, shape, run, caller, arrived, entry)
+        if asked.stream:
+            wanted = bool(asked.stream_options and asked.stream_options.include_usage)
+            return _Streamed(answer.events(wanted), _headers(plans[0]))
+        return json_response(await answer.whole(), headers=_headers(plans[0]))
+
+    def _scorer(self, caller: Caller, key: str) -> Score:
+        """What deciding on a tool asks the engine with."""
+
+        async def ask(model: ServedModel, prompt: Prompt, start: int) -> Sequence[float]:
+            return await score(model.engine, prompt, start, self._service.waker, caller, key)
+
+        return ask
+
+
+class _Answer:
+    """The chunks of one answer, whole or streamed, and the accounts when it is over."""
+
+    def __init__(
+        self,
+        service: Service,
+        shape: Shape,
+        run: Run,
+        caller: Caller,
+        arrived: float,
+        entry: dict[str, Any],
+    ) -> None:
+        self._service = service
+        self._shape = shape
+        self._run = run
+        self._caller = caller
+        self._arrived = arrived
+        self._entry = entry
+        self._created = time.time()
+
+    async def whole(self) -> Chunk:
+        """The fold of all chunks."""
+        try:
+            chunks = [c async for c in self._chunks(None, include_usage=True) if c is not None]
+        except ClientGone:
+            self._service.metrics.disconnects.inc()
+            raise
+        whole = self._shape.fold(chunks)
+        if self._service.settings.log_content:
+            choices = whole["choices"]
+            self._entry["answer"] = [c.get("message", c.get("text")) for c in choices]
+        return whole
+
+    async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes; a fault on the way becomes its last event."""
+        chunks = self._chunks(self._service.settings.ping_interval, include_usage)
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    yield sse.PING if chunk is None else sse.event(chunk)
+        except ApiError as error:
+            self._entry["error"] = error.code
+            yield sse.event(envelope(error))
+        except ClientGone:
+            raise
+        except Exception:
+            self._entry["error"] = "server_error"
+            self._service.log.exception("a stream failed")
+            yield sse.event(envelope(server_error()))
+        yield sse.DONE
+
+    async def _chunks(
+        self, ping: float | None, include_usage: bool
+    ) -> AsyncGenerator[Chunk | None, None]:
+        """All chunks; None where there was silence for `ping` seconds."""
+        writer = self._shape.write(self._run, self._created, include_usage)
+        try:
+            for chunk in writer.start():
+                yield chunk
+            async for update in self._run.updates(ping):
+                if update is None:
+                    yield None
+                    continue
+                for chunk in writer.push(update):
+                    yield chunk
+            for chunk in writer.end():
+                yield chunk
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Metrics, session and log, however it ended."""
+        run, metrics, now = self._run, self._service.metrics, time.monotonic()
+        usage = run.usage
+        self._caller.close()
+        for plan in run.plans:
+            if plan.decided is not None:
+                metrics.tool_decisions.labels(plan.decided).inc()
+        for finish in run.finishes:
+            metrics.finished.labels(finish).inc()
+        metrics.request_seconds.observe(now - self._arrived)
+        n_new = usage["completion_tokens"]
+        self._entry.update(
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=n_new,
+            cached_tokens=run.n_cached,
+            finish=run.finishes,
+        )
+        if run.first_token is not None:
+            first = run.first_token - self._arrived
+            metrics.first_token_seconds.observe(first)
+            self._entry["first_token_seconds"] = round(first, 6)
+            if n_new > 1:
+                metrics.token_seconds.observe((now - run.first_token) / (n_new - 1))
+        session = self._entry.get("session")
+        if session is not None:
+            self._service.sessions.record(self._entry["key"], session, run.id, self._created, usage)
+
+
+class _Streamed(Response):
+    """Sends an answer's events as they come."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(None, 200, {**sse.HEADERS, **headers}, "text/event-stream; charset=utf-8")
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        # The layers in between have seen what they look at: the body needn't pass them all again,
+        # a token at a time.
+        send = scope["tinyllm.send"]
+        async with contextlib.aclosing(self._events):
+            async for data in self._events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def json_response(
+    data: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(to_json(data), status, headers, media_type="application/json")
+
+
+def session_id(request: Request) -> str | None:
+    """The X-Session-ID header, checked. ApiError."""
+    session = request.headers.get("x-session-id")
+    if session is not None and not SESSION_ID.fullmatch(session):
+        raise invalid(f"X-Session-ID must match {SESSION_ID.pattern}.", "X-Session-ID",
+                      kind="string_pattern_mismatch")  # fmt: skip
+    return session
+
+
+def _headers(plan: Plan) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if plan.ignored:
+        names = ", ".join(dict.fromkeys(quote(name, safe="[]._-") or '""' for name in plan.ignored))
+        headers["X-Ignored-Params"] = (
+            names if len(names) <= MAX_HEADER else names[:MAX_HEADER] + "..."
+        )
+    if plan.truncation is not None:
+        cut = plan.truncation
+        headers["X-Prompt-Truncated"] = (
+            f"dropped_messages={cut['dropped_messages']}, dropped_tokens={cut['dropped_tokens']}"
+        )
+    return headers

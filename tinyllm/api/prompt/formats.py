@@ -1,0 +1,84 @@
+"""What an answer must fit: a response format, or calls of tools, as a grammar and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tinyllm.api.constraints.grammar import UnsupportedSchema, json_grammar
+from tinyllm.api.constraints.tool_calls import calls_grammar
+from tinyllm.api.contract.chat_completions import ChatRequest
+from tinyllm.api.contract.errors import ApiError, invalid
+from tinyllm.api.contract.tools import JsonFormat, NamedTool, SchemaFormat, Tool
+from tinyllm.api.prompt.served import ServedModel
+
+
+def callable_tools(request: ChatRequest) -> tuple[Tool, ...]:
+    """The tools that may be called: all, or the one that was named."""
+    choice = request.effective_tool_choice()
+    tools = tuple(request.tools or ())
+    if isinstance(choice, NamedTool):
+        return tuple(t for t in tools if t.function.name == choice.function.name)
+    return tools
+
+
+def answer_format(
+    request: ChatRequest,
+    model: ServedModel,
+    tools: Sequence[Tool],
+    first: Sequence[Tool],
+) -> tuple[str | None, str]:
+    """What the answer must fit, and the same in words for the prompt."""
+    wanted = request.response_format
+    if tools:
+        return _calls_grammar(request, model, tools, first), ""
+    if isinstance(wanted, JsonFormat):
+        grammar = _compiled(model, json_grammar({"type": "object"}), "response_format")
+        return grammar, "Answer with a JSON object and nothing else."
+    if isinstance(wanted, SchemaFormat):
+        place = ("response_format", "json_schema", "schema")
+        schema = wanted.json_schema.json_schema or {}
+        try:
+            text = json_grammar(schema)
+        except UnsupportedSchema as error:
+            raise _unsupported(error, *place) from None
+        return _compiled(model, text, *place), "Answer with JSON and nothing else."
+    return None, ""
+
+
+def _calls_grammar(
+    request: ChatRequest,
+    model: ServedModel,
+    tools: Sequence[Tool],
+    first: Sequence[Tool],
+) -> str:
+    names = [tool.function.name for tool in request.tools or ()]
+
+    def place(tool: Tool) -> tuple[str | int, ...]:
+        return ("tools", names.index(tool.function.name), "function", "parameters")
+
+    try:
+        grammar = calls_grammar(tools, request.parallel_tool_calls is not False, first)
+    except UnsupportedSchema as error:
+        raise _unsupported(error, *place(tools[error.index or 0])) from None
+    try:
+        model.grammars.compile(grammar)
+    except UnsupportedSchema as error:
+        for tool in tools:  # whose fault is it?
+            try:
+                model.grammars.compile(calls_grammar([tool], parallel=False))
+            except UnsupportedSchema as own:
+                raise _unsupported(own, *place(tool)) from None
+        raise _unsupported(error, "tools") from None
+    return grammar
+
+
+def _compiled(model: ServedModel, grammar: str, *place: str) -> str:
+    try:
+        model.grammars.compile(grammar)
+    except UnsupportedSchema as error:
+        raise _unsupported(error, *place) from None
+    return grammar
+
+
+def _unsupported(error: UnsupportedSchema, *loc: str | int) -> ApiError:
+    return invalid(f"This JSON Schema can't be followed: {error}.", *loc, kind="json_schema")

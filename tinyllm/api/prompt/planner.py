@@ -1,0 +1,288 @@
+"""From a valid request to its plan: the one way that every shape of request goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tinyllm.api.contract.chat_completions import ChatRequest
+from tinyllm.api.contract.completions import CompletionRequest
+from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.contract.errors import Loc, context_length_exceeded, invalid
+from tinyllm.api.contract.fields import unknown_fields
+from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
+from tinyllm.api.contract.sampling import MAX_PROMPTS, SampledRequest
+from tinyllm.api.contract.tools import Tool
+from tinyllm.api.prompt.chat import Conversation, Layout, Picture, open_thinking, think_spec
+from tinyllm.api.prompt.decide import Score, decide
+from tinyllm.api.prompt.formats import answer_format, callable_tools
+from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, decode, read_url
+from tinyllm.api.prompt.plan import Plan
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.tool_words import MAX_LISTED
+from tinyllm.engine.types import Prompt
+from tinyllm.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from tinyllm.api.house.settings import Settings
+
+
+class Planner:
+    """Makes plans for one app.
+
+    Args:
+        settings: the server's.
+        images: fetches https images.
+    """
+
+    def __init__(self, settings: Settings, images: ImageSource) -> None:
+        self._settings = settings
+        self._images = images
+
+    # -- a conversation ----------------------------------------------------------------------
+
+    async def chat(
+        self, request: ChatRequest, dialect: Dialect, model: ServedModel, score: Score
+    ) -> Plan:
+        """The plan of a conversation's answer. Raises ApiError, and what `score` raises."""
+        ignored = self._ignored(request, model)
+        conversation = await self.conversation(request.messages, model, request.model)
+        call, first = await self._decide_on_calls(request, conversation, score)
+        plan = await asyncio.to_thread(
+            self._plan_chat, request, dialect, conversation, call, first, ignored
+        )
+        if request.effective_tool_choice() != "auto" or conversation.has_tool_results():
+            return plan
+        return replace(plan, decided="call" if call else "words")
+
+    async def conversation(
+        self, messages: Sequence[Message], model: ServedModel, named: str
+    ) -> Conversation:
+        """The messages with their images fetched, checked and decoded. ApiError 400."""
+        wanted = [
+            (i, j, part.url)
+            for i, message in enumerate(messages)
+            if isinstance(message, UserMessage) and not isinstance(message.content, str)
+            for j, part in enumerate(message.content)
+            if isinstance(part, ImagePart)
+        ]
+        if not wanted:
+            return Conversation(model, messages)
+        i, j, _ = wanted[0]
+        if model.vision is None:
+            raise bad_image(
+                f"The model {named!r} reads text alone and was given an image.",
+                ("messages", i, "content", j),
+            )
+        if len(wanted) > MAX_IMAGES:
+            raise bad_image(f"At most {MAX_IMAGES} images a request.", ("messages", i, "content"))
+        pictures = []
+        for i, j, url in wanted:
+            loc = ("messages", i, "content", j, "image_url", "url")
+            data = await read_url(url, self._images, loc)
+            image = await asyncio.to_thread(decode, data, loc)
+            pictures.append(Picture((i, j), image))
+        await model.vision.ready()
+        return Conversation(model, messages, pictures)
+
+    async def _decide_on_calls(
+        self, request: ChatRequest, conversation: Conversation, score: Score
+    ) -> tuple[bool, Sequence[Tool]]:
+        """Whether the answer is calls of tools, and which tools the first may go to (() is any)."""
+        choice, tools = request.effective_tool_choice(), request.tools or ()
+        if choice == "none":
+            return False, ()
+        if choice == "auto":
+            if conversation.has_tool_results():
+                return False, ()
+            decision = await decide(conversation, tools, score)
+            return decision.call, decision.tools
+        if choice == "required" and len(tools) > 1:
+            return True, (await decide(conversation, tools, score)).tools
+        return True, ()
+
+    def _plan_chat(
+        self,
+        request: ChatRequest,
+        dialect: Dialect,
+        conversation: Conversation,
+        call: bool,
+        first: Sequence[Tool],
+        ignored: Sequence[str],
+    ) -> Plan:
+        """Renders, tokenizes and compiles: on a thread."""
+        model = conversation.model
+        params, n = _sampling(request, model), self._n(request)
+        tools = callable_tools(request) if call else ()
+        grammar, words = answer_format(request, model, tools, first)
+        think = think_spec(request, model)
+        listed = first if first and len(tools) > MAX_LISTED else tools
+        layout = Layout(tuple(listed), think is not None, words)
+        rendered = conversation.fit(layout, request.truncate_len(dialect), _n_ctx(model))
+        prompt = rendered.prompt
+        if think is not None:
+            prompt, think = open_thinking(prompt, think, model)
+        max_tokens = self._room(request.limit, prompt, model)
+        self._check_trace(request, model, len(prompt.tokens), n)
+        return Plan(
+            model=model,
+            named=request.model,
+            dialect=dialect,
+            prompt=prompt,
+            params=params,
+            max_tokens=max_tokens,
+            n=n,
+            # Stop strings end words; a call ends where its grammar does.
+            stops=() if tools else request.stops,
+            stop_ids=model.stop_ids,
+            logprobs=bool(request.logprobs),
+            top_logprobs=request.top_logprobs or 0,
+            trace=request.trace,
+            think=think.fitted(max_tokens) if think is not None else None,
+            hide_thought=bool(request.reasoning and request.reasoning.exclude),
+            grammar=grammar,
+            calls=bool(tools),
+            truncation=rendered.truncation,
+            ignored=tuple(ignored),
+        )
+
+    # -- bare text ---------------------------------------------------------------------------
+
+    async def completion(
+        self, request: CompletionRequest, dialect: Dialect, model: ServedModel
+    ) -> list[Plan]:
+        """The plans of a completion's prompts, in their order. Raises ApiError."""
+        ignored = self._ignored(request, model)
+        return await asyncio.to_thread(self._plan_completion, request, dialect, model, ignored)
+
+    def _plan_completion(
+        self, request: CompletionRequest, dialect: Dialect, model: ServedModel, ignored: list[str]
+    ) -> list[Plan]:
+        params, n = _sampling(request, model), self._n(request)
+        plans = []
+        for where, given in request.prompts():
+            prompt = _bare_prompt(given, where, model)
+            n_prompt = len(prompt.tokens)
+            if n_prompt > _n_ctx(model):
+                raise context_length_exceeded(n_prompt, _n_ctx(model), *where)
+            self._check_trace(request, model, n_prompt, n)
+            plans.append(
+                Plan(
+                    model=model,
+                    named=request.model,
+                    dialect=dialect,
+                    prompt=prompt,
+                    params=params,
+                    max_tokens=self._room(request.limit, prompt, model),
+                    n=n,
+                    stops=request.stops,
+                    stop_ids=model.stop_ids,
+                    logprobs=request.logprobs is not None,
+                    top_logprobs=request.logprobs or 0,
+                    echo=bool(request.echo),
+                    score_prompt=bool(request.echo) and request.logprobs is not None,
+                    trace=request.trace,
+                    ignored=tuple(ignored),
+                )
+            )
+        return plans
+
+    # -- both --------------------------------------------------------------------------------
+
+    def _ignored(self, request: SampledRequest, model: ServedModel) -> list[str]:
+        """Names of what has no effect. ApiError for the unknown ones when the server is strict."""
+        names = list(unknown_fields(request))
+        names += [f"logit_bias.{k}" for k in request.logit_bias or () if not _is_token_id(k)]
+        if names and self._settings.strict:
+            raise invalid(f"{names[0]} is not a known parameter.", names[0], kind="extra_forbidden")
+        if model.reasoning == "none":
+            thinking = ("reasoning", "reasoning_effort")
+            names += [name for name in thinking if getattr(request, name, None) is not None]
+        return names
+
+    def _n(self, request: SampledRequest) -> int:
+        """How many choices. ApiError beyond what the server makes at once."""
+        n_max = min(self._settings.max_n, self._settings.max_batch)
+        if (request.n or 1) > n_max:
+            raise invalid(f"n must be at most {n_max} here.", "n", kind="less_than_equal")
+        return request.n or 1
+
+    def _room(self, limit: int, prompt: Prompt, model: ServedModel) -> int:
+        """Most tokens of an answer: what was asked for, as far as server and context allow."""
+        if self._settings.max_tokens_cap:
+            limit = min(limit, self._settings.max_tokens_cap)
+        return max(0, min(limit, _n_ctx(model) - len(prompt.tokens)))
+
+    def _check_trace(
+        self, request: SampledRequest, model: ServedModel, n_prompt: int, n: int
+    ) -> None:
+        """ApiError where a trace asks for what this model or this server doesn't have."""
+        trace = request.trace
+        if trace is None or not trace.inside:
+            return
+        field = "lens" if trace.lens else "attention"
+        if not self._settings.trace_inside or model.readable is None:
+            raise invalid("This server doesn't look inside the model.", "trace", field)
+        if (wanted := trace.attention) is not None:
+            if wanted.layer >= model.n_layers:
+                raise invalid(f"layer must be at most {model.n_layers - 1} for this model.",
+                              "trace", "attention", "layer", kind="less_than_equal")  # fmt: skip
+            for i, head in enumerate(wanted.heads or ()):
+                if head >= model.n_heads:
+                    raise invalid(
+                        f"A head must be at most {model.n_heads - 1} for this model.",
+                        "trace", "attention", "heads", i, kind="less_than_equal",
+                    )  # fmt: skip
+        if n * n_prompt > MAX_PROMPTS:
+            raise invalid(
+                f"{n} × {n_prompt} prompt tokens are too many to look inside; at most "
+                f"{MAX_PROMPTS}.",
+                "trace",
+                field,
+            )
+
+
+def _n_ctx(model: ServedModel) -> int:
+    return min(model.engine.n_ctx, 1 << 30)
+
+
+def _bare_prompt(given: str | list[int], where: Loc, model: ServedModel) -> Prompt:
+    """Text, control tokens in it included, or ids as they are. ApiError names a bad one's place."""
+    if isinstance(given, str):
+        ids = model.tokenizer.encode(given, allow_special=True)
+    else:
+        ids = given
+        for i, id in enumerate(ids):
+            if id >= model.vocab_size:
+                raise invalid(f"The vocabulary has {model.vocab_size} tokens.", *where, i)
+    if not ids:
+        raise invalid("A prompt must hold at least one token.", *where)
+    return Prompt(np.array(ids, np.int32))
+
+
+def _sampling(request: SampledRequest, model: ServedModel) -> SamplingParams:
+    bias: dict[int, float] = {}
+    for key, value in (request.logit_bias or {}).items():
+        if not _is_token_id(key):
+            continue
+        if int(key) >= model.vocab_size:
+            raise invalid(f"{key[:20]} is no token of this model's {model.vocab_size}.",
+                          "logit_bias", key[:20])  # fmt: skip
+        bias[int(key)] = value
+    return SamplingParams(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_k=request.top_k or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=bias,
+    )
+
+
+def _is_token_id(key: str) -> bool:
+    return key.isascii() and key.isdigit() and len(key) < 12
