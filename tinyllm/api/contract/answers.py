@@ -4,7 +4,7 @@ and a JSON Schema for the document.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -227,12 +227,27 @@ class SessionDeleted(TypedDict):
     deleted: Literal[True]
 
 
+class DrawnToken(TypedDict):
+    token: int
+    logprob: float
+
+
+class Difference(TypedDict):
+    """The first token that differs; None for one past the end of a run."""
+
+    index: int
+    position: int
+    recorded: DrawnToken | None
+    replayed: DrawnToken | None
+
+
 class ReplayOut(TypedDict):
     id: str
     object: Literal["chat.completion.replay"]
     identical: bool
     tokens_compared: int
-    first_difference: dict[str, Any] | None
+    seed: int
+    first_difference: Difference | None
 
 
 class Tokens(TypedDict):
@@ -246,5 +261,5 @@ class Text(TypedDict):
 
 
 class Health(TypedDict):
-    status: Literal["ready", "loading"]
+    status: Literal["ready"]
     models: list[str]

@@ -1,37 +1,25 @@
-"""The OpenAPI document, made from the contract's own types: what the code checks, it says."""
+"""The OpenAPI document, made from the table of endpoints and their types: what the code checks."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from tinyllm import __version__
-from tinyllm.api.contract import answers
-from tinyllm.api.contract.chat_completions import ChatRequest
+from tinyllm.api.contract.answers import ErrorEnvelope
 from tinyllm.api.contract.dialect import DIALECTS, Dialect
+from tinyllm.api.contract.endpoints import ENDPOINTS, Endpoint
 from tinyllm.api.contract.fields import SESSION_ID
-from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
 
 Json = dict[str, Any]
 
-_REQUESTS = (ChatRequest, TokenizeRequest, DetokenizeRequest)
-_ANSWERS: dict[str, Any] = {
-    "Completion": answers.Completion,
-    "Chunk": answers.Chunk,
-    "ErrorEnvelope": answers.ErrorEnvelope,
-    "ModelOut": answers.ModelOut,
-    "ModelList": answers.ModelList,
-    "SessionOut": answers.SessionOut,
-    "SessionDeleted": answers.SessionDeleted,
-    "ReplayOut": answers.ReplayOut,
-    "Tokens": answers.Tokens,
-    "Text": answers.Text,
-    "Health": answers.Health,
-}
+ANSWER_HEADERS = ("X-Session-ID", "X-Ignored-Params", "X-Prompt-Truncated")
+# The schemas that hold a message's name, whose pattern is each dialect's own.
+_OF_DIALECT = {"ChatRequest", "SystemMessage", "UserMessage", "AssistantMessage", "TokenizeRequest"}
 _ERRORS = {
     400: "The request can't be answered, or breaks a rule",
     401: "The API key is missing or unknown",
@@ -49,35 +37,23 @@ _ERRORS = {
 
 def document(authenticated: bool) -> Json:
     """The whole document; `authenticated` says whether keys are needed."""
-    components = _components()
-    paths: Json = {
-        "/health": {
-            "get": _operation("health", "Whether the server can answer", "Health", [503], [])
-        },
-        "/metrics": {
-            "get": _operation("metrics", "Counters in Prometheus text", "text/plain", [], [])
-        },
-        "/openapi.json": {
-            "get": _operation("openapi", "This document", "application/json", [], [])
-        },
-    }
-    for dialect in DIALECTS:
-        paths |= _dialect_paths(dialect)
-    if authenticated:
-        for path, item in paths.items():
-            for operation in item.values():
-                if path != "/health":
-                    operation["security"] = [{"key": []}]
-                    operation["responses"]["401"] = _error(401)
+    paths: dict[str, Json] = {}
+    for row in ENDPOINTS:
+        for dialect, path in row.paths():
+            operation = _operation(row, dialect)
+            if authenticated and path != "/health":
+                operation["security"] = [{"key": []}]
+                operation["responses"]["401"] = _error(401)
+            paths.setdefault(path, {})[row.method.lower()] = operation
     document: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "tinyllm",
             "version": __version__,
-            "description": "Chat completions in two dialects of one route.",
+            "description": "Chat completions and their like, in two dialects of one route.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": _components()},
     }
     if authenticated:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -85,16 +61,20 @@ def document(authenticated: bool) -> Json:
 
 
 def _components() -> Json:
-    """Every schema by name. ChatRequest is there once a dialect: they differ in one pattern."""
+    """Every schema by name. Some requests are there once a dialect: they differ in one pattern."""
     template = "#/components/schemas/{model}"
+    asked = {row.request for row in ENDPOINTS if row.request is not None}
     _, requests = models_json_schema(
-        [(model, "validation") for model in _REQUESTS], ref_template=template
+        [(kind, "validation") for kind in asked], ref_template=template
     )
     schemas: Json = dict(requests["$defs"])
-    for name, kind in _ANSWERS.items():
+    told = [shape for row in ENDPOINTS for shape in (row.answer, row.chunk)]
+    for kind in (*told, ErrorEnvelope):
+        if kind is None or isinstance(kind, str):
+            continue
         schema = TypeAdapter(kind).json_schema(ref_template=template, mode="serialization")
         schemas |= schema.pop("$defs", {})
-        schemas[name] = schema
+        schemas[kind.__name__] = schema
     _describe_parts(schemas)
     for dialect in DIALECTS:
         schemas |= _of_dialect(schemas, dialect)
@@ -109,7 +89,7 @@ def _describe_parts(schemas: Json) -> None:
 
 def _of_dialect(schemas: Json, dialect: Dialect) -> Json:
     """The request's schemas with this dialect's own pattern for names, and its own names."""
-    own = {"ChatRequest", "SystemMessage", "UserMessage", "AssistantMessage", "TokenizeRequest"}
+    own = _OF_DIALECT
     renamed: Json = {}
     for name in own:
         schema = copy.deepcopy(schemas[name])
@@ -132,90 +112,46 @@ def _renamed(value: Any, own: set[str], suffix: str) -> Any:
     return out
 
 
-def _dialect_paths(dialect: Dialect) -> Json:
-    d, prefix = dialect.name, dialect.prefix
-    schema_errors = [dialect.schema_status] if dialect.schema_status != 400 else []
-    body_errors = sorted({400, 404, 408, 413, 415, 503, *schema_errors})
-    chat = _operation(
-        f"chat_completions_{d}",
-        "Generate an answer to a conversation",
-        "Completion",
-        [*body_errors, 429, 500],
-        [_header("X-Session-ID", SESSION_ID.pattern)],
-        body=f"ChatRequest{d}",
-    )
-    chat["responses"]["200"]["content"]["text/event-stream"] = {
-        "schema": {
-            "type": "object",
-            "description": "One server-sent event, with stream: true. `data` is a Chunk or, after "
-            "a fault, an ErrorEnvelope; that of the last event is [DONE].",
-            "properties": {"data": {"type": "string"}, "event": {"const": "message"}},
-            "required": ["data"],
+def _operation(row: Endpoint, dialect: str) -> Json:
+    """One row as an operation, under one dialect's prefix ("" for neither)."""
+    content: Json
+    if isinstance(row.answer, str):
+        kind = "string" if row.answer.startswith("text/") else "object"
+        content = {row.answer: {"schema": {"type": kind}}}
+    else:
+        content = {"application/json": {"schema": _ref(row.answer.__name__)}}
+    answer: Json = {"description": "As asked", "content": content}
+    if row.generates:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "object",
+                "description": "One server-sent event, with stream: true. `data` is a "
+                f"{row.chunk.__name__} or, after a fault, an ErrorEnvelope; that of the last event "
+                "is [DONE].",
+                "properties": {"data": {"type": "string"}, "event": {"const": "message"}},
+                "required": ["data"],
+            }
         }
-    }
-    chat["responses"]["200"]["headers"] = {
-        name: {"schema": {"type": "string"}, "required": False}
-        for name in ("X-Session-ID", "X-Ignored-Params", "X-Prompt-Truncated")
-    }
-    tokenize = _operation(
-        f"tokenize_{d}", "Text, or a conversation, as token ids", "Tokens", body_errors, [],
-        body=f"TokenizeRequest{d}",
-    )  # fmt: skip
-    detokenize = _operation(
-        f"detokenize_{d}", "Token ids as text", "Text", body_errors, [], body="DetokenizeRequest"
-    )
-    id = _path("id")
-    return {
-        f"{prefix}/chat/completions": {"post": chat},
-        f"{prefix}/completions/{{id}}/replay": {
-            "get": _operation(
-                f"replay_{d}", "Run a kept request again and compare every bit", "ReplayOut",
-                [404, 429, 503], [id],
-            )
-        },
-        f"{prefix}/models": {
-            "get": _operation(f"list_models_{d}", "The models", "ModelList", [503], [])
-        },
-        f"{prefix}/models/{{id}}": {
-            "get": _operation(f"retrieve_model_{d}", "One model", "ModelOut", [404, 503], [id])
-        },
-        f"{prefix}/sessions/{{id}}": {
-            "get": _operation(f"session_{d}", "What a session was used for", "SessionOut",
-                              [404], [id]),
-            "delete": _operation(f"delete_session_{d}", "Forget a session", "SessionDeleted",
-                                 [404], [id]),
-        },
-        f"{prefix}/tokenize": {"post": tokenize},
-        f"{prefix}/detokenize": {"post": detokenize},
-    }  # fmt: skip
-
-
-def _operation(
-    id: str,
-    summary: str,
-    answer: str,
-    errors: Sequence[int],
-    parameters: Sequence[Mapping[str, Any]],
-    body: str | None = None,
-) -> Json:
-    content: Json = (
-        {answer: {"schema": {"type": "string"} if answer == "text/plain" else {"type": "object"}}}
-        if "/" in answer
-        else {"application/json": {"schema": _ref(answer)}}
-    )
+        answer["headers"] = {
+            name: {"schema": {"type": "string"}, "required": False} for name in ANSWER_HEADERS
+        }
+    statuses = set(row.statuses)
+    if row.request is not None:
+        statuses |= {d.schema_status for d in DIALECTS if d.name == dialect}
     operation: Json = {
-        "operationId": id,
-        "summary": summary,
-        "parameters": list(parameters),
-        "responses": {
-            "200": {"description": "As asked", "content": content},
-            **{str(status): _error(status) for status in errors},
-        },
+        "operationId": f"{row.name}_{dialect}" if dialect else row.name,
+        "summary": row.summary,
+        "parameters": [_path(name) for name in re.findall(r"{(\w+)", row.path)],
+        "responses": {"200": answer, **{str(s): _error(s) for s in sorted(statuses)}},
     }
-    if body is not None:
+    if row.generates:
+        operation["parameters"].append(_header("X-Session-ID", SESSION_ID.pattern))
+    if row.request is not None:
+        name = row.request.__name__
+        suffix = dialect if name in _OF_DIALECT else ""
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _ref(body)}},
+            "content": {"application/json": {"schema": _ref(name + suffix)}},
         }
     return operation
 

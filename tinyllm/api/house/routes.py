@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -12,12 +13,9 @@ from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.contract.answers import ModelOut
 from tinyllm.api.contract.chat_completions import read_chat
-from tinyllm.api.contract.dialect import DIALECTS, S, dialect_of
-from tinyllm.api.contract.errors import (
-    ApiError,
-    invalid,
-    not_found,
-)
+from tinyllm.api.contract.dialect import S, dialect_of
+from tinyllm.api.contract.endpoints import ENDPOINTS
+from tinyllm.api.contract.errors import ApiError, invalid, not_found
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
@@ -32,9 +30,11 @@ from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.replay import NotKept
 from tinyllm.engine.types import Draining, QueueFull
 
+Handler = Callable[[Request], Awaitable[Response]]
+
 
 class Api:
-    """The endpoints of one app."""
+    """The endpoints of one app: a method for each row of the table, by its name."""
 
     def __init__(self, service: Service, images: ImageSource) -> None:
         self._service = service
@@ -43,27 +43,16 @@ class Api:
         self._document: bytes | None = None
 
     def routes(self) -> list[BaseRoute]:
-        """Every route, for both prefixes."""
-        routes: list[BaseRoute] = [
-            Route("/health", self.health, methods=["GET"]),
-            Route("/metrics", self.metrics, methods=["GET"]),
-            Route("/openapi.json", self.openapi, methods=["GET"]),
-        ]
-        for dialect in DIALECTS:
-            for path, endpoint, method in (
-                ("/chat/completions", self.chat_completions, "POST"),
-                ("/completions", self.completions, "POST"),
-                ("/completions/{id}/replay", self.replay, "GET"),
-                ("/models", self.list_models, "GET"),
-                ("/models/{id:path}", self.retrieve_model, "GET"),
-                ("/tokenize", self.tokenize, "POST"),
-                ("/detokenize", self.detokenize, "POST"),
-            ):
-                routes.append(Route(dialect.prefix + path, endpoint, methods=[method]))
-            routes.append(
-                Route(dialect.prefix + "/sessions/{id}", self.session, methods=["GET", "DELETE"])
-            )
-        return routes
+        """A route for each address in the table of endpoints."""
+        handlers: dict[str, dict[str, Handler]] = {}
+        for row in ENDPOINTS:
+            for _, path in row.paths():
+                handlers.setdefault(path, {})[row.method] = getattr(self, row.name)
+        return [
+            Route(path.replace("{id}", "{id:path}") if path.endswith("/models/{id}") else path,
+                  _by_method(by_method), methods=list(by_method))
+            for path, by_method in handlers.items()
+        ]  # fmt: skip
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -158,13 +147,16 @@ class Api:
 
     # -- sessions ----------------------------------------------------------------------------
 
+    async def delete_session(self, request: Request) -> Response:
+        """Forget a session."""
+        id = request.path_params["id"]
+        if not self._service.sessions.delete(request.state.key, id):
+            raise not_found(f"The session {id!r}")
+        return json_response({"id": id, "object": "session.deleted", "deleted": True})
+
     async def session(self, request: Request) -> Response:
-        """What a session was used for; DELETE forgets it."""
+        """What a session was used for."""
         id, key = request.path_params["id"], request.state.key
-        if request.method == "DELETE":
-            if not self._service.sessions.delete(key, id):
-                raise not_found(f"The session {id!r}")
-            return json_response({"id": id, "object": "session.deleted", "deleted": True})
         session = self._service.sessions.get(key, id)
         if session is None:
             raise not_found(f"The session {id!r}")
@@ -187,6 +179,15 @@ class Api:
         if self._document is None:
             self._document = to_json(document(authenticated=self._service.keyed))
         return Response(self._document, media_type="application/json")
+
+
+def _by_method(handlers: Mapping[str, Handler]) -> Handler:
+    """One handler for the methods of one address."""
+
+    async def handle(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return handle
 
 
 def _model(name: str, model: ServedModel) -> ModelOut:
