@@ -52,6 +52,7 @@ async def settle(port: int) -> dict[str, float]:
     return seen
 
 
+@pytest.mark.long
 def test_a_short_load(server: servers.Server) -> None:
     figures = asyncio.run(load("tinyllm", server.port, 4, 4.0, MIXES["chat"], 0, 2))
     assert figures.failed == figures.refused == 0
@@ -59,6 +60,7 @@ def test_a_short_load(server: servers.Server) -> None:
     assert f"| tinyllm | 4 | {figures.tokens_per_s:,.0f} |" in table([summary([figures])])
 
 
+@pytest.mark.long
 def test_a_short_soak(server: servers.Server) -> None:
     tally = asyncio.run(soak(server, 8, 8.0, seed=1))
     assert tally.faults == []
@@ -66,6 +68,7 @@ def test_a_short_soak(server: servers.Server) -> None:
     assert {"broken", "streamed"} <= kinds
 
 
+@pytest.mark.long
 def test_a_long_prompt_beside_a_stream(server: servers.Server) -> None:
     stall = asyncio.run(over_http(server.port, 1, 4000, seed=5))
     assert stall.prompt_tokens > 3900
@@ -127,6 +130,7 @@ def test_a_thousand_idle_connections(server: servers.Server) -> None:
     asyncio.run(beside())
 
 
+@pytest.mark.long
 def test_killed_and_started_again(weights_folder: Path) -> None:
     """State is kept in memory alone: it is gone, whole, and the port and the weights are fine."""
     port = servers.free_port()
@@ -149,6 +153,7 @@ def test_killed_and_started_again(weights_folder: Path) -> None:
         asyncio.run(faults.healthy(port))
 
 
+@pytest.mark.long
 def test_weights_removed_and_disk_full_while_serving(weights_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / weights_folder.name
     shutil.copytree(weights_folder, folder, copy_function=link_or_copy)
@@ -159,6 +164,7 @@ def test_weights_removed_and_disk_full_while_serving(weights_folder: Path, tmp_p
         assert asyncio.run(metrics(server.port))["tinyllm_access_log_dropped_total"] > 0
 
 
+@pytest.mark.long
 def test_sigterm_in_the_middle_of_sixteen_streams(weights_folder: Path) -> None:
     with servers.tinyllm("--model", str(weights_folder)) as server:
 

@@ -222,6 +222,12 @@ LONG = ["ledger, 1000 tokens", "diary, 1500 tokens"]
 QUICK = [name for name, golden in GOLDENS.items() if len(golden.ids) <= 500 or name in LONG]
 
 
+def by_length(name: str) -> Any:
+    """A prompt to be tried by default, or a long one that `-m long` runs."""
+    marks = [pytest.mark.long] if len(GOLDENS[name].ids) > 200 else []
+    return pytest.param(name, marks=marks)
+
+
 def test_there_are_prompts_of_every_length() -> None:
     lengths = [len(GOLDENS[name].ids) for name in QUICK]
     assert len(lengths) >= 20
@@ -230,7 +236,7 @@ def test_there_are_prompts_of_every_length() -> None:
     assert max(lengths) == 1500
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", map(by_length, QUICK))
 def test_logits_and_greedy_tokens_are_the_references(name: str, real: Model) -> None:
     """One forward over the prompt and the reference's 64 greedy tokens behind it."""
     golden = GOLDENS[name]
@@ -264,7 +270,10 @@ def test_logits_and_greedy_tokens_are_the_references(name: str, real: Model) -> 
     assert not wrong
 
 
-DECODED = ["question", "json", "chinese", "chat, default turn"]
+DECODED = [
+    "question",
+    *(pytest.param(n, marks=pytest.mark.long) for n in ("json", "chinese", "chat, default turn")),
+]
 
 
 @pytest.mark.parametrize("name", DECODED)
@@ -277,7 +286,7 @@ def test_greedy_decoding_is_the_references(name: str, real: Model, weights_folde
     assert first_difference(tokens, golden) is None
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.long)])
 def test_real_cached_equals_uncached_and_chunked_equals_whole(dtype: Any, real: Model) -> None:
     if dtype == np.float64:
         weights = {name: array.astype(dtype) for name, array in real.weights.items()}

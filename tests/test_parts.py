@@ -69,7 +69,7 @@ def test_the_name_is_the_cards_and_the_rest_the_language_models(lm: LM, text: LM
     assert lm.runner.fingerprint == text.runner.fingerprint
 
 
-@pytest.mark.parametrize("dtype", ["f32", "q8"])
+@pytest.mark.parametrize("dtype", [pytest.param("f32", marks=pytest.mark.long), "q8"])
 def test_text_alone_gives_the_bits_of_the_text_model(folder: Path, dtype: Any) -> None:
     blind, seeing = tinyllm.load(dtype=dtype), tinyllm.load(folder, dtype=dtype)
     chat = [{"role": "user", "content": "What is the capital of France?"}]

@@ -47,6 +47,7 @@ def assert_same_values(source: Path, folder: Path, n_heads: int, n_kv_heads: int
             np.testing.assert_array_equal(back, expected, err_msg=name)
 
 
+@pytest.mark.long
 def test_the_real_weights_to_the_bit(weights_folder: Path, gguf_file: Path) -> None:
     assert_same_values(gguf_file, weights_folder, n_heads=9, n_kv_heads=3)
 
