@@ -236,7 +236,7 @@ def test_there_are_prompts_of_every_length() -> None:
     assert max(lengths) == 1500
 
 
-@pytest.mark.parametrize("name", map(by_length, QUICK))
+@pytest.mark.parametrize("name", [by_length(name) for name in QUICK])
 def test_logits_and_greedy_tokens_are_the_references(name: str, real: Model) -> None:
     """One forward over the prompt and the reference's 64 greedy tokens behind it."""
     golden = GOLDENS[name]
