@@ -9,8 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.llama_folders import write_folder
 
 ROOT = Path(__file__).parent.parent
@@ -99,32 +97,29 @@ def test_the_table_has_every_module_once() -> None:
     assert set(RANK) == {part(path) for path in sources()} - {"__init__"}
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    if path == PACKAGE / "__init__.py":  # the package's door shows what the rooms hold
-        return
-    own = part(path)
+def test_imports_point_down() -> None:
     upward = [
-        name
+        f"{path.relative_to(ROOT)} reaches up to {name}"
+        for path in sources()
+        if path != PACKAGE / "__init__.py"  # the package's door shows what the rooms hold
         for name in imports(path)
         if name.startswith("tinyllm.") and name != "tinyllm.__version__"
-        if RANK[name.split(".")[1]] > RANK[own] and (own, name) not in KNOWN
+        if RANK[name.split(".")[1]] > RANK[part(path)] and (part(path), name) not in KNOWN
     ]
-    assert not upward, f"{path.relative_to(ROOT)} reaches up to {upward}"
+    assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "api").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_the_rooms_of_the_api_have_one_direction(path: Path) -> None:
+def test_the_rooms_of_the_api_have_one_direction() -> None:
     """What checks a request knows nothing of what plans it, and so on up to the routes."""
-    own = module_name(path).split(".")[2:]
-    needs = [name.split(".")[2] for name in imports(path) if name.startswith("tinyllm.api.")]
-    if not own:
-        assert not needs, "the API's own __init__ is a map and imports nothing"
-        return
-    upward = {room for room in needs if API_ROOMS.index(room) > API_ROOMS.index(own[0])}
-    assert not upward, f"{path.relative_to(ROOT)} reaches up to {upward}"
+    rank = {room: i for i, room in enumerate(["__init__", *API_ROOMS])}
+    upward = [
+        f"{path.relative_to(ROOT)} reaches up to {name}"
+        for path in sorted((PACKAGE / "api").rglob("*.py"))
+        for name in imports(path)
+        if name.startswith("tinyllm.api.")
+        if rank[name.split(".")[2]] > rank[path.relative_to(PACKAGE).parts[1].removesuffix(".py")]
+    ]
+    assert not upward, "\n".join(upward)
 
 
 def test_no_circles() -> None:
@@ -147,28 +142,26 @@ def module_name(path: Path) -> str:
     return dotted.removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_modules_are_of_one_idea(path: Path) -> None:
-    n_lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert n_lines <= 450 or path.name in TOO_LONG, f"{path.name}: {n_lines} lines; cut it"
+def test_modules_are_of_one_idea() -> None:
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in sources()}
+    long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 450}
+    assert not [path for path in long if Path(path).name not in TOO_LONG], f"cut these: {long}"
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_the_api_knows_the_web(path: Path) -> None:
-    if part(path) != "api":
-        web = {"starlette", "uvicorn", "anyio", "httpcore2", "h11", "httpx", "fastapi"}
-        assert not third_party(path) & web
+def test_only_the_api_knows_the_web() -> None:
+    web = {"starlette", "uvicorn", "anyio", "httpcore2", "h11", "httpx", "fastapi"}
+    knows = {path: third_party(path) & web for path in sources() if part(path) != "api"}
+    assert not {path: names for path, names in knows.items() if names}
 
 
-@pytest.mark.parametrize(
-    "path",
-    # A `__main__` is a program for a terminal, which no import reaches.
-    [p for p in sources() if RANK.get(part(p), PROGRAMS) < PROGRAMS and p.name != "__main__.py"],
-    ids=lambda p: str(p.relative_to(PACKAGE)),
-)
-def test_the_core_needs_few_packages(path: Path) -> None:
-    allowed = set(CORE) | BEYOND_CORE.get(part(path), set())
-    assert third_party(path) <= allowed
+def test_the_core_needs_few_packages() -> None:
+    beyond = {
+        path: third_party(path) - set(CORE) - BEYOND_CORE.get(part(path), set())
+        for path in sources()
+        # A `__main__` is a program for a terminal, which no import reaches.
+        if RANK.get(part(path), PROGRAMS) < PROGRAMS and path.name != "__main__.py"
+    }
+    assert not {path: names for path, names in beyond.items() if names}
 
 
 def test_every_import_is_of_a_declared_package() -> None:
