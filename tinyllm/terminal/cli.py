@@ -59,10 +59,10 @@ def show(name: Annotated[str, typer.Argument(help="A model that is here")]) -> N
     """Show one model: where it comes from, its shape, its files."""
     from rich.console import Console
 
-    from tinyllm.fetch import shelf
+    from tinyllm.fetch import local
     from tinyllm.terminal.models import print_model
 
-    print_model(shelf.get(name), Console())
+    print_model(local.get(name), Console())
 
 
 @app.command()
@@ -71,12 +71,12 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
 ) -> None:
     """Remove a model's folder from this machine."""
-    from tinyllm.fetch import shelf
+    from tinyllm.fetch import local
 
-    model = shelf.get(name)
+    model = local.get(name)
     if not yes and not typer.confirm(f"remove {model.folder}?"):
         raise typer.Exit(1)
-    typer.echo(f"removed {model.name}: {shelf.remove(model) / 1e6:,.0f} MB are free again")
+    typer.echo(f"removed {model.name}: {local.remove(model) / 1e6:,.0f} MB are free again")
 
 
 # argparse reads the flags, the same ones as server.py's, and prints their help.

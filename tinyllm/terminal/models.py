@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllm.config import read_json_object
-from tinyllm.fetch import catalog, shelf
-from tinyllm.fetch.shelf import Shelved
+from tinyllm.fetch import catalog, local
+from tinyllm.fetch.local import LocalModel
 
 # What `show` says of config.json, in the checkpoint's own words.
 SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads",
@@ -23,7 +23,7 @@ def print_list(console: Console) -> None:
     for title, justify in (("model", "left"), ("on disk", "right"), ("licence", "left"),
                            ("also called", "left")):  # fmt: skip
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
-    here = shelf.models()
+    here = local.models()
     for model in here:
         table.add_row(model.name, _megabytes(model.weight_bytes + model.packed_bytes),
                       _licence(model.card), ", ".join(model.card.get("aliases", [])))  # fmt: skip
@@ -34,7 +34,7 @@ def print_list(console: Console) -> None:
         console.print(f"[dim]to be had with `tinyllm pull NAME`: {', '.join(missing)}[/]")
 
 
-def print_model(model: Shelved, console: Console) -> None:
+def print_model(model: LocalModel, console: Console) -> None:
     """One model: where it comes from, its shape, and its files."""
     console.print(f"[bold]{escape(model.name)}[/]  {escape(str(model.folder))}")
     facts: list[tuple[str, Any]] = [
@@ -51,7 +51,7 @@ def print_model(model: Shelved, console: Console) -> None:
     table.add_column(style="dim", no_wrap=True)
     for key, value in facts:
         table.add_row(key.replace("_", " "), escape(str(value)))
-    for name, nbytes in shelf.files(model):
+    for name, nbytes in local.files(model):
         table.add_row(_megabytes(nbytes), escape(name))
     console.print(table)
 

@@ -18,7 +18,7 @@ PACKED = ".packed"  # beside a checkpoint: the same weights in the kernels' layo
 
 
 @dataclass(frozen=True)
-class Shelved:
+class LocalModel:
     """One model's folder.
 
     Attributes:
@@ -40,14 +40,14 @@ class Shelved:
         return "parts" in self.card
 
 
-def models() -> list[Shelved]:
+def models() -> list[LocalModel]:
     """Every model under the weights root, by name."""
     root = fetch.weights_root()
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    return [_shelved(folder) for folder in folders if _is_model(folder)]
+    return [_local_model(folder) for folder in folders if _is_model(folder)]
 
 
-def get(name: str) -> Shelved:
+def get(name: str) -> LocalModel:
     """The model of that folder name, catalog name or alias.
 
     Raises:
@@ -63,7 +63,7 @@ def get(name: str) -> Shelved:
     raise FetchError(f"no model called {name!r} is in {fetch.weights_root()}; {hint}")
 
 
-def remove(model: Shelved) -> int:
+def remove(model: LocalModel) -> int:
     """Delete a model's folder; the bytes that are free again.
 
     Raises:
@@ -86,7 +86,7 @@ def remove(model: Shelved) -> int:
     return nbytes
 
 
-def files(model: Shelved) -> Iterator[tuple[str, int]]:
+def files(model: LocalModel) -> Iterator[tuple[str, int]]:
     """Name and size of each file of a model, the kernels' copies included."""
     for path in sorted(model.folder.rglob("*")):
         if path.is_file():
@@ -99,14 +99,14 @@ def _is_model(folder: Path) -> bool:
     )
 
 
-def _shelved(folder: Path) -> Shelved:
+def _local_model(folder: Path) -> LocalModel:
     path = folder / "card.json"
     try:
         card = read_json_object(path) if path.is_file() else {}
     except ConfigError:  # a damaged card must not hide the folder that it spoils
         card = {}
     packed = _size(folder / PACKED)
-    return Shelved(folder.name, folder, card, _size(folder) - packed, packed)
+    return LocalModel(folder.name, folder, card, _size(folder) - packed, packed)
 
 
 def _size(folder: Path) -> int:
