@@ -30,6 +30,9 @@ from tinyllm.text.folder import read_folder
 from tinyllm.text.pieces import Pieces
 from tinyllm.text.stand_ins import ControlTexts, StandIns, check_unicode
 
+# Stands behind the text of a message that is to be gone on with; what follows it is cut off.
+_CUT = f"(the text ends here: {secrets.token_hex(16)})"
+
 
 class Tokenizer:
     """A checkpoint's tokenizer: `Tokenizer.from_folder(folder)`.
@@ -192,6 +195,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         image_token: str | None = None,
         **extra: Any,
     ) -> list[int]:
@@ -200,12 +204,22 @@ class Tokenizer:
         `messages` are OpenAI's: `role`, `content` (a string or parts), `tool_calls`. Where the
         template takes strings only, parts are joined line by line, and `image_token` is written
         for each image among them. `extra` goes to the template. Only the template (and
-        `image_token`) can write control tokens. Raises `TokenizerError` when there is no template,
-        or it refuses.
+        `image_token`) can write control tokens. With `continue_final_message` the ids end where the
+        last message's text does, so that it is gone on with. Raises `TokenizerError` when there is
+        no template, or it refuses.
         """
+        if continue_final_message:
+            *before, last = messages
+            messages = [*before, {**last, "content": f"{last['content']}{_CUT}"}]
+            add_generation_prompt = False
         text, stand_ins = self._render(messages, tools, add_generation_prompt, image_token, extra)
         named = self._control.rename(text, self._secret_names)
-        return self._encode_plain(stand_ins.undo(named))
+        whole = stand_ins.undo(named)
+        if continue_final_message:
+            whole, found, _ = whole.rpartition(_CUT)
+            if not found:
+                raise TokenizerError("the chat template doesn't show the last message's text")
+        return self._encode_plain(whole)
 
     def render_chat(
         self,

@@ -48,6 +48,12 @@ class ChatRequest(SampledRequest):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message, the assistant's, instead of answering it"
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="Accepted as the opposite of continue_final_message"
+    )
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
 
@@ -61,6 +67,8 @@ class ChatRequest(SampledRequest):
         self._check_tools()
         self._check_reasoning()
         self._check_conversation()
+        if self.continue_final_message:
+            self._check_continuation()
         return self
 
     def _check_tools(self) -> None:
@@ -114,6 +122,18 @@ class ChatRequest(SampledRequest):
             elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
                 raise fail(f"No earlier tool call has the id {message.tool_call_id!r}",
                             "messages", i, "tool_call_id")  # fmt: skip
+
+    def _check_continuation(self) -> None:
+        last, place = self.messages[-1], len(self.messages) - 1
+        if not isinstance(last, AssistantMessage) or not last.content or last.tool_calls:
+            raise fail("Only an assistant message with text and no tool_calls can be gone on with",
+                       "messages", place)  # fmt: skip
+        if self.add_generation_prompt:
+            raise fail("It contradicts continue_final_message", "add_generation_prompt")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise fail("A text that was begun freely can't be held to a format", "response_format")
+        if self.effective_tool_choice() not in ("auto", "none"):
+            raise fail("A text that was begun can't become a call", "tool_choice")
 
     # What the fields mean once defaults and aliases are settled.
 

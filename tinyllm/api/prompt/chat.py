@@ -42,6 +42,7 @@ class Layout:
     tools: tuple[Tool, ...] = ()
     think: bool = False
     format: str = ""  # how the answer must look, in words
+    continues: bool = False  # the last message is gone on with
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Conversation:
         extra: dict[str, Any] = {}
         if layout.tools and native:
             extra["tools"] = [tool.model_dump(exclude_none=True) for tool in layout.tools]
+        if layout.continues:
+            extra["continue_final_message"] = True
         if "enable_thinking" in self.template:
             extra["enable_thinking"] = layout.think
         try:

@@ -55,7 +55,8 @@ class Planner:
         plan = await asyncio.to_thread(
             self._plan_chat, request, dialect, conversation, call, first, ignored
         )
-        if request.effective_tool_choice() != "auto" or conversation.has_tool_results():
+        undecided = conversation.has_tool_results() or request.continue_final_message
+        if request.effective_tool_choice() != "auto" or undecided:
             return plan
         return replace(plan, decided="call" if call else "words")
 
@@ -94,7 +95,7 @@ class Planner:
     ) -> tuple[bool, Sequence[Tool]]:
         """Whether the answer is calls of tools, and which tools the first may go to (() is any)."""
         choice, tools = request.effective_tool_choice(), request.tools or ()
-        if choice == "none":
+        if choice == "none" or request.continue_final_message:
             return False, ()
         if choice == "auto":
             if conversation.has_tool_results():
@@ -119,9 +120,10 @@ class Planner:
         params, n = _sampling(request, model), self._n(request)
         tools = callable_tools(request) if call else ()
         grammar, words = answer_format(request, model, tools, first)
-        think = think_spec(request, model)
+        continues = bool(request.continue_final_message)
+        think = None if continues else think_spec(request, model)
         listed = first if first and len(tools) > MAX_LISTED else tools
-        layout = Layout(tuple(listed), think is not None, words)
+        layout = Layout(tuple(listed), think is not None, words, continues)
         rendered = conversation.fit(layout, request.truncate_len(dialect), _n_ctx(model))
         prompt = rendered.prompt
         if think is not None:
@@ -251,9 +253,9 @@ def _n_ctx(model: ServedModel) -> int:
 
 
 def _bare_prompt(given: str | list[int], where: Loc, model: ServedModel) -> Prompt:
-    """Text, control tokens in it included, or ids as they are. ApiError names a bad one's place."""
+    """Text, in which control tokens are read as such, or ids as they are. ApiError names the place."""
     if isinstance(given, str):
-        ids = model.tokenizer.encode(given, allow_special=True)
+        ids = [*model.tokenizer.bos_ids, *model.tokenizer.encode(given, allow_special=True)]
     else:
         ids = given
         for i, id in enumerate(ids):
