@@ -253,7 +253,7 @@ def _n_ctx(model: ServedModel) -> int:
 
 
 def _bare_prompt(given: str | list[int], where: Loc, model: ServedModel) -> Prompt:
-    """Text, in which control tokens are read as such, or ids as they are. ApiError names the place."""
+    """Text, control tokens in it read as such, or ids as they are. ApiError names the place."""
     if isinstance(given, str):
         ids = [*model.tokenizer.bos_ids, *model.tokenizer.encode(given, allow_special=True)]
     else:
