@@ -124,6 +124,7 @@ class FakeRunner:
 
     dtype = "f32"
     fingerprint = "fake"
+    batch_invariant = True
 
     def __init__(self, n_pages: int = 256, page_size: int = 4, max_seq_len: int = 512) -> None:
         self.pool = FakePool(n_pages, page_size)

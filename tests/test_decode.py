@@ -29,6 +29,8 @@ def new_session(model: Model = MODEL, prompt: list[int] = PROMPT, **sampling: ob
 class CompiledLike:
     """A runner that is not the readable model, over the same numbers."""
 
+    batch_invariant = False
+
     def __init__(self, model: Model) -> None:
         self.config, self.dtype, self.fingerprint = model.config, "f32", "compiled-like"
         self._model = model

@@ -57,6 +57,8 @@ class CompiledModel:
         WeightsError: as `load_weights`.
     """
 
+    batch_invariant = True
+
     def __init__(
         self,
         config: ModelConfig,

@@ -36,6 +36,7 @@ class Model:
     """
 
     dtype = "f32"
+    batch_invariant = False  # numpy's matrix products sum in an order that hangs on the shape
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Array]) -> None:
         self.config = config

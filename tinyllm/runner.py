@@ -37,6 +37,7 @@ class Runner(Protocol):
 
     config: ModelConfig
     dtype: str
+    batch_invariant: bool  # whether a token's logits are the same bits whatever runs beside it
 
     @property
     def fingerprint(self) -> str:

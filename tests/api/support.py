@@ -72,6 +72,7 @@ class ScriptRunner:
 
     dtype = "f32"
     fingerprint = "script0123456789"
+    batch_invariant = True
 
     def __init__(
         self, tokenizer: Tokenizer, answer: str = "The capital of France is Paris."

@@ -343,8 +343,8 @@ class Digits:
     def allowed(self) -> np.ndarray:
         return np.arange(VOCAB) < 10
 
-    def forced(self) -> int | None:
-        return 42 if self.seen == 0 else None
+    def forced(self) -> list[int]:
+        return [42] if self.seen == 0 else []
 
     def accept(self, token: int) -> bool:
         self.seen += 1

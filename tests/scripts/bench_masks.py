@@ -77,7 +77,7 @@ def main() -> None:
             t0 = time.perf_counter()
             allowed, forced = guide.allowed(), guide.forced()
             t1 = time.perf_counter()
-            token = sampler.pick(logits[-1], allowed, forced).token
+            token = sampler.pick(logits[-1], allowed, next(iter(forced), None)).token
             t2 = time.perf_counter()
             done = guide.accept(token)
             t3 = time.perf_counter()

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from tinyllm.engine.job import LiveChoice
-from tinyllm.engine.sampling import RowScratch, look, top_logprobs
-from tinyllm.engine.types import Token
+from collections.abc import Sequence
+
+from tinyllm.engine.job import Job, LiveChoice
+from tinyllm.engine.lookup import Lookup
+from tinyllm.engine.sampling import CompiledSampler, RowScratch, look, top_logprobs
+from tinyllm.engine.types import Guess, Token
+from tinyllm.kv_cache import Cache
 from tinyllm.sampler import Logits
 
 
-def draw_token(choice: LiveChoice, logits: Logits, scratch: RowScratch) -> tuple[Token, bool]:
+def begin_choices(job: Job, caches: Sequence[Cache], scratch: RowScratch) -> list[LiveChoice]:
+    """The choices of a job whose prompt is in, one a cache. Raises whatever a guide raises."""
+    choices = []
+    for i, cache in enumerate(caches):
+        guide = job.request.guide(i) if job.request.guide else None
+        choices.append(
+            LiveChoice(
+                job=job,
+                index=i,
+                sampler=CompiledSampler(job.request.params, i, scratch),
+                guide=guide,
+                cache=cache,
+                lookup=Lookup(job.ids, job.max_tokens),
+                forced=guide.forced() if guide else (),
+            )
+        )
+    return choices
+
+
+def draw_token(
+    choice: LiveChoice, logits: Logits, scratch: RowScratch, guess: Guess | None = None
+) -> tuple[Token, bool]:
     """Draw a choice's next token from logits (vocab_size,); also says whether it was the last.
+
+    Args:
+        guess: what stood in its place when the logits were computed; it is told of, and no more.
 
     Raises whatever a guide raises, and ValueError when nothing is allowed.
     """
     request, guide = choice.job.request, choice.guide
-    forced = guide.forced() if guide else None
+    forced = choice.forced[0] if choice.forced else None
     allowed = guide.allowed() if guide and forced is None else None
     pick = choice.sampler.pick(logits, allowed, forced)
     k, trace = request.top_logprobs, request.trace
@@ -23,5 +51,9 @@ def draw_token(choice: LiveChoice, logits: Logits, scratch: RowScratch) -> tuple
     complete = guide.accept(pick.token) if guide else False
     choice.tokens.append(pick.token)
     choice.logprobs.append(pick.logprob)
-    token = Token(choice.index, pick.token, pick.logprob, top, seen)
-    return token, complete or pick.token in request.stop_ids
+    choice.lookup.push(pick.token)
+    is_last = complete or pick.token in request.stop_ids
+    if guess is not None and guess.token == pick.token and not is_last:
+        guess = Guess(guess.token, guess.source)  # kept, and nothing behind it is dropped yet
+    choice.forced = guide.forced() if guide and not is_last else ()
+    return Token(choice.index, pick.token, pick.logprob, top, seen, guess), is_last

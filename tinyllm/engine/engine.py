@@ -18,15 +18,15 @@ from dataclasses import replace
 import numpy as np
 
 from tinyllm.engine.caches import Caches
-from tinyllm.engine.drawing import draw_token
+from tinyllm.engine.drawing import begin_choices, draw_token
 from tinyllm.engine.forward import forward, score_prompt, segment_of
 from tinyllm.engine.intake import Intake
-from tinyllm.engine.job import Job, LiveChoice, Ticket
+from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice, Ticket
 from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
 from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare
-from tinyllm.engine.sampling import CompiledSampler, RowScratch
-from tinyllm.engine.scheduler import Decode, Prefill, Scheduler, Work
+from tinyllm.engine.sampling import RowScratch
+from tinyllm.engine.scheduler import Decode, Scheduler, Work
 from tinyllm.engine.stats import Counters, EngineStats, snapshot
 from tinyllm.engine.types import (
     Done,
@@ -34,6 +34,7 @@ from tinyllm.engine.types import (
     Event,
     Finished,
     FinishReason,
+    Guess,
     QueueFull,
     Request,
     Started,
@@ -55,6 +56,7 @@ class Engine:
         kv_cache_mb: memory for caches, where the runner has no page pool of its own.
         prefill_chunk: prompt tokens a step at most. It bounds how late a cancellation is noticed.
         prefix_cache: reuse the caches of finished requests.
+        lookup: guess tokens, where the runner gives them the same bits in any batch.
         keep_replays: how many requests are kept for replay; 0 keeps none.
     """
 
@@ -67,6 +69,7 @@ class Engine:
         kv_cache_mb: int = 512,
         prefill_chunk: int = 256,
         prefix_cache: bool = True,
+        lookup: bool = True,
         keep_replays: int = 256,
     ) -> None:
         for name, value, least in (
@@ -85,7 +88,8 @@ class Engine:
         self.n_ctx = min(runner.config.max_seq_len, memory.n_pages * memory.page_size)
         self._intake = Intake(runner.config.vocab_size, max_batch, self.n_ctx, memory)
         self._caches = Caches(memory, keep=prefix_cache)
-        self._scheduler = Scheduler(max_batch, memory.n_pages, prefill_chunk)
+        lookup = lookup and runner.batch_invariant
+        self._scheduler = Scheduler(max_batch, memory.n_pages, prefill_chunk, lookup)
         self._replays = ReplayStore(keep_replays)
         self._scratch = RowScratch(runner.config.vocab_size)
         self._counters = Counters()
@@ -250,11 +254,15 @@ class Engine:
                 self._tell(job, Started(len(job.ids), 0))
                 self._end_job(job, "length")
         plan = self._scheduler.plan(self._open_prompt)
-        for choice, logits in self._forward(plan):
+        for choice, logits, guesses in self._forward(plan):
             if choice.reason is None:  # its request may have failed a moment ago
-                self._draw(choice, logits)
+                self._draw(choice, logits, guesses)
         if plan:
-            self._observe(plan, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._scheduler.observe(plan, seconds)
+            self._counters.steps += 1
+            self._counters.batch_size = len(plan)
+            self._counters.step_seconds += 0.05 * (seconds - self._counters.step_seconds)
         self._deliver()
         return bool(plan)
 
@@ -275,16 +283,6 @@ class Engine:
             elif job.request.deadline is not None and now > job.request.deadline:
                 self._end_job(job, "timeout")
 
-    def _observe(self, plan: Sequence[Work], seconds: float) -> None:
-        prefills = [work for work in plan if isinstance(work, Prefill)]
-        n_prefill = sum(work.n_tokens for work in prefills)
-        context = sum(work.n_tokens * work.context for work in prefills) / max(n_prefill, 1)
-        self._scheduler.pace.observe(len(plan) - len(prefills), n_prefill, seconds, context)
-        counters = self._counters
-        counters.steps += 1
-        counters.batch_size = len(plan)
-        counters.step_seconds += 0.05 * (seconds - counters.step_seconds)
-
     # -- the model -----------------------------------------------------------------------------
 
     def _open_prompt(self, job: Job) -> bool:
@@ -298,8 +296,8 @@ class Engine:
         self._counters.prefix_hits += job.cached_tokens > 0
         return True
 
-    def _forward(self, plan: Sequence[Work]) -> list[tuple[LiveChoice, Logits]]:
-        """Run a step; returns the choices that can draw a token, with their logits (vocab,)."""
+    def _forward(self, plan: Sequence[Work]) -> list[tuple[LiveChoice, Logits, Guesses]]:
+        """Run a step; returns the choices that can draw, with their logits (1 + guesses, vocab)."""
         batch: list[tuple[Work, Segment]] = []
         for work in plan:
             if work.job.over:  # an earlier row of it may have failed
@@ -313,29 +311,30 @@ class Engine:
             batch.append((work, segment))
         batch = [(work, segment) for work, segment in batch if not work.job.over]
         results = forward(self.runner, [segment for _, segment in batch])
-        ready: list[tuple[LiveChoice, Logits]] = []
+        ready: list[tuple[LiveChoice, Logits, Guesses]] = []
         for (work, _), logits in zip(batch, results, strict=True):
             if work.job.over:
                 continue
             if isinstance(logits, Exception):
                 self._end_job(work.job, "error", f"the model failed: {logits}")
             elif isinstance(work, Decode):
-                ready.append((work.choice, logits[-1]))
+                ready.append((work.choice, logits, work.guesses))
             else:
                 score_prompt(work, logits)
                 if not work.job.n_left:
-                    ready.extend((choice, logits[-1]) for choice in self._begin_decoding(work.job))
+                    choices = self._begin_decoding(work.job)
+                    ready.extend((choice, logits[-1:], NO_GUESSES) for choice in choices)
         return ready
 
     def _begin_decoding(self, job: Job) -> list[LiveChoice]:
         """The prompt is in: fork its cache for each choice."""
-        request, cache = job.request, job.prompt_cache
+        cache = job.prompt_cache
         assert cache is not None
         caches = [cache]
         try:
-            for _ in range(1, request.n):
+            for _ in range(1, job.request.n):
                 caches.append(self._caches.fork(cache))
-            guides = [request.guide(i) if request.guide else None for i in range(request.n)]
+            job.choices = begin_choices(job, caches, self._scratch)
         except Exception as error:  # no page is left, or the guide can't be made
             for fork in caches[1:]:
                 self._caches.memory.free(fork)
@@ -343,9 +342,6 @@ class Engine:
             self._end_job(job, "error", problem)
             return []
         job.prompt_cache = None
-        for i in range(request.n):
-            sampler = CompiledSampler(request.params, i, self._scratch)
-            job.choices.append(LiveChoice(job, i, sampler, guides[i], caches[i]))
         self._counters.prompt_tokens += len(job.ids)
         self._counters.cached_tokens += job.cached_tokens
         scores, tops = tuple(job.prompt_logprobs), tuple(job.prompt_top)
@@ -357,10 +353,26 @@ class Engine:
 
     # -- tokens ----------------------------------------------------------------------------------
 
-    def _draw(self, choice: LiveChoice, logits: Logits) -> None:
+    def _draw(self, choice: LiveChoice, logits: Logits, guesses: Guesses) -> None:
+        """Draw a choice's next tokens, one from each row of logits (1 + guesses, vocab).
+
+        As far as what is drawn was guessed, that is, for each row is that of the text before it.
+        """
+        self._counters.guessed_tokens += len(guesses.tokens)
+        for i, row in enumerate(logits):
+            guess = guesses.at(i)
+            self._draw_one(choice, row, guess)
+            kept = guess is not None and choice.tokens[-1:] == [guess.token]
+            self._counters.kept_guesses += kept
+            if not kept or choice.reason is not None:
+                break
+        if choice.cache is not None and choice.cache.length > choice.n_seen:
+            choice.cache.truncate(choice.n_seen)
+
+    def _draw_one(self, choice: LiveChoice, logits: Logits, guess: Guess | None) -> None:
         """Draw a choice's next token, tell it, and end the choice when that was the last."""
         try:
-            token, is_last = draw_token(choice, logits, self._scratch)
+            token, is_last = draw_token(choice, logits, self._scratch, guess)
         except Exception as error:  # a guide that raises, or one that allows nothing
             log.warning("request %s failed: %r", choice.job.request.id, error)
             self._end_job(choice.job, "error", str(error))
@@ -379,6 +391,7 @@ class Engine:
         choice.reason = reason
         cache, choice.cache = choice.cache, None
         if cache is not None:
+            cache.truncate(min(cache.length, choice.n_seen))  # guesses that weren't drawn
             n_drawn = cache.length - len(choice.job.ids)
             ids = np.concatenate([choice.job.ids, np.array(choice.tokens[:n_drawn], np.int64)])
             self._caches.give_back(choice.job.request.key, ids, cache, reason != "error")

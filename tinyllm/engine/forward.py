@@ -47,7 +47,8 @@ def segment_of(work: Work) -> Segment:
     if isinstance(work, Decode):
         cache = work.choice.cache
         assert cache is not None
-        return Segment(np.array(work.choice.tokens[-1:], np.int32), cache)
+        tokens = np.array([*work.choice.tokens[-1:], *work.guesses.tokens], np.int32)
+        return Segment(tokens, cache, "all" if work.guesses.tokens else "last")
     cache, prompt = work.job.prompt_cache, work.job.request.prompt
     assert cache is not None
     start, stop = cache.length, cache.length + work.n_tokens

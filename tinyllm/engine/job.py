@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.engine.types import Event, FinishReason, Guide, Request
+from tinyllm.engine.lookup import Lookup
+from tinyllm.engine.types import Event, FinishReason, Guess, Guide, Request
 from tinyllm.kv_cache import Cache
 from tinyllm.sampler import Sampler
+
+
+class Guesses(NamedTuple):
+    """Tokens that may come next, and each one's probability that it and all before are right."""
+
+    tokens: Sequence[int]
+    odds: Sequence[float]
+    source: Literal["guide", "text"] = "text"
+
+    def first(self, n: int) -> Guesses:
+        """The first n of them."""
+        return Guesses(self.tokens[:n], self.odds[:n], self.source)
+
+    def at(self, i: int) -> Guess | None:
+        """The one in place i of a pass, with those behind it as dropped; None past the end."""
+        if i >= len(self.tokens):
+            return None
+        return Guess(self.tokens[i], self.source, tuple(self.tokens[i + 1 :]))
+
+
+NO_GUESSES = Guesses((), ())
 
 
 @dataclass(eq=False)
@@ -21,10 +44,27 @@ class LiveChoice:
     index: int
     sampler: Sampler
     guide: Guide | None
-    cache: Cache | None = None  # set once the prompt is prefilled
+    cache: Cache | None  # given up at the end
+    lookup: Lookup
+    forced: Sequence[int] = ()  # what the guide says must come next
     tokens: list[int] = field(default_factory=list)  # what was drawn; the last is not cached yet
     logprobs: list[float] = field(default_factory=list)
     reason: FinishReason | None = None  # set when it is over
+
+    @property
+    def n_seen(self) -> int:
+        """Tokens, of prompt and answer, that the newest one was drawn from."""
+        return len(self.job.ids) + max(len(self.tokens) - 1, 0)
+
+    def guesses(self, most: int) -> Guesses:
+        """What may come next, at most so many tokens: what is forced, or what the text suggests."""
+        most = min(most, self.job.max_tokens - len(self.tokens) - 1)
+        if most <= 0:
+            return NO_GUESSES
+        if self.forced:
+            tokens = self.forced[:most]
+            return Guesses(tokens, [1.0] * len(tokens), "guide")
+        return Guesses(*self.lookup.guesses(most))
 
 
 @dataclass(eq=False)

@@ -7,6 +7,8 @@ requests join and leave at step boundaries and never wait for each other to fini
 **Chunked prefill** (Sarathi, Agrawal et al., 2023). A prompt enters in chunks beside the decoding
 rows. Their size follows the clock, see `Pace`, so that a long prompt can't hold the others up.
 
+**Lookup decoding** (lookup.py). Where few rows decode, a step verifies guesses beside them.
+
 **Admission.** A request waits until there are rows for its n choices and pages for its worst case
 (memory.py). Next is whoever's key has the fewest rows; within a key, whoever came first. Nobody
 overtakes the one whose turn it is, so a large request waits for room but is never passed by.
@@ -15,19 +17,21 @@ overtakes the one whose turn it is, so a large request waits for room but is nev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tinyllm.engine.job import Job, LiveChoice
+from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice
+from tinyllm.engine.lookup import FULL, MOST_ROWS, PassTime, share_rows
 
 OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
 
 
 @dataclass(frozen=True)
 class Decode:
-    """A choice's newest token."""
+    """A choice's newest token, and behind it the guesses that are verified in the same pass."""
 
     choice: LiveChoice
+    guesses: Guesses = NO_GUESSES
 
     @property
     def job(self) -> Job:
@@ -47,12 +51,23 @@ Work = Decode | Prefill
 
 
 class Scheduler:
-    """The queue, the running jobs, and each step's plan. It touches neither model nor caches."""
+    """The queue, the running jobs, and each step's plan. It touches neither model nor caches.
 
-    def __init__(self, max_batch: int, n_pages: int, prefill_chunk: int) -> None:
+    Args:
+        max_batch: choices that run together at most.
+        n_pages: of the cache budget.
+        prefill_chunk: prompt tokens a step at most.
+        lookup: whether tokens are guessed.
+    """
+
+    def __init__(
+        self, max_batch: int, n_pages: int, prefill_chunk: int, lookup: bool = False
+    ) -> None:
         self.max_batch = max_batch
         self.n_pages = n_pages
         self.pace = Pace(prefill_chunk)
+        self._lookup = lookup
+        self._pass_time = PassTime()
         self.running: list[Job] = []
         self._waiting: dict[str, deque[Job]] = {}  # by key; the key served longest ago comes first
         self._steps = 0
@@ -113,7 +128,8 @@ class Scheduler:
         `open_prompt` gives a job its cache, as late as possible: a prompt that waited for a
         chunk finds what its neighbours have cached meanwhile. False: it had to be given up.
         """
-        decodes: list[Work] = [Decode(choice) for job in self.running for choice in job.live]
+        choices = [choice for job in self.running for choice in job.live]
+        decodes = [Decode(choice) for choice in choices]
         prompts = [job for job in self.running if not job.choices]
         budget = self.pace.prefill_tokens(len(decodes)) if prompts else 0
         if budget:
@@ -133,7 +149,30 @@ class Scheduler:
                 n_tokens = min(job.n_left, budget - taken)
                 taken += n_tokens
                 prefills.append(Prefill(job, n_tokens, context))
+        if self._lookup and not prefills and 0 < len(decodes) < FULL:
+            return self._with_guesses(choices)
         return [*decodes, *prefills]
+
+    def _with_guesses(self, choices: Sequence[LiveChoice]) -> list[Work]:
+        """The choices' newest tokens, and as many guesses as should save time."""
+        guesses = [choice.guesses(MOST_ROWS) for choice in choices]
+        counts = share_rows([g.odds for g in guesses], self._pass_time, MOST_ROWS)
+        return [
+            Decode(choice, g.first(n))
+            for choice, g, n in zip(choices, guesses, counts, strict=True)
+        ]
+
+    def observe(self, plan: Sequence[Work], seconds: float) -> None:
+        """Learn from a step that was run."""
+        prefills = [work for work in plan if isinstance(work, Prefill)]
+        decodes = [work for work in plan if isinstance(work, Decode)]
+        n_prefill = sum(work.n_tokens for work in prefills)
+        n_guesses = sum(len(work.guesses.tokens) for work in decodes)
+        if not prefills:
+            self._pass_time.observe(len(decodes) + n_guesses, seconds)
+        if not n_guesses:
+            context = sum(work.n_tokens * work.context for work in prefills) / max(n_prefill, 1)
+            self.pace.observe(len(decodes), n_prefill, seconds, context)
 
 
 class Pace:

@@ -26,6 +26,8 @@ class EngineStats:
     prompt_tokens: int  # of requests whose prefill is over
     cached_tokens: int  # of those, found in the prefix cache
     generated_tokens: int
+    guessed_tokens: int  # run as guesses, see lookup.py
+    kept_guesses: int  # of those, that were drawn
     prefix_lookups: int
     prefix_hits: int
     prefix_entries: int
@@ -48,6 +50,8 @@ class Counters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    guessed_tokens: int = 0
+    kept_guesses: int = 0
     prefix_lookups: int = 0
     prefix_hits: int = 0
     request_seconds: float = 1.0  # smoothed time that a request runs
@@ -77,6 +81,8 @@ def snapshot(
         prompt_tokens=counters.prompt_tokens,
         cached_tokens=counters.cached_tokens,
         generated_tokens=counters.generated_tokens,
+        guessed_tokens=counters.guessed_tokens,
+        kept_guesses=counters.kept_guesses,
         prefix_lookups=counters.prefix_lookups,
         prefix_hits=counters.prefix_hits,
         prefix_entries=len(caches.prefixes),

@@ -6,7 +6,7 @@ Everything here is plain data. The API thread builds a `Request`; the engine thr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,15 +23,18 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 class Guide(Protocol):
     """Steers one choice, token by token: a grammar, a thinking budget, stop strings.
 
-    The engine asks `allowed` and `forced` before it draws, and tells `accept` what came out.
+    The engine asks `forced` and `allowed` before it draws, and tells `accept` what came out.
     All three run on the engine thread, so they must be quick and must not raise.
     """
 
     def allowed(self) -> NDArray[np.bool_] | None:
         """Mask over the vocabulary, (vocab_size,) bool, True = may be drawn; None = all."""
 
-    def forced(self) -> int | None:
-        """A token that must come next whatever the model says, or None."""
+    def forced(self) -> Sequence[int]:
+        """Tokens that must come next whatever the model says, in order, as far as is known.
+
+        Only the first binds: the guide is asked again after each token.
+        """
 
     def accept(self, token: int) -> bool:
         """Take note of the token; True when the choice is finished (reason "stop")."""
@@ -56,6 +59,15 @@ class Look:
     candidates: tuple[Standing, ...]
     stages: tuple[tuple[str, int, float], ...] | None = None  # name, n_kept, mass
     logits: Logits | None = None  # (vocab_size,) raw
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What lookup decoding had put in a token's place before it was drawn (`lookup.py`)."""
+
+    token: int  # kept if it is the one that was drawn
+    source: Literal["guide", "text"]
+    dropped: tuple[int, ...] = ()  # the guesses behind it, if they were thrown away here
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class Token:
     logprob: float
     top: list[tuple[int, float]] = field(default_factory=list)  # best first, raw softmax
     look: Look | None = None  # if the request is traced
+    guess: Guess | None = field(default=None, compare=False)  # it changes nothing but the time
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def random_walk(
         assert len(allowed), matcher.error
         forced = matcher.forced()
         # Short tokens, and those that close something, so that it comes to an end.
-        token = int(rng.choice(allowed)) if forced is None else forced
+        token = forced[0] if forced else int(rng.choice(allowed))
         ends = [t for t in allowed if tokenizer.token_bytes(int(t)) in (b'"', b"}", b"]", b"0")]
-        if forced is None and ends and rng.random() < 0.7:
+        if not forced and ends and rng.random() < 0.7:
             token = int(rng.choice(ends))
         assert token in allowed
         if token in tokenizer.eos_ids:

@@ -14,7 +14,7 @@ def run(spec: ThinkSpec | None, wanted: list[int]) -> tuple[list[int], list[str]
     thinking, tokens, parts = Thinking(spec), [], []
     for want in wanted:
         forced = thinking.forced()
-        tokens.append(want if forced is None else forced)
+        tokens.append(forced[0] if forced else want)
         parts.append(thinking.push(tokens[-1]))
     return tokens, parts, thinking
 

@@ -89,10 +89,10 @@ class Matcher:
         mask = np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocab_size)
         return mask.view(np.bool_)
 
-    def forced(self) -> int | None:
-        """The one token that can come next, in the tokenizer's own cut of the text."""
-        tokens = self._matcher.compute_ff_tokens()
-        return tokens[0] if tokens else None
+    def forced(self) -> Sequence[int]:
+        """The tokens of the one string that can come next, in the tokenizer's own cut of it."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
 
     def accept(self, token: int) -> bool:
         """Take note of a token. True when nothing can follow (or all is lost, see `error`)."""

@@ -57,7 +57,7 @@ class ChoiceGuide:
             mask[list(self._stop_ids)] = True
         return mask
 
-    def forced(self) -> int | None:
+    def forced(self) -> Sequence[int]:
         if self._matcher is not None and self._thinking.answering:
             return self._matcher.forced()
         return self._thinking.forced()
@@ -84,8 +84,8 @@ class Scripted:
     def allowed(self) -> NDArray[np.bool_] | None:
         return None
 
-    def forced(self) -> int | None:
-        return self._left[0] if self._left else None
+    def forced(self) -> Sequence[int]:
+        return tuple(self._left)
 
     def accept(self, token: int) -> bool:
         if self._left:

@@ -63,15 +63,15 @@ class Thinking:
         """Whether the next token belongs to the answer."""
         return self._state == "answer"
 
-    def forced(self) -> int | None:
-        """The token that must come next, if one must."""
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that must come next, if any must."""
         spec = self._spec
         if spec is None:
-            return None
+            return ()
         if self._state == "closing":
-            return spec.close[self._closing]
+            return spec.close[self._closing :]
         spent = spec.budget is not None and self.n_thought >= spec.budget
-        return spec.close[0] if self._state == "thought" and spent else None
+        return spec.close if self._state == "thought" and spent else ()
 
     def push(self, token: int) -> Kind:
         """Take note of a token, and say what it is."""
@@ -83,7 +83,7 @@ class Thinking:
             self._state = "thought" if opens else "answer"
             return "marker" if opens else "answer"
         if self._state == "thought":
-            if self.forced() is None and token not in spec.ends:
+            if not self.forced() and token not in spec.ends:
                 self.n_thought += 1
                 return "thought"
             self._closing = 0
