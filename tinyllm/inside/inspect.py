@@ -71,6 +71,13 @@ def _step_parts(trace: TraceRecord, step: StepRecord) -> list[RenderableType]:
         f"[bold]{escape(visible(step.text))}[/] by {step.chosen_by}, "
         f"log-probability {step.logprob:.3f}, entropy {step.entropy:.2f} nats"
     )
+    if step.guess is not None:
+        verdict = "kept" if step.guess.kept else "thrown away"
+        behind = f", and with it {escape(repr(''.join(step.guess.dropped)))}"
+        head += (
+            f"\nguessed from the {step.guess.source}: {escape(repr(step.guess.text))}, {verdict}"
+            f"{behind if step.guess.dropped else ''}"
+        )
     candidates = Table("", "token", "p raw", "", "p", "", box=None, header_style="dim")
     for c in step.candidates:
         mark = "→" if c.token == step.token else ""

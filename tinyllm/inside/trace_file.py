@@ -67,8 +67,22 @@ class AttentionRecord:
 
 
 @dataclass(frozen=True)
+class GuessRecord:
+    """What a server had guessed in a token's place, and ran in one pass with the tokens before.
+
+    See `engine/lookup.py`. Nothing but time depends on it.
+    """
+
+    token: int
+    text: str
+    kept: bool  # it is the token that was drawn
+    source: str  # "guide": nothing else was legal; "text": it followed the same words before
+    dropped: list[str]  # texts of the guesses behind it that were thrown away with it
+
+
+@dataclass(frozen=True)
 class StepRecord:
-    """One decoded token. The last four fields are there if they were asked for."""
+    """One decoded token. Stages, lens, attention and replay's error are there if asked for."""
 
     index: int
     position: int
@@ -84,6 +98,7 @@ class StepRecord:
     lens: list[LensRecord] | None = None
     attention: list[AttentionRecord] | None = None
     replay_error: float | None = None
+    guess: GuessRecord | None = None  # where a server had one
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,8 @@ def test_metrics_count_what_happens(scripted: Live) -> None:
     scripted.chat("/v1", {})
     text = scripted.http.get("/metrics").text
     for name in (
-        "tinyllm_http_requests_total", "tinyllm_generated_tokens_total", "tinyllm_queue_length",
+        "tinyllm_http_requests_total", "tinyllm_generated_tokens_total",
+        "tinyllm_kept_guesses_total", "tinyllm_queue_length",
         "tinyllm_batch_size", "tinyllm_time_to_first_token_seconds_bucket",
         "tinyllm_time_per_token_seconds_bucket", "tinyllm_prefix_cache_hits_total",
         "tinyllm_prompt_tokens_total", "tinyllm_choices_finished_total",

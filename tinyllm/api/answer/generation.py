@@ -84,7 +84,10 @@ class Generation:
         self._writers: list[StepWriter] = []
         if trace is not None:
             n_prompt = len(plan.prompt.tokens)
-            self._writers = [StepWriter(plan.model.tokenizer, n_prompt) for _ in range(n)]
+            self._writers = [
+                StepWriter(plan.model.tokenizer, n_prompt, guesses=not plan.hide_thought)
+                for _ in range(n)
+            ]
         self._guides: dict[int, ChoiceGuide] = {}
         self._request = Request(
             id=request_id,

@@ -23,6 +23,7 @@ from tinyllm.api.contract.sampling import MAX_INSIDE, Trace
 from tinyllm.engine.types import Prompt, Token, TraceParams
 from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import (
+    GuessRecord,
     StageRecord,
     StepRecord,
     record_attention,
@@ -49,9 +50,11 @@ class StepWriter:
     Args:
         tokenizer: for the texts.
         n_prompt: tokens of the prompt.
+        guesses: whether to show them; they may quote a thought that is to stay hidden.
     """
 
-    def __init__(self, tokenizer: Tokenizer, n_prompt: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, n_prompt: int, guesses: bool = True) -> None:
+        self._show_guesses = guesses
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._n_prompt = n_prompt
@@ -74,7 +77,17 @@ class StepWriter:
             uniform=look.uniform,
             candidates=record_candidates(look.candidates, self._tokenizer),
             stages=None if look.stages is None else [StageRecord(*s) for s in look.stages],
+            guess=self._guess(token),
         )
+
+    def _guess(self, token: Token) -> GuessRecord | None:
+        """What lookup decoding had put in the token's place."""
+        guess, text_of = token.guess, self._tokenizer.token_text
+        if guess is None or not self._show_guesses:
+            return None
+        dropped = [text_of(t) for t in guess.dropped]
+        kept = guess.token == token.token
+        return GuessRecord(guess.token, text_of(guess.token), kept, guess.source, dropped)
 
 
 class Cancelled(Exception):

@@ -79,6 +79,8 @@ class _Engines:
         "prompt_tokens": ("tinyllm_prompt_tokens", "Prompt tokens"),
         "cached_tokens": ("tinyllm_cached_tokens", "Prompt tokens found in the prefix cache"),
         "generated_tokens": ("tinyllm_generated_tokens", "Tokens generated"),
+        "guessed_tokens": ("tinyllm_guessed_tokens", "Tokens run as guesses (lookup decoding)"),
+        "kept_guesses": ("tinyllm_kept_guesses", "Guessed tokens that were then drawn"),
         "prefix_lookups": ("tinyllm_prefix_cache_lookups", "Prompts looked up in the prefix cache"),
         "prefix_hits": ("tinyllm_prefix_cache_hits", "Prompts of which some was in it"),
     }
