@@ -20,7 +20,7 @@ import numpy as np
 from tinyllm.engine.caches import Caches
 from tinyllm.engine.drawing import begin_choices, draw_token
 from tinyllm.engine.forward import forward, score_prompt, segment_of
-from tinyllm.engine.intake import Intake
+from tinyllm.engine.intake import Intake, check_limits
 from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice, Ticket
 from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
@@ -72,15 +72,13 @@ class Engine:
         lookup: bool = True,
         keep_replays: int = 256,
     ) -> None:
-        for name, value, least in (
-            ("max_batch", max_batch, 1),
-            ("max_queue", max_queue, 0),
-            ("kv_cache_mb", kv_cache_mb, 1),
-            ("prefill_chunk", prefill_chunk, 1),
-            ("keep_replays", keep_replays, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        check_limits(
+            max_batch=(max_batch, 1),
+            max_queue=(max_queue, 0),
+            kv_cache_mb=(kv_cache_mb, 1),
+            prefill_chunk=(prefill_chunk, 1),
+            keep_replays=(keep_replays, 0),
+        )
         self.runner = runner
         self.max_queue = max_queue
         memory = cache_memory(runner, kv_cache_mb)

@@ -67,3 +67,10 @@ class Intake:
             raise ValueError(f"max_tokens must be at least 0, not {request.max_tokens}")
         if not 1 <= request.n <= self._max_batch:
             raise ValueError(f"n must be 1 … {self._max_batch}, not {request.n}")
+
+
+def check_limits(**limits: tuple[int, int]) -> None:
+    """Raise ValueError for a limit, (value, least), that is less than it may be."""
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
