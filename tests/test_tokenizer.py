@@ -696,3 +696,17 @@ def test_what_is_set_while_generating_stays_inside() -> None:
     """As the reference has it, whose `generation` is a block of its own."""
     template = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
     assert build("llama3", template).render_chat(chat("x")) == "21"
+
+
+def test_a_text_is_too_long_before_it_is_encoded(smollm: Tokenizer) -> None:
+    longest = max(len(smollm.token_bytes(id)) for id in range(smollm.vocab_size))
+    for text in (" " * 5000, "a" * 5000, "é" * 5000, "Hello, world! " * 500, "\n\t" * 3000):
+        assert 0 < smollm.least_tokens(len(text)) <= len(smollm.encode(text))
+    assert smollm.least_tokens(1000 * longest) == 1000
+
+
+@pytest.mark.parametrize("text", ["word " * 2000, "<|im_end|>" * 1000, "é\n\t  x" * 2000])
+def test_long_texts_have_the_tokens_that_short_ones_have(smollm: Tokenizer, text: str) -> None:
+    """Those are encoded by another function of the library, which doesn't hold the lock."""
+    assert smollm.decode(smollm.encode(text)) == text
+    assert smollm.encode(text) == list(smollm._plain.encode(text, add_special_tokens=False).ids)

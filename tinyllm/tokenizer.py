@@ -19,6 +19,7 @@ from __future__ import annotations
 import codecs
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ import tokenizers
 from tinyllm.errors import TokenizerError
 from tinyllm.text.chat_template import ChatTemplates
 from tinyllm.text.folder import read_folder
-from tinyllm.text.pieces import Pieces
+from tinyllm.text.pieces import Pieces, as_json, letters_in_one
 from tinyllm.text.stand_ins import ControlTexts, StandIns, check_unicode
 
+LONG_TEXT = 4096  # letters; `encode` keeps the interpreter's lock, `encode_batch_fast` doesn't
 # Stands behind the text of a message that is to be gone on with; what follows it is cut off.
 _CUT = f"(the text ends here: {secrets.token_hex(16)})"
 
@@ -127,16 +129,31 @@ class Tokenizer:
         """
         check_unicode(text)
         if allow_special:
-            return list(self._full.encode(text, add_special_tokens=False).ids)
+            return _ids(self._full, text)
         return self._encode_plain(text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text to go on with: `encode`, behind the `bos_ids` it was trained with."""
         return [*self.bos_ids, *self.encode(text)]
 
+    def least_tokens(self, n_letters: int) -> int:
+        """How many tokens a text of so many letters has at least; 0 where nobody can say.
+
+        Each letter is a byte or more, and each token so many bytes at most.
+        """
+        return n_letters // self._most_letters if self._most_letters else 0
+
+    @cached_property
+    def _most_letters(self) -> int:
+        """Letters of a text that one token stands for at most; 0 if that isn't known."""
+        in_one = letters_in_one(as_json(self._full.normalizer))
+        if in_one is None or not self._pieces.reads_any_byte:
+            return 0
+        return in_one * max((len(self.token_bytes(id)) for id in range(self.vocab_size)), default=0)
+
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = []
-        for id in self._plain.encode(text, add_special_tokens=False).ids:
+        for id in _ids(self._plain, text):
             if id in self._true_ids:
                 ids.append(self._true_ids[id])
             elif id in self._control_ids:  # a vocabulary whose merges spell out a control token
@@ -245,6 +262,18 @@ class Tokenizer:
         if image_token is not None and image_token not in self.special_tokens:
             raise TokenizerError(f"image_token {image_token!r} is no control token of this model")
         return self._templates.render(messages, tools, add_generation_prompt, image_token, extra)
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """A text's ids; `TokenizerError` where the library fails on it."""
+    try:
+        if len(text) < LONG_TEXT:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        return list(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's Exception, or its panic, which is none
+        raise TokenizerError(f"the tokenizer can't read this text: {error}") from error
 
 
 class StreamDecoder:

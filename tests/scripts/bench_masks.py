@@ -68,7 +68,9 @@ def main() -> None:
         started = time.perf_counter()
         grammars.compile(grammar)
         compiled = time.perf_counter() - started
-        guide = ChoiceGuide(lm.tokenizer, None, grammars.matcher(grammar), (), frozenset(eos))
+        guide = ChoiceGuide(
+            lm.tokenizer, None, grammars.compile(grammar).matcher(), (), frozenset(eos)
+        )
         sampler = Sampler(SamplingParams(temperature=1.0, seed=1))
         cache = lm.runner.new_cache(len(prompt) + N_TOKENS)
         (logits,) = lm.runner.forward_batch([Segment(np.array(prompt, np.int32), cache)])

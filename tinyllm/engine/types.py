@@ -84,6 +84,7 @@ class Request:
     trace: TraceParams | None = None
     guide: Callable[[int], Guide] | None = None  # makes the guide of choice i
     key: str = ""  # owner: prefixes and replays are shared within one key only
+    share: str = ""  # whose part of the engine it takes: the key, or an address without keys
     session: str | None = None
     deadline: float | None = None  # time.monotonic() seconds
     keep: bool = False  # keep for replay

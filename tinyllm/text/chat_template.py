@@ -1,7 +1,8 @@
 """A model's chat templates: messages in OpenAI's form → the text that the model was trained on.
 
-Templates come with the checkpoint, so they run in Jinja's immutable sandbox, with the functions
-and settings that published ones expect (`transformers/utils/chat_template_utils.py`).
+Templates come with the checkpoint, so they run in Jinja's sandbox and within bounds (`bounds`),
+with the functions and settings that published ones expect
+(`transformers/utils/chat_template_utils.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.parser import Parser
 
 from tinyllm.errors import TokenizerError
+from tinyllm.text.bounds import BoundedEnvironment, bounds, with_counted_loops
 from tinyllm.text.forms import ContentForm, Forms, forms_of
 from tinyllm.text.stand_ins import ControlTexts, StandIns
 
@@ -73,6 +74,7 @@ class ChatTemplates:
             "tools": stand_ins.protect(list(tools)) if tools else None,
             "documents": stand_ins.protect(variables.get("documents")),
             "add_generation_prompt": add_generation_prompt,
+            **bounds(),
         }
         try:
             return template.render(context), stand_ins
@@ -91,7 +93,9 @@ class ChatTemplates:
         if name not in self._compiled:
             try:
                 tree = _environment().parse(self.sources[name])
-                self._compiled[name] = _environment().from_string(tree), forms_of(tree)
+                forms = forms_of(tree)
+                template = _environment().from_string(with_counted_loops(tree))
+                self._compiled[name] = template, forms
             except jinja2.TemplateError as error:
                 raise TokenizerError(f"the chat template is not valid Jinja: {error}") from error
         return self._compiled[name]
@@ -150,9 +154,9 @@ def _with_object(call: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def _environment() -> BoundedEnvironment:
     """The environment that published templates expect, as `transformers` sets it up."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
     environment.filters["tojson"] = _to_json

@@ -26,6 +26,7 @@ class Pieces:
 
     Attributes:
         strips_space: whether a whole text loses one space in front: the tokenizer had put it there.
+        reads_any_byte: whether nothing in a text is unknown to the vocabulary.
 
     Raises:
         TokenizerError: the decoder is of another kind (WordPiece, CTC …).
@@ -41,6 +42,7 @@ class Pieces:
             )
         self._byte_level = "ByteLevel" in names
         self._byte_fallback = "ByteFallback" in names
+        self.reads_any_byte = self._byte_level or self._byte_fallback
         self._replacements = list(_replacements(steps))
         self.strips_space = any(
             (step["type"] == "Strip" and step.get("start", 0) > 0)
@@ -60,6 +62,22 @@ class Pieces:
         for old, new in self._replacements:
             piece = piece.replace(old, new)
         return piece.encode("utf-8")
+
+
+def letters_in_one(normalizer: Any) -> int | None:
+    """How many letters of a text become one at most, by a normalizer of tokenizer.json.
+
+    None where that isn't known.
+    """
+    kind = None if normalizer is None else normalizer["type"]
+    if kind == "Sequence":
+        each = [letters_in_one(step) for step in normalizer["normalizers"]]
+        return None if None in each else max([1, *filter(None, each)])
+    if kind == "Replace":  # a space by a letter that stands for it
+        pattern, content = normalizer["pattern"].get("String"), normalizer["content"]
+        return 1 if pattern is not None and len(pattern) <= len(content) else None
+    # Unicode's longest canonical compositions are of four code points.
+    return {None: 1, "Prepend": 1, "NFC": 4}.get(kind)
 
 
 def as_json(part: Any) -> Any:

@@ -119,6 +119,8 @@ class StandIns:
         return self.protect(value)
 
     def _swap(self, text: str, places: set[int]) -> str:
+        if not places:
+            return text
         letters = list(text)
         for place in places:
             letter = letters[place]

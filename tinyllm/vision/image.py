@@ -26,6 +26,8 @@ MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 mega
 # write about ten; a file of ten thousand ten-byte scans would keep the decoder busy for hours.
 MAX_JPEG_SCANS: Final = 100
 
+SHRINKABLE: Final = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # before they are converted
+
 ORIENTATION_TAG: Final = 0x0112
 # EXIF 2.32, section 4.6.4: how to turn the stored rows and columns upright.
 ORIENTATIONS: Final = {
@@ -39,11 +41,16 @@ ORIENTATIONS: Final = {
 }
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_side: int | None = None
+) -> NDArray[np.uint8]:
     """Decode a PNG, JPEG, WebP or GIF file into (height, width, 3) uint8 RGB.
 
     The first frame of an animation is taken, EXIF orientation is applied, transparency is flattened
     on white, 16-bit values keep their high byte, palettes and CMYK become RGB.
+
+    With `max_side` a larger picture is shrunk to it at once: a JPEG is decoded at a half, a quarter
+    or an eighth of its size to begin with, and of others only one copy is ever whole.
 
     Raises:
         ImageError: another format, too many pixels, a truncated or damaged file.
@@ -59,8 +66,15 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(*image.size, max_pixels)
+            if max_side is not None and image.mode in SHRINKABLE:
+                image.thumbnail((max_side, max_side))  # in the decoder, as far as that can
             image.load()
-            return _to_rgb(_upright(image))
+            pixels = _to_rgb(_upright(image))
+            if max_side is not None and max(pixels.shape) > max_side:
+                small = Image.fromarray(pixels)
+                small.thumbnail((max_side, max_side))
+                pixels = np.array(small)
+            return pixels
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

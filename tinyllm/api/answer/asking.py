@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from tinyllm.api.answer.event_queue import EventQueue, LoopWaker
+from tinyllm.api.answer.event_queue import ClientGone, EventQueue, LoopWaker
+from tinyllm.api.constraints.trial import GivenUp
 from tinyllm.api.contract.errors import (
     ApiError,
     context_length_exceeded,
@@ -31,17 +34,20 @@ from tinyllm.engine.types import (
 from tinyllm.sampler import SamplingParams
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Caller:
     """The client at the other end: gives up all that runs for it once it is gone.
 
-    `deadline` is when its answer must be there, in time.monotonic() seconds.
+    `deadline` is when its answer must be there, in time.monotonic() seconds; `share` is whose part
+    of the server it takes, a key's or an address's.
     """
 
-    def __init__(self, receive: Receive, deadline: float | None = None) -> None:
-        self.deadline = deadline
+    def __init__(self, receive: Receive, deadline: float | None = None, share: str = "") -> None:
+        self.deadline, self.share = deadline, share
         self._open: list[tuple[Handle, EventQueue | None]] = []
+        self._task: asyncio.Task[Any] | None = None
         self._watch = asyncio.create_task(self._wait(receive))
         self.gone = False
 
@@ -49,8 +55,25 @@ class Caller:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.gone = True
+        if self._task is not None:
+            self._task.cancel()
         for handle, event_queue in self._open:
             _give_up(handle, event_queue)
+
+    async def while_here(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to, as long as the client waits for it. Raises ClientGone."""
+        self._task = task = asyncio.create_task(work)
+        if self.gone:
+            task.cancel()
+        try:
+            return await task
+        except (asyncio.CancelledError, GivenUp):
+            if self.gone:
+                raise ClientGone from None
+            task.cancel()
+            raise
+        finally:
+            self._task = None
 
     def attach(self, handle: Handle, event_queue: EventQueue | None = None) -> None:
         """Have a request given up with the client."""
@@ -90,7 +113,12 @@ def submit(engine: EngineLike, request: Request, waker: LoopWaker, caller: Calle
 
 
 async def score(
-    engine: EngineLike, prompt: Prompt, start: int, waker: LoopWaker, caller: Caller, key: str
+    engine: EngineLike,
+    prompt: Prompt,
+    start: int,
+    waker: LoopWaker,
+    caller: Caller,
+    key: str,
 ) -> tuple[float, ...]:
     """The log-probabilities of a prompt's own tokens from position `start` on, in one prefill.
 
@@ -102,6 +130,7 @@ async def score(
         params=SamplingParams(temperature=0),
         max_tokens=1,
         key=key,
+        share=caller.share,
         deadline=caller.deadline,
         score_from=start,
     )

@@ -17,7 +17,6 @@ from tinyllm.api.answer.asking import Caller, failed, out_of_time, stopped, subm
 from tinyllm.api.answer.event_queue import ClientGone, LoopWaker
 from tinyllm.api.answer.reader import ChoiceReader, Echo, Piece, echo
 from tinyllm.api.answer.tracing import Inside, StepWriter, TraceWorker, engine_params
-from tinyllm.api.constraints.guides import ChoiceGuide
 from tinyllm.api.contract.answers import Finish, Usage
 from tinyllm.api.contract.errors import (
     invalid,
@@ -28,7 +27,6 @@ from tinyllm.engine.types import (
     Done,
     Event,
     Finished,
-    Guide,
     Request,
     Started,
     Token,
@@ -61,6 +59,7 @@ class Generation:
         deadline: time.monotonic() seconds, or None.
         keep: for replay.
         trace_worker: where a trace's looks inside are made.
+        share: whose part of the server it takes.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class Generation:
         deadline: float | None = None,
         keep: bool = False,
         trace_worker: TraceWorker | None = None,
+        share: str = "",
     ) -> None:
         self.plan = plan
         self.id = request_id
@@ -88,7 +88,7 @@ class Generation:
                 StepWriter(plan.model.tokenizer, n_prompt, guesses=not plan.hide_thought)
                 for _ in range(n)
             ]
-        self._guides: dict[int, ChoiceGuide] = {}
+        self._guides = plan.guides() if plan.guided else None
         self._request = Request(
             id=request_id,
             prompt=plan.prompt,
@@ -99,8 +99,9 @@ class Generation:
             stop_ids=frozenset() if plan.think is not None else plan.stop_ids,
             top_logprobs=plan.top_logprobs,
             trace=None if trace is None else engine_params(trace, n),
-            guide=self._make_guide if plan.guided else None,
+            guide=self._guides,
             key=key,
+            share=share,
             session=session,
             deadline=deadline,
             keep=keep,
@@ -123,12 +124,6 @@ class Generation:
         self.started: float | None = None  # when the prompt had been taken in, monotonic
         self.first_token: float | None = None
         self.finishes: list[Finish] = []
-
-    def _make_guide(self, index: int) -> Guide:
-        """On the engine's thread; again for a replay, when nobody reads along."""
-        guide = self.plan.guide()
-        self._guides.setdefault(index, guide)
-        return guide
 
     def submit(self, waker: LoopWaker, caller: Caller) -> None:
         """Queue it. Raises ApiError."""
@@ -244,12 +239,16 @@ class Generation:
 
     def _check(self, event: Finished) -> None:
         """ApiError unless the choice came to a proper end."""
-        guide = self._guides.get(event.index)
-        if guide is not None and guide.error:
+        if self._guides is not None and self._guides.error(event.index):
             message = "The JSON Schema turned out too complex to follow; simplify it."
             raise invalid(message, kind="json_schema")
         if (error := failed(event, self.started is not None)) is not None:
             raise error
+
+    def close(self) -> None:
+        """It is over: what is kept for a replay shall be no more than that needs."""
+        if self._guides is not None:
+            self._guides.forget()
 
     @property
     def readers(self) -> Sequence[ChoiceReader]:

@@ -53,6 +53,7 @@ class Run:
                 deadline=caller.deadline,
                 keep=keep,
                 trace_worker=trace_worker,
+                share=caller.share,
             )
             for i, plan in enumerate(plans)
         ]
@@ -119,6 +120,11 @@ class Run:
             merged.put_nowait(None)
         except Exception as error:
             merged.put_nowait(error)
+
+    def close(self) -> None:
+        """It is over, however it ended."""
+        for generation in self._generations:
+            generation.close()
 
     # -- sums over all choices ---------------------------------------------------------------
 

@@ -15,12 +15,15 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
+
+from tinyllm.api.constraints import trial
+from tinyllm.api.constraints.trial import Trials, never
 
 MAX_SCHEMA_BYTES = 256 * 1024  # of all the schemas in a request
 MAX_SCHEMA_DEPTH = 48
@@ -40,6 +43,10 @@ class UnsupportedSchema(ValueError):
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)
         self.index = index
+
+
+class TooComplex(UnsupportedSchema):
+    """Compiling the schema takes more time or memory than anybody gets."""
 
 
 class Vocabulary(Protocol):
@@ -99,6 +106,17 @@ class Matcher:
         return not self._matcher.consume_token(token) or self._matcher.is_stopped()
 
 
+class Grammar:
+    """A compiled grammar; any number of choices may follow it."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+
+    def matcher(self) -> Matcher:
+        """A fresh matcher at its start. Safe from any thread."""
+        return Matcher(self._matcher.deep_copy(), self._vocab_size)
+
+
 class Grammars:
     """Compiles grammars for one tokenizer, and keeps the recent ones. Safe from any thread."""
 
@@ -112,34 +130,42 @@ class Grammars:
         )
         self._keep = keep
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[bytes, Grammar] = OrderedDict()
+        self._trials = Trials()
 
-    def compile(self, grammar: str) -> bytes:
-        """A handle for `matcher`. Raises UnsupportedSchema. Takes milliseconds: use a thread."""
+    def compile(self, grammar: str, gone: Callable[[], bool] = never) -> Grammar:
+        """A grammar that is ready to be followed. May take seconds: use a thread.
+
+        Args:
+            grammar: as llguidance reads it.
+            gone: whether nobody waits for it any more.
+
+        Raises UnsupportedSchema, or its TooComplex; GivenUp.
+        """
         name = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
             if name in self._compiled:
                 self._compiled.move_to_end(name)
-                return name
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # builds the first state's automaton, and shows dead ends
-        if matcher.is_error():
-            raise UnsupportedSchema(_first_line(matcher.get_error()))
+                return self._compiled[name]
+        try:
+            error = self._trials.compile(grammar, gone)
+        except trial.TooComplex:
+            raise TooComplex(
+                f"compiling it takes more than {self._trials.seconds:g} s, or more than "
+                f"{self._trials.memory >> 20} MiB"
+            ) from None
+        if not error:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # builds the first state's automaton, shows dead ends
+            error = matcher.get_error() if matcher.is_error() else ""
+        if error:
+            raise UnsupportedSchema(_first_line(error))
         with self._lock:
-            self._compiled[name] = matcher
+            compiled = self._compiled[name] = Grammar(matcher, self._vocab_size)
             while len(self._compiled) > self._keep:
                 self._compiled.popitem(last=False)
-        return name
-
-    def matcher(self, grammar: str) -> Matcher:
-        """A fresh matcher at the start of the grammar."""
-        name = self.compile(grammar)
-        with self._lock:
-            compiled = self._compiled.get(name)
-            if compiled is not None:
-                return Matcher(compiled.deep_copy(), self._vocab_size)
-        return self.matcher(grammar)  # pushed out in between
+        return compiled
 
 
 def _first_line(message: str) -> str:

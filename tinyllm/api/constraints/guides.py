@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.api.constraints.grammar import Matcher
+from tinyllm.api.constraints.grammar import Grammar, Matcher
 from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
@@ -73,6 +73,46 @@ class ChoiceGuide:
             self._stops.push(self._decoder.push(token))
             done = done or self._stops.hit
         return done
+
+
+class Guides:
+    """Makes the guides of one request's choices; the arguments are those of `ChoiceGuide`.
+
+    It is all that is kept of how a request was guided, for a replay.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        think: ThinkSpec | None,
+        grammar: Grammar | None,
+        stops: Sequence[str],
+        stop_ids: frozenset[int],
+    ) -> None:
+        self._tokenizer, self._think, self._grammar = tokenizer, think, grammar
+        self._stops, self._stop_ids = stops, stop_ids
+        self._first: dict[int, ChoiceGuide] = {}  # by choice; those of a replay aren't noted
+
+    def __call__(self, index: int) -> ChoiceGuide:
+        """A fresh guide for choice `index`. On the engine's thread."""
+        matcher = None if self._grammar is None else self._grammar.matcher()
+        guide = ChoiceGuide(self._tokenizer, self._think, matcher, self._stops, self._stop_ids)
+        self._first.setdefault(index, guide)
+        return guide
+
+    def error(self, index: int) -> str:
+        """Why a choice's grammar was given up, if it was."""
+        guide = self._first.get(index)
+        return "" if guide is None else guide.error
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes to keep it."""
+        return 2 * sum(map(len, self._stops))
+
+    def forget(self) -> None:
+        """Let go of the guides that were made."""
+        self._first.clear()
 
 
 class Scripted:

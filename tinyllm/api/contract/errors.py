@@ -103,12 +103,18 @@ def server_error(message: str = "The server failed to answer; the fault is its o
     return ApiError(500, message, "server_error", code="server_error", retry=False)
 
 
-def context_length_exceeded(n_prompt_tokens: int, n_ctx: int, *loc: str | int) -> ApiError:
-    """A prompt that doesn't fit; clients know it by the message's first words or by its code."""
+def context_length_exceeded(
+    n_prompt_tokens: int, n_ctx: int, *loc: str | int, at_least: bool = False
+) -> ApiError:
+    """A prompt that doesn't fit; clients know it by the message's first words or by its code.
+
+    `at_least`: the tokens weren't counted, for there can't be fewer.
+    """
+    has = "at least " if at_least else ""
     return ApiError(
         400,
         f"This model's maximum context length is {n_ctx} tokens. However, the prompt has "
-        f"{n_prompt_tokens} tokens: shorten it.",
+        f"{has}{n_prompt_tokens} tokens: shorten it.",
         code="context_length_exceeded",
         loc=loc or ("messages",),
         extra={"n_prompt_tokens": n_prompt_tokens, "n_ctx": n_ctx},

@@ -59,7 +59,7 @@ def read(kind: type[Read], body: Mapping[str, Any]) -> Read:
 
 
 def _error(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     at = first.get("ctx", {}).get("at", [])
     loc: Loc = tuple(k for k in (*first["loc"], *at) if not str(k).startswith("~"))
     message = first["msg"]

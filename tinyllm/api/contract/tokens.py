@@ -26,4 +26,4 @@ class DetokenizeRequest(Open):
     """Token ids as text."""
 
     model: str | None = None
-    tokens: list[Natural] = Field(max_length=1_000_000)
+    tokens: list[Natural] = Field(fail_fast=True)

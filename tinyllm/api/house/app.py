@@ -166,5 +166,5 @@ class Frame:
         state = scope.setdefault("state", {})
         state["key"] = entry["key"]
         # Whose share of the server it is: the key's, or the address's where nobody has a key.
-        state["caller"] = entry["key"] or (scope.get("client") or ("",))[0]
+        state["share"] = entry["key"] or (scope.get("client") or ("",))[0]
         return self._app

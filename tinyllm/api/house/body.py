@@ -3,32 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.contract.strict_json import parse_object
+from tinyllm.api.prompt.turns import Workers
 
-BIG = 1 << 20  # bytes; parsing more than that leaves the event loop alone
+Read = TypeVar("Read")
+BIG = 1 << 16  # bytes; reading more than that leaves the event loop alone
+IMAGE = b"data:image/"  # how an image in a body begins
 
 
-async def read_json(request: Request, max_body: int, timeout: float) -> dict[str, Any]:
-    """The JSON object in the body. ApiError 408, 413, 415, or what `parse_object` raises."""
-    check_content_type(request.headers.get("content-type"))
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large and how slow a body may be."""
+
+    whole: int  # bytes
+    text: int  # bytes that aren't images
+    timeout: float  # seconds in which it must arrive
+
+
+class BodyReader:
+    """Reads the bodies of one app; large ones by `workers`."""
+
+    def __init__(self, limits: BodyLimits, workers: Workers) -> None:
+        self._limits, self._workers = limits, workers
+
+    async def read(self, request: Request, make: Callable[[dict[str, Any]], Read]) -> Read:
+        """What `make` makes of the JSON object in the body.
+
+        Raises ApiError 408, 413, 415, or what `parse_object` and `make` raise; ClientGone.
+        """
+        check_content_type(request.headers.get("content-type"))
+        body = await _receive(request, self._limits)
+        if len(body) > BIG:
+            return await self._workers.run(request.state.share, _parse, body, self._limits, make)
+        return _parse(body, self._limits, make)
+
+
+async def _receive(request: Request, limits: BodyLimits) -> bytes:
+    """The body, once all of it is there."""
     try:
-        body = await asyncio.wait_for(_read(request, max_body), timeout)
+        return await asyncio.wait_for(_read(request, limits), limits.timeout)
     except asyncio.TimeoutError:
         raise ApiError(
-            408, f"The body didn't arrive within {timeout:g} s.", code="request_timeout",
+            408, f"The body didn't arrive within {limits.timeout:g} s.", code="request_timeout",
             retry=False, headers={"Connection": "close"},
         ) from None  # fmt: skip
     except ClientDisconnect:
         raise ClientGone from None
-    if len(body) > BIG:
-        return await asyncio.to_thread(parse_object, body)
-    return parse_object(body)
+
+
+def _parse(body: bytes, limits: BodyLimits, read: Callable[[dict[str, Any]], Read]) -> Read:
+    value = parse_object(body)
+    if len(body) > limits.text:  # so there is an image in it
+        images = sum(len(text) for text in _strings(value) if text[:16].startswith("data:image/"))
+        if len(body) - images > limits.text:
+            raise _too_large(limits.text, " beside its images")
+    return read(value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, (dict, list)):
+            pending.extend(item.values() if isinstance(item, dict) else item)
 
 
 def check_content_type(header: str | None) -> None:
@@ -46,22 +93,23 @@ def check_content_type(header: str | None) -> None:
         )  # fmt: skip
 
 
-async def _read(request: Request, max_body: int) -> bytes:
+async def _read(request: Request, limits: BodyLimits) -> bytes:
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > max_body:
-        raise _too_large(max_body)
-    chunks: list[bytes] = []
-    size = 0
+    if announced.isdigit() and int(announced[:20]) > limits.whole:
+        raise _too_large(limits.whole)
+    body = bytearray()
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_body:
-            raise _too_large(max_body)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        body += chunk
+        if len(body) > limits.whole:
+            raise _too_large(limits.whole)
+        # A text that long can't come before an image, so the rest needn't be waited for.
+        if len(body) - len(chunk) <= limits.text < len(body) and IMAGE not in body:
+            raise _too_large(limits.text, " and no image")
+    return bytes(body)
 
 
-def _too_large(max_body: int) -> ApiError:
+def _too_large(most: int, more: str = "") -> ApiError:
     return ApiError(
-        413, f"The body has more than {max_body} bytes.", code="request_too_large",
+        413, f"The body has more than {most} bytes{more}.", code="request_too_large",
         headers={"Connection": "close"},
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -32,7 +32,6 @@ from tinyllm.api.contract.dialect import Dialect, S, dialect_of
 from tinyllm.api.contract.errors import ApiError, envelope, invalid, server_error
 from tinyllm.api.contract.fields import SESSION_ID, read
 from tinyllm.api.contract.sampling import SampledRequest
-from tinyllm.api.house.body import read_json
 from tinyllm.api.house.service import Service
 from tinyllm.api.prompt.decide import Score
 from tinyllm.api.prompt.plan import Plan
@@ -43,6 +42,7 @@ from tinyllm.engine.types import Prompt
 MAX_HEADER = 1000  # characters of a list of names in a header
 
 Chunk = Mapping[str, Any]
+Plans = Sequence[Plan]
 
 
 class Writer(Protocol):
@@ -66,21 +66,31 @@ class Shape:
 
     id_prefix: Callable[[Dialect], str]
     read: Callable[[Mapping[str, Any], Dialect], SampledRequest]
-    plan: Callable[[Planner, Any, Dialect, ServedModel, Score], Awaitable[Sequence[Plan]]]
+    plan: Callable[[Planner, Any, Dialect, ServedModel, Score, Caller], Coroutine[Any, Any, Plans]]
     write: Callable[[Run, float, bool], Writer]
     fold: Callable[[Sequence[Any]], Chunk]
 
 
 async def _plan_chat(
-    planner: Planner, request: ChatRequest, dialect: Dialect, model: ServedModel, score: Score
-) -> Sequence[Plan]:
-    return [await planner.chat(request, dialect, model, score)]
+    planner: Planner,
+    request: ChatRequest,
+    dialect: Dialect,
+    model: ServedModel,
+    score: Score,
+    caller: Caller,
+) -> Plans:
+    return [await planner.chat(request, dialect, model, score, caller)]
 
 
 async def _plan_text(
-    planner: Planner, request: CompletionRequest, dialect: Dialect, model: ServedModel, _: Score
-) -> Sequence[Plan]:
-    return await planner.completion(request, dialect, model)
+    planner: Planner,
+    request: CompletionRequest,
+    dialect: Dialect,
+    model: ServedModel,
+    score: Score,
+    caller: Caller,
+) -> Plans:
+    return await planner.completion(request, dialect, model, caller)
 
 
 CHAT = Shape(
@@ -112,20 +122,22 @@ class Generating:
         arrived = time.monotonic()
         session = session_id(request)
         service.check_accepting()
-        body = await read_json(request, settings.max_body, settings.body_timeout)
         dialect = dialect_of(request.url.path) or S
-        asked = shape.read(body, dialect)
+        asked = await service.bodies.read(request, lambda body: shape.read(body, dialect))
         model = service.model(asked.model)
         id = shape.id_prefix(dialect) + uuid.uuid4().hex[:24]
         entry: dict[str, Any] = request.scope["tinyllm.log"]
         entry.update(completion=id, session=session, model=model.id)
         limit = settings.request_timeout
-        caller = Caller(request.receive, arrived + limit if limit else None)
+        deadline = arrived + limit if limit else None
+        caller = Caller(request.receive, deadline, request.state.share)
         try:
             score = self._scorer(caller, request.state.key)
-            plans = await shape.plan(self._planner, asked, dialect, model, score)
+            plans = await caller.while_here(
+                shape.plan(self._planner, asked, dialect, model, score, caller)
+            )
             if settings.log_content:
-                entry["request"] = body
+                entry["request"] = asked.model_dump(exclude_unset=True)
             run = Run(
                 plans,
                 id,
@@ -232,6 +244,7 @@ class _Answer:
         run, metrics, now = self._run, self._service.metrics, time.monotonic()
         usage = run.usage
         self._caller.close()
+        run.close()
         for plan in run.plans:
             if plan.decided is not None:
                 metrics.tool_decisions.labels(plan.decided).inc()

@@ -12,14 +12,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.contract.answers import ModelOut
-from tinyllm.api.contract.chat_completions import read_chat
+from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
-from tinyllm.api.contract.errors import ApiError, invalid, not_found
+from tinyllm.api.contract.errors import ApiError, context_length_exceeded, invalid, not_found
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
-from tinyllm.api.house.body import read_json
 from tinyllm.api.house.generating import CHAT, TEXT, Generating, json_response
 from tinyllm.api.house.metrics import CONTENT_TYPE
 from tinyllm.api.house.service import Service
@@ -38,7 +37,7 @@ class Api:
 
     def __init__(self, service: Service, images: ImageSource) -> None:
         self._service = service
-        self._planner = Planner(service.settings, images)
+        self._planner = Planner(service.settings, images, service.workshop)
         self._generating = Generating(service, self._planner)
         self._document: bytes | None = None
 
@@ -119,30 +118,42 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         """Text, or a conversation, as token ids."""
-        settings = self._service.settings
-        body = await read_json(request, settings.max_body, settings.body_timeout)
-        asked = read(TokenizeRequest, body)
-        model = self._service.model(asked.model)
-        if asked.messages is not None:
-            chat = read_chat({**body, "model": model.id}, dialect_of(request.url.path) or S)
-            conversation = await self._planner.conversation(chat.messages, model, chat.model)
-            prompt = await asyncio.to_thread(conversation.render, Layout())
+        service, share = self._service, request.state.share
+        dialect = dialect_of(request.url.path) or S
+
+        def make(body: dict[str, Any]) -> TokenizeRequest | ChatRequest:
+            asked = read(TokenizeRequest, body)
+            if asked.messages is None:
+                return asked
+            return read_chat({**body, "model": service.model(asked.model).id}, dialect)
+
+        asked = await service.bodies.read(request, make)
+        model = service.model(asked.model)
+        n_ctx = model.engine.n_ctx
+        if isinstance(asked, ChatRequest):
+            conversation = await self._planner.conversation(asked.messages, model, asked.model)
+            conversation.check_size(truncated=False, n_ctx=n_ctx)
+            workers = service.workshop.for_conversation(bool(conversation.pictures))
+            prompt = await workers.run(share, conversation.render, Layout())
             ids = prompt.tokens.tolist()
         else:
-            ids = await asyncio.to_thread(model.tokenizer.encode, asked.text or "")
-        n_ctx = model.engine.n_ctx
+            text = asked.text or ""
+            if (least := model.tokenizer.least_tokens(len(text))) > n_ctx:
+                raise context_length_exceeded(least, n_ctx, "text", at_least=True)
+            ids = await service.workshop.planning.run(share, model.tokenizer.encode, text)
         return json_response({"tokens": ids, "count": len(ids), "max_model_len": n_ctx})
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids as text."""
-        settings = self._service.settings
-        body = await read_json(request, settings.max_body, settings.body_timeout)
-        asked = read(DetokenizeRequest, body)
-        model = self._service.model(asked.model)
+        service = self._service
+        asked = await service.bodies.read(request, lambda body: read(DetokenizeRequest, body))
+        model = service.model(asked.model)
         for i, token in enumerate(asked.tokens):
             if token >= model.vocab_size:
                 raise invalid(f"The vocabulary has {model.vocab_size} tokens.", "tokens", i)
-        text = await asyncio.to_thread(model.tokenizer.decode, asked.tokens)
+        text = await service.workshop.planning.run(
+            request.state.share, model.tokenizer.decode, asked.tokens
+        )
         return json_response({"text": text})
 
     # -- sessions ----------------------------------------------------------------------------

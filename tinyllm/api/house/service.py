@@ -13,10 +13,12 @@ from tinyllm.api.answer.event_queue import LoopWaker
 from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
+from tinyllm.api.house.body import BodyLimits, BodyReader
 from tinyllm.api.house.metrics import Metrics
 from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import EngineLike, ServedModel
+from tinyllm.api.prompt.turns import Workshop
 
 
 class Service:
@@ -40,6 +42,9 @@ class Service:
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)
+        self.workshop = Workshop()
+        limits = BodyLimits(settings.max_body, settings.max_text, settings.body_timeout)
+        self.bodies = BodyReader(limits, self.workshop.reading)
         self._load = load
         self._names: dict[str, ServedModel] = {}
         self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys()]
@@ -72,6 +77,7 @@ class Service:
     def stop(self) -> None:
         """Let go of everything."""
         self.trace_worker.close()
+        self.workshop.close()
         for engine in self.engines.values():
             engine.stop()
         self.access_log.stop()

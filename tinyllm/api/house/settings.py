@@ -57,6 +57,7 @@ class Settings:
     max_n: int = _flag(8, "most choices a request may ask for")
     max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: no cap")
     max_body: int = _flag(32 * MiB, "largest request body, in bytes")
+    max_text: int = _flag(4 * MiB, "largest request body without its images, in bytes")
     max_batch: int = _flag(16, "most choices that are decoded at once")
     max_queue: int = _flag(64, "most requests that wait; more get 429")
     kv_cache_mb: int = _flag(1024, "memory for the KV caches, in MiB")
@@ -104,9 +105,9 @@ class Settings:
     def check(self) -> Settings:
         """Itself, when every value makes sense. Raises ValueError that names the flag."""
         at_least = {
-            "max_n": 1, "max_body": 1024, "max_batch": 1, "max_queue": 0, "kv_cache_mb": 1,
-            "prefill_chunk": 1, "threads": 0, "max_tokens_cap": 0, "keep_requests": 0,
-            "trace_inside": 0,
+            "max_n": 1, "max_body": 1024, "max_text": 1024, "max_batch": 1, "max_queue": 0,
+            "kv_cache_mb": 1, "prefill_chunk": 1, "threads": 0, "max_tokens_cap": 0,
+            "keep_requests": 0, "trace_inside": 0,
             "max_sessions": 1, "session_ttl": 1, "request_timeout": 0, "drain_timeout": 0,
             "header_timeout": 0.1, "body_timeout": 0.1, "send_timeout": 0.1, "keep_alive": 0.1,
             "ping_interval": 0.01,

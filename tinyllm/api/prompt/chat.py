@@ -7,8 +7,9 @@ are put into words here, in the way that the default model was found to follow b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from tinyllm.api.constraints.thinking import ThinkSpec, budget_for
 from tinyllm.api.contract.answers import Truncation
 from tinyllm.api.contract.chat_completions import ChatRequest
-from tinyllm.api.contract.errors import ApiError, context_length_exceeded, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid
 from tinyllm.api.contract.messages import (
     AssistantMessage,
     ImagePart,
@@ -27,7 +28,7 @@ from tinyllm.api.contract.messages import (
 )
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
-from tinyllm.api.prompt.images import Pixels
+from tinyllm.api.prompt.images import Pixels, decode
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError, TokenizerError
@@ -55,10 +56,16 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the conversation, in the order of its parts."""
+    """An image of the conversation, in the order of its parts; decoded when it is first used."""
 
     place: tuple[int, int]  # message, part
-    image: Pixels
+    data: bytes  # encoded
+    loc: Loc
+
+    @cached_property
+    def image(self) -> Pixels:
+        """Its pixels. ApiError 400."""
+        return decode(self.data, self.loc)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Conversation:
                 return self.model.vision.prompt(chat, images, **extra)
             ids = self.model.tokenizer.apply_chat_template(chat, **extra)
         except (ImageError, TokenizerError) as error:
-            message = f"The model's chat template can't take this: {error}."
+            message = f"The chat template of {self.model.id} can't take this: {error}."
             raise invalid(message, "messages") from None
         return Prompt(np.array(ids, np.int32))
 
@@ -168,6 +175,20 @@ class Conversation:
 
     # -- making it fit -----------------------------------------------------------------------
 
+    def check_size(self, truncated: bool, n_ctx: int) -> None:
+        """ApiError `context_length_exceeded` for texts that no tokens make short enough.
+
+        Counted in letters, so that what can't fit costs nothing; with `truncated` only those that
+        can't be left out.
+        """
+        gone = {i for turn in self._turns() for i in turn} if truncated else set()
+        n_letters = sum(
+            _letters(message) for i, message in enumerate(self.messages) if i not in gone
+        )
+        least = self.model.tokenizer.least_tokens(n_letters)
+        if least > n_ctx:
+            raise context_length_exceeded(least, n_ctx, at_least=True)
+
     def fit(self, layout: Layout, length: int | None, n_ctx: int) -> Rendered:
         """The prompt, cut to `length` tokens by leaving out the oldest turns as far as allowed.
 
@@ -179,10 +200,7 @@ class Conversation:
         n_whole = len(prompt.tokens)
         truncation: Truncation | None = None
         if length is not None and n_whole > length and (turns := self._turns()):
-            dropped = _fewest(
-                len(turns), lambda n: len(self._without(turns[:n], layout).tokens) <= length
-            )
-            prompt = self._without(turns[:dropped], layout)
+            dropped, prompt = self._cut(turns, layout, length, n_whole)
             truncation = {
                 "dropped_messages": sum(map(len, turns[:dropped])),
                 "dropped_tokens": n_whole - len(prompt.tokens),
@@ -190,6 +208,35 @@ class Conversation:
         if len(prompt.tokens) > n_ctx:
             raise context_length_exceeded(len(prompt.tokens), n_ctx)
         return Rendered(prompt, truncation)
+
+    def _cut(
+        self, turns: Sequence[Sequence[int]], layout: Layout, length: int, n_whole: int
+    ) -> tuple[int, Prompt]:
+        """How many of the oldest turns have to go at least, and the prompt without them.
+
+        A turn's tokens are nearly those of its texts by themselves: templates put control tokens
+        between messages. So each text is encoded once, which says where to look, and rendering
+        settles it, two or three times where bisecting would render all of it a dozen times.
+        """
+        sizes = [sum(self._n_tokens(i) for i in turn) for turn in turns]
+        left, n = n_whole, 0
+        while n < len(turns) and left > length:
+            left -= sizes[n]
+            n += 1
+        prompt = self._without(turns[:n], layout)
+        while len(prompt.tokens) > length and n < len(turns):
+            n += 1
+            prompt = self._without(turns[:n], layout)
+        while n > 1:  # what templates write counts too, so perhaps fewer will do
+            longer = self._without(turns[: n - 1], layout)
+            if len(longer.tokens) > length:
+                break
+            n, prompt = n - 1, longer
+        return n, prompt
+
+    def _n_tokens(self, index: int) -> int:
+        """The tokens of a message's texts, by themselves."""
+        return len(self.model.tokenizer.encode("\n".join(_texts(self.messages[index]))))
 
     def _without(self, turns: Sequence[Sequence[int]], layout: Layout) -> Prompt:
         gone = {i for turn in turns for i in turn}
@@ -216,16 +263,23 @@ class Conversation:
         return [turn for turn in turns if turn not in bound]
 
 
-def _fewest(most: int, enough: Callable[[int], bool]) -> int:
-    """The smallest n ≥ 1 with enough(n), by bisection; `most` if there is none."""
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+def _texts(message: Message) -> Iterator[str]:
+    """All that a template may write of a message."""
+    content = message.content
+    if isinstance(content, str):
+        yield content
+    elif content is not None:
+        yield from (part.text for part in content if isinstance(part, TextPart))
+    if isinstance(message, AssistantMessage):
+        yield from (call.function.arguments for call in message.tool_calls or ())
+
+
+def _letters(message: Message) -> int:
+    """Letters that a message has at least in the prompt."""
+    content = message.content
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.text) for part in content or () if isinstance(part, TextPart))
 
 
 def _prefixed(prefix: str, content: Any) -> Any:

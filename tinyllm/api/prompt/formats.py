@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from tinyllm.api.constraints.grammar import UnsupportedSchema, json_grammar
+from tinyllm.api.constraints.grammar import Grammar, TooComplex, UnsupportedSchema, json_grammar
 from tinyllm.api.constraints.tool_calls import calls_grammar
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
@@ -26,13 +26,18 @@ def answer_format(
     model: ServedModel,
     tools: Sequence[Tool],
     first: Sequence[Tool],
-) -> tuple[str | None, str]:
-    """What the answer must fit, and the same in words for the prompt."""
+    gone: Callable[[], bool],
+) -> tuple[Grammar | None, str]:
+    """What the answer must fit, and the same in words for the prompt.
+
+    Raises ApiError, and GivenUp once `gone` says that nobody waits for it any more.
+    """
     wanted = request.response_format
     if tools:
-        return _calls_grammar(request, model, tools, first), ""
+        return _calls_grammar(request, model, tools, first, gone), ""
     if isinstance(wanted, JsonFormat):
-        grammar = _compiled(model, json_grammar({"type": "object"}), "response_format")
+        text = json_grammar({"type": "object"})
+        grammar = _compiled(model, text, gone, "response_format")
         return grammar, "Answer with a JSON object and nothing else."
     if isinstance(wanted, SchemaFormat):
         place = ("response_format", "json_schema", "schema")
@@ -41,7 +46,7 @@ def answer_format(
             text = json_grammar(schema)
         except UnsupportedSchema as error:
             raise _unsupported(error, *place) from None
-        return _compiled(model, text, *place), "Answer with JSON and nothing else."
+        return _compiled(model, text, gone, *place), "Answer with JSON and nothing else."
     return None, ""
 
 
@@ -50,34 +55,35 @@ def _calls_grammar(
     model: ServedModel,
     tools: Sequence[Tool],
     first: Sequence[Tool],
-) -> str:
+    gone: Callable[[], bool],
+) -> Grammar:
     names = [tool.function.name for tool in request.tools or ()]
 
     def place(tool: Tool) -> tuple[str | int, ...]:
         return ("tools", names.index(tool.function.name), "function", "parameters")
 
     try:
-        grammar = calls_grammar(tools, request.parallel_tool_calls is not False, first)
+        text = calls_grammar(tools, request.parallel_tool_calls is not False, first)
     except UnsupportedSchema as error:
         raise _unsupported(error, *place(tools[error.index or 0])) from None
     try:
-        model.grammars.compile(grammar)
+        return model.grammars.compile(text, gone)
+    except TooComplex as error:
+        raise _unsupported(error, "tools") from None
     except UnsupportedSchema as error:
         for tool in tools:  # whose fault is it?
             try:
-                model.grammars.compile(calls_grammar([tool], parallel=False))
+                model.grammars.compile(calls_grammar([tool], parallel=False), gone)
             except UnsupportedSchema as own:
                 raise _unsupported(own, *place(tool)) from None
         raise _unsupported(error, "tools") from None
-    return grammar
 
 
-def _compiled(model: ServedModel, grammar: str, *place: str) -> str:
+def _compiled(model: ServedModel, text: str, gone: Callable[[], bool], *place: str) -> Grammar:
     try:
-        model.grammars.compile(grammar)
+        return model.grammars.compile(text, gone)
     except UnsupportedSchema as error:
         raise _unsupported(error, *place) from None
-    return grammar
 
 
 def _unsupported(error: UnsupportedSchema, *loc: str | int) -> ApiError:

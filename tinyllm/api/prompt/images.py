@@ -24,6 +24,7 @@ from tinyllm.vision.image import decode_image
 
 MAX_IMAGES = 8  # a request
 MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
+MAX_SIDE = 2048  # pixels of the longer side that are kept; the processors look at no more
 _DATA_URL = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
@@ -94,6 +95,6 @@ def decode(data: bytes, loc: Loc) -> Pixels:
     if len(data) > MAX_BYTES:
         raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
     try:
-        return decode_image(data)
+        return decode_image(data, max_side=MAX_SIDE)
     except ImageError as error:
         raise bad_image(f"The image can't be used: {error}.", loc) from None

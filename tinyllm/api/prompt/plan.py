@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllm.api.constraints.grammar import Matcher
-from tinyllm.api.constraints.guides import ChoiceGuide
+from tinyllm.api.constraints.grammar import Grammar
+from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.answers import Truncation
 from tinyllm.api.contract.dialect import Dialect
@@ -44,7 +44,7 @@ class Plan:
     trace: Trace | None = None
     think: ThinkSpec | None = None
     hide_thought: bool = False
-    grammar: str | None = None
+    grammar: Grammar | None = None
     calls: bool = False
     decided: Literal["call", "words"] | None = None
     truncation: Truncation | None = None
@@ -54,9 +54,7 @@ class Plan:
     def guided(self) -> bool:
         return bool(self.think or self.grammar or self.stops)
 
-    def guide(self) -> ChoiceGuide:
-        """A fresh guide for one choice."""
-        matcher: Matcher | None = None
-        if self.grammar is not None:
-            matcher = self.model.grammars.matcher(self.grammar)
-        return ChoiceGuide(self.model.tokenizer, self.think, matcher, self.stops, self.stop_ids)
+    def guides(self) -> Guides:
+        """What makes a fresh guide for each choice."""
+        tokenizer = self.model.tokenizer
+        return Guides(tokenizer, self.think, self.grammar, self.stops, self.stop_ids)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,11 @@ from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt.chat import Conversation, Layout, Picture, open_thinking, think_spec
 from tinyllm.api.prompt.decide import Score, decide
 from tinyllm.api.prompt.formats import answer_format, callable_tools
-from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, decode, read_url
+from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.tool_words import MAX_LISTED
+from tinyllm.api.prompt.turns import Client, Workshop
 from tinyllm.engine.types import Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -37,23 +37,36 @@ class Planner:
     Args:
         settings: the server's.
         images: fetches https images.
+        workshop: the threads that prompts are made on.
     """
 
-    def __init__(self, settings: Settings, images: ImageSource) -> None:
+    def __init__(self, settings: Settings, images: ImageSource, workshop: Workshop) -> None:
         self._settings = settings
         self._images = images
+        self._workshop = workshop
 
     # -- a conversation ----------------------------------------------------------------------
 
     async def chat(
-        self, request: ChatRequest, dialect: Dialect, model: ServedModel, score: Score
+        self,
+        request: ChatRequest,
+        dialect: Dialect,
+        model: ServedModel,
+        score: Score,
+        client: Client,
     ) -> Plan:
         """The plan of a conversation's answer. Raises ApiError, and what `score` raises."""
         ignored = self._ignored(request, model)
         conversation = await self.conversation(request.messages, model, request.model)
+        conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
         call, first = await self._decide_on_calls(request, conversation, score)
-        plan = await asyncio.to_thread(
-            self._plan_chat, request, dialect, conversation, call, first, ignored
+        workers = self._workshop.for_conversation(
+            bool(conversation.pictures), call or request.response_format is not None
+        )
+        plan = await workers.run(
+            client.share,
+            self._plan_chat,
+            *(request, dialect, conversation, call, first, ignored, lambda: client.gone),
         )
         undecided = conversation.has_tool_results() or request.continue_final_message
         if request.effective_tool_choice() != "auto" or undecided:
@@ -63,7 +76,10 @@ class Planner:
     async def conversation(
         self, messages: Sequence[Message], model: ServedModel, named: str
     ) -> Conversation:
-        """The messages with their images fetched, checked and decoded. ApiError 400."""
+        """The messages with their images fetched; they are decoded when the prompt is made.
+
+        ApiError 400.
+        """
         wanted = [
             (i, j, part.url)
             for i, message in enumerate(messages)
@@ -84,9 +100,7 @@ class Planner:
         pictures = []
         for i, j, url in wanted:
             loc = ("messages", i, "content", j, "image_url", "url")
-            data = await read_url(url, self._images, loc)
-            image = await asyncio.to_thread(decode, data, loc)
-            pictures.append(Picture((i, j), image))
+            pictures.append(Picture((i, j), await read_url(url, self._images, loc), loc))
         await model.vision.ready()
         return Conversation(model, messages, pictures)
 
@@ -114,12 +128,13 @@ class Planner:
         call: bool,
         first: Sequence[Tool],
         ignored: Sequence[str],
+        gone: Callable[[], bool],
     ) -> Plan:
         """Renders, tokenizes and compiles: on a thread."""
         model = conversation.model
         params, n = _sampling(request, model), self._n(request)
         tools = callable_tools(request) if call else ()
-        grammar, words = answer_format(request, model, tools, first)
+        grammar, words = answer_format(request, model, tools, first, gone)
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
         listed = first if first and len(tools) > MAX_LISTED else tools
@@ -155,11 +170,19 @@ class Planner:
     # -- bare text ---------------------------------------------------------------------------
 
     async def completion(
-        self, request: CompletionRequest, dialect: Dialect, model: ServedModel
+        self, request: CompletionRequest, dialect: Dialect, model: ServedModel, client: Client
     ) -> list[Plan]:
         """The plans of a completion's prompts, in their order. Raises ApiError."""
         ignored = self._ignored(request, model)
-        return await asyncio.to_thread(self._plan_completion, request, dialect, model, ignored)
+        for where, given in request.prompts():
+            n_tokens = len(given)
+            if isinstance(given, str):
+                n_tokens = model.tokenizer.least_tokens(len(given))
+            if n_tokens > _n_ctx(model):
+                raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
+        return await self._workshop.planning.run(
+            client.share, self._plan_completion, request, dialect, model, ignored
+        )
 
     def _plan_completion(
         self, request: CompletionRequest, dialect: Dialect, model: ServedModel, ignored: list[str]

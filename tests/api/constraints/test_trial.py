@@ -1,0 +1,47 @@
+"""Grammars that never compile are stopped, and so are those that nobody awaits any more."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tinyllm.api.constraints.grammar import Grammars, TooComplex, json_grammar
+from tinyllm.api.constraints.trial import GivenUp, Trials
+from tinyllm.api.constraints.trial import TooComplex as Stopped
+from tinyllm.tokenizer import Tokenizer
+
+
+def intersected(n: int) -> dict[str, Any]:
+    """A string that fits n patterns at once: states multiply."""
+    patterns = [{"pattern": f"^.*a.{{{i}}}$"} for i in range(1, n + 1)]
+    return {"type": "object", "properties": {"a": {"type": "string", "allOf": patterns}}}
+
+
+def test_what_compiles_compiles_and_what_is_wrong_is_said() -> None:
+    trials = Trials()
+    assert trials.compile(json_grammar({"type": "object"})) == ""
+    assert "unknown" in trials.compile("start: missing").lower()
+    assert trials.compile(json_grammar({"type": "string"})) == ""  # by the same process
+
+
+@pytest.mark.parametrize(("seconds", "memory"), [(0.3, 1 << 30), (20, 200 << 20)])
+def test_what_never_ends_is_ended(seconds: float, memory: int) -> None:
+    trials = Trials(seconds, memory)
+    with pytest.raises(Stopped):
+        trials.compile(json_grammar(intersected(30)))
+    assert trials.compile(json_grammar({"type": "string"})) == ""
+
+
+def test_a_schema_that_never_compiles_is_refused(tokenizer: Tokenizer) -> None:
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    grammars._trials = Trials(seconds=0.3)
+    with pytest.raises(TooComplex, match="takes more than"):
+        grammars.compile(json_grammar(intersected(30)))
+
+
+def test_nobody_waits_any_more() -> None:
+    trials, begin = Trials(seconds=60), time.monotonic()
+    with pytest.raises(GivenUp):
+        trials.compile(json_grammar(intersected(30)), lambda: time.monotonic() > begin + 0.5)
