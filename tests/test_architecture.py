@@ -17,6 +17,7 @@ PACKAGE = ROOT / "tinyllm"
 # table, inside functions too. Only types may look up (`if TYPE_CHECKING`).
 LAYERS = [
     {"errors"},
+    {"families"},
     {"config"},
     {"files", "weights", "kv_cache", "text"},
     {"runner", "kernels"},

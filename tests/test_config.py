@@ -50,7 +50,7 @@ def test_model_type_alone_will_do() -> None:
     """Some exports name no architecture."""
     assert ModelConfig.from_hf(small_config(architectures=None)) == ModelConfig.from_hf(SMALL)
     with pytest.raises(ConfigError, match="architectures"):
-        ModelConfig.from_hf(small_config(architectures=[], model_type="gpt2"))
+        ModelConfig.from_hf(small_config(architectures=[], model_type="mamba2"))
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_theta_inside_rope_parameters() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("architectures", ["GPT2LMHeadModel"]), ("architectures", "Llama"),
+        ("architectures", ["Mamba2ForCausalLM"]), ("architectures", "Llama"),
         ("architectures", 7), ("architectures", [["LlamaForCausalLM"]]),
-        ("hidden_act", "gelu"), ("hidden_act", 3),
-        ("attention_bias", True), ("mlp_bias", True), ("sliding_window", 4096),
+        ("hidden_act", "mish"), ("hidden_act", 3),
+        ("attention_bias", 1), ("mlp_bias", "no"), ("sliding_window", 4096),
         ("quantization_config", {"quant_method": "gptq"}),
         ("hidden_size", MISSING), ("hidden_size", "48"), ("hidden_size", 48.5),
         ("hidden_size", True), ("hidden_size", -48), ("hidden_size", 0), ("hidden_size", [48]),

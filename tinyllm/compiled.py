@@ -37,6 +37,7 @@ from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, weights_fingerprint
 
 DTYPES = ("f32", "bf16", "q8", "q4")
+COMPILED_PARTS: frozenset[str] = frozenset()  # beyond a Llama's; see `ModelConfig.beyond_llama`
 
 Array = NDArray[np.float32]
 
@@ -256,7 +257,16 @@ def plan_call(segments: Sequence[Segment], done: Sequence[int]) -> list[tuple[in
 
 
 def check_shape(config: ModelConfig) -> None:
-    """Raise ConfigError for shapes that the kernels don't do."""
+    """Raise ConfigError for parts and shapes that the kernels don't do."""
+    missing = [part for part in config.beyond_llama() if part not in COMPILED_PARTS]
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "longrope":
+        missing.append("longrope")
+    if missing:
+        raise ConfigError(
+            f"{config.family}: the compiled kernels don't do {', '.join(missing)} yet; use "
+            'backend="reference" (dtype f32) for this model'
+        )
     for name in ("dim", "hidden_dim", "head_dim"):
         if getattr(config, name) % GROUP:
             raise ConfigError(

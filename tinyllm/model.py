@@ -2,15 +2,17 @@
 
     tokens → embeddings → n_layers × (attention, MLP) → norm → logits
 
-Every line is a line of the Llama architecture (https://arxiv.org/abs/2302.13971), in float32
-numpy. `tap` is called at each hook point with a name and an array, and what it returns is used
-from there on: `trace.py` builds looking and changing on it. The compiled path, `compiled.py`,
-computes the same thing faster and is held to this file by tests.
+In float32 numpy. A Llama (https://arxiv.org/abs/2302.13971) is what remains when every `if` is
+skipped; each `if` is a part that some family adds, and `families/` says which and why. `tap` is
+called at each hook point with a name and an array, and what it returns is used from there on:
+`inside/` builds looking and changing on it. The compiled path, `compiled.py`, computes the same
+thing faster and is held to this file by tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -23,15 +25,49 @@ from tinyllm.runner import Array, Segment, Wanted, weights_fingerprint
 
 Tap = Callable[[str, Array], Array]
 
+
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys of some positions turn: cos and sin (T, d / 2), or None: not at all."""
+
+    cos: Array | None
+    sin: Array | None
+    temperature: Array | None = None  # (T,): what queries are multiplied by
+    neighbours: bool = False  # element 2i turns with 2i + 1, not with its other half
+
+    @property
+    def turns(self) -> bool:
+        """Whether the layer has positions at all."""
+        return self.cos is not None
+
+    def turn(self, x: Array) -> Array:
+        """Each head of each position by its angles, (T, heads, head_dim)."""
+        assert self.cos is not None and self.sin is not None
+        if self.neighbours:
+            return ops.apply_rope_neighbours(x, self.cos, self.sin)
+        return ops.apply_rope(x, self.cos, self.sin)
+
+    def heat(self, q: Array) -> Array:
+        """Queries, grown with their position where the family does that."""
+        if self.temperature is None:
+            return q
+        return q * self.temperature.astype(q.dtype)[:, None, None]
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x times a family's multiplier; untouched where it has none."""
+    return x if factor == 1.0 else x * x.dtype.type(factor)
+
+
 PREFILL_CHUNK = 512  # tokens a forward: bounds the (n_heads, T, S) score matrices
 
 
 class Model:
-    """A Llama-family decoder over a checkpoint's own tensors.
+    """A decoder over a checkpoint's own tensors.
 
     Args:
         config: the shape.
-        weights: hub name → float32 array, as `weights.load_weights` returns. Passing float64
+        weights: our name → float32 array, as `weights.load_weights` returns. Passing float64
             arrays makes the whole computation float64.
     """
 
@@ -78,74 +114,194 @@ class Model:
         positions = np.arange(cache.length, cache.length + len(ids))  # absolute, (T,)
 
         x = w["model.embed_tokens.weight"][ids]  # (T, dim)
+        x = scaled(x, cfg.embedding_scale)
         if image_positions is not None and image_rows is not None:
             x[image_positions] = image_rows
         x = tap("hook_embed", x)
-        cos, sin = ops.rope_tables(cfg, positions, x.dtype)  # (T, head_dim / 2) each
+        if cfg.learned_positions:
+            x = x + w["model.embed_positions.weight"][positions]
+        turn = self._rotations(positions, cache, x.dtype)
 
         for layer in range(cfg.n_layers):
-            x = self._block(layer, x, cos, sin, cache, tap)
+            x = self._block(layer, x, turn[cfg.layer(layer).rotary], cache, tap)
         cache.advance(len(ids))
 
         if logits == "none":
             return np.zeros((0, cfg.vocab_size), x.dtype)
         if logits == "last":
             x = x[-1:]
-        x = tap("ln_final.hook_normalized", ops.rms_norm(x, w["model.norm.weight"], cfg.norm_eps))
-        return ops.linear(x, self.head_weight)  # (T, vocab_size)
+        x = tap("ln_final.hook_normalized", self.norm("model.norm", x))
+        return self.unembed(x)  # (T, vocab_size)
 
-    def _block(
-        self, layer: int, x: Array, cos: Array, sin: Array, cache: KVCache, tap: Tap
-    ) -> Array:
-        """One layer: x + attention(norm(x)), then that + mlp(norm(that)); (T, dim) → (T, dim)."""
-        cfg, w = self.config, self.weights
+    def _block(self, layer: int, x: Array, rotation: Rotation, cache: KVCache, tap: Tap) -> Array:
+        """One layer: x + attention(norm(x)), then that + mlp(norm(that)); (T, dim) → (T, dim).
+
+        Where attention and MLP stand side by side (`parallel`), both read x, and both are added.
+        """
+        cfg = self.config
         block, hook = f"model.layers.{layer}", f"blocks.{layer}"
 
         x = tap(f"{hook}.hook_resid_pre", x)
-        normed = ops.rms_norm(x, w[f"{block}.input_layernorm.weight"], cfg.norm_eps)
-        normed = tap(f"{hook}.ln1.hook_normalized", normed)
-        attn_out = self._attention(layer, normed, cos, sin, cache, tap)
-        x = tap(f"{hook}.hook_resid_mid", x + tap(f"{hook}.hook_attn_out", attn_out))
+        normed = x
+        if cfg.norm_before:
+            normed = tap(f"{hook}.ln1.hook_normalized", self.norm(f"{block}.input_layernorm", x))
+        attn_out = self._attention(layer, normed, rotation, cache, tap)
+        if cfg.norm_after:
+            attn_out = self.norm(f"{block}.attention_output_norm", attn_out)
+        attn_out = tap(f"{hook}.hook_attn_out", scaled(attn_out, cfg.residual_scale))
+        if cfg.parallel == "no":
+            x = tap(f"{hook}.hook_resid_mid", x + attn_out)
 
-        normed = ops.rms_norm(x, w[f"{block}.post_attention_layernorm.weight"], cfg.norm_eps)
-        normed = tap(f"{hook}.ln2.hook_normalized", normed)
+        if cfg.norm_before and cfg.parallel != "one norm":
+            normed = self.norm(f"{block}.post_attention_layernorm", x)
+            normed = tap(f"{hook}.ln2.hook_normalized", normed)
+        elif cfg.parallel == "no":
+            normed = x
         mlp_out = self._mlp(layer, normed, tap)
-        return tap(f"{hook}.hook_resid_post", x + tap(f"{hook}.hook_mlp_out", mlp_out))
+        if cfg.norm_after:
+            mlp_out = self.norm(f"{block}.mlp_output_norm", mlp_out)
+        mlp_out = tap(f"{hook}.hook_mlp_out", scaled(mlp_out, cfg.residual_scale))
+        if cfg.parallel != "no":
+            x = x + attn_out
+        return tap(f"{hook}.hook_resid_post", x + mlp_out)
 
     def _attention(
-        self, layer: int, x: Array, cos: Array, sin: Array, cache: KVCache, tap: Tap
+        self, layer: int, x: Array, rotation: Rotation, cache: KVCache, tap: Tap
     ) -> Array:
         """What each position takes from those before it; x is normed, (T, dim) → (T, dim)."""
         cfg, w = self.config, self.weights
         proj, hook = f"model.layers.{layer}.self_attn", f"blocks.{layer}.attn"
-        n_tokens = len(x)
+        n_tokens, window = len(x), cfg.layer(layer).window
 
-        q = ops.linear(x, w[f"{proj}.q_proj.weight"]).reshape(n_tokens, cfg.n_heads, cfg.head_dim)
-        k = ops.linear(x, w[f"{proj}.k_proj.weight"]).reshape(
-            n_tokens, cfg.n_kv_heads, cfg.head_dim
-        )
-        v = ops.linear(x, w[f"{proj}.v_proj.weight"]).reshape(
-            n_tokens, cfg.n_kv_heads, cfg.head_dim
-        )
+        q = self.linear(f"{proj}.q_proj", x).reshape(n_tokens, cfg.n_heads, cfg.head_dim)
+        k = self.linear(f"{proj}.k_proj", x).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
+        v = self.linear(f"{proj}.v_proj", x).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
         q, k, v = tap(f"{hook}.hook_q", q), tap(f"{hook}.hook_k", k), tap(f"{hook}.hook_v", v)
 
-        q = tap(f"{hook}.hook_rot_q", ops.apply_rope(q, cos, sin))
-        k = tap(f"{hook}.hook_rot_k", ops.apply_rope(k, cos, sin))
+        if cfg.qk_norm != "no" and not cfg.qk_norm_last:
+            q, k = self._norm_heads(layer, q, k)
+        if cfg.qkv_clip is not None:
+            q, k, v = (np.clip(heads, -cfg.qkv_clip, cfg.qkv_clip) for heads in (q, k, v))
+        if rotation.turns:
+            q = tap(f"{hook}.hook_rot_q", rotation.turn(q))
+            k = tap(f"{hook}.hook_rot_k", rotation.turn(k))
+        if cfg.qk_norm != "no" and cfg.qk_norm_last:
+            q, k = self._norm_heads(layer, q, k)
         keys, values = cache.append(layer, k, v)  # (S, n_kv_heads, head_dim) each
 
-        scores = tap(f"{hook}.hook_attn_scores", ops.attention_scores(q, keys))  # (n_heads, T, S)
-        pattern = tap(f"{hook}.hook_pattern", ops.softmax(scores))
+        scores = ops.attention_scores(
+            rotation.heat(q), keys, cfg.attention_scale, cfg.score_cap, window
+        )
+        scores = tap(f"{hook}.hook_attn_scores", scores)  # (n_heads, T, S)
+        if cfg.sinks:
+            pattern = ops.softmax_with_sink(scores, w[f"{proj}.sinks"])
+        else:
+            pattern = ops.softmax(scores)
+        pattern = tap(f"{hook}.hook_pattern", pattern)
         z = tap(f"{hook}.hook_z", ops.attention_mix(pattern, values))  # (T, n_heads, head_dim)
-        return ops.linear(z.reshape(n_tokens, -1), w[f"{proj}.o_proj.weight"])
+        return self.linear(f"{proj}.o_proj", z.reshape(n_tokens, -1))
 
     def _mlp(self, layer: int, x: Array, tap: Tap) -> Array:
-        """SwiGLU: down(silu(gate(x)) · up(x)); (T, dim) → (T, dim)."""
-        w = self.weights
-        proj, hook = f"model.layers.{layer}.mlp", f"blocks.{layer}.mlp"
-        gate = tap(f"{hook}.hook_pre", ops.linear(x, w[f"{proj}.gate_proj.weight"]))
-        up = tap(f"{hook}.hook_pre_linear", ops.linear(x, w[f"{proj}.up_proj.weight"]))
-        post = tap(f"{hook}.hook_post", ops.swiglu(gate, up))  # (T, hidden_dim)
-        return ops.linear(post, w[f"{proj}.down_proj.weight"])
+        """down(act(gate(x)) · up(x)), or down(act(up(x))), or experts; (T, dim) → (T, dim)."""
+        if self.config.layer(layer).experts:
+            return self._experts(layer, x)
+        mlp, hook = f"model.layers.{layer}.mlp", f"blocks.{layer}.mlp"
+        if self.config.gated:
+            gate = tap(f"{hook}.hook_pre", self.linear(f"{mlp}.gate_proj", x))
+            up = tap(f"{hook}.hook_pre_linear", self.linear(f"{mlp}.up_proj", x))
+            post = self._gated(gate, up)
+        else:
+            post = self._activate(mlp, tap(f"{hook}.hook_pre", self.linear(f"{mlp}.up_proj", x)))
+        post = tap(f"{hook}.hook_post", post)  # (T, hidden_dim)
+        return self.linear(f"{mlp}.down_proj", post)
+
+    def _experts(self, layer: int, x: Array) -> Array:
+        """Each token's k best experts, weighted; only chosen experts' weights are touched."""
+        mlp = f"model.layers.{layer}.mlp"
+        experts = self.config.experts
+        assert experts is not None
+        scores = self.linear(f"{mlp}.router", x)  # (T, n)
+        chosen, weights = ops.choose_experts(scores, experts.k, experts.weights == "normalised")
+        out = np.zeros_like(x)
+        for e in np.unique(chosen):
+            rows, place = np.nonzero(chosen == e)  # the tokens that chose it, and as which of k
+            own = f"{mlp}.experts.{e}"
+            gate, up = (
+                self.linear(f"{own}.gate_proj", x[rows]),
+                self.linear(f"{own}.up_proj", x[rows]),
+            )
+            y = self.linear(f"{own}.down_proj", self._gated(gate, up))
+            out[rows] += weights[rows, place, None] * y
+        return out
+
+    # The parts that those are made of -----------------------------------------------------------
+
+    def linear(self, name: str, x: Array) -> Array:
+        """x Wᵀ, plus a bias where the family has one; (T, in) → (T, out)."""
+        y = ops.linear(x, self.weights[f"{name}.weight"])
+        bias = self.weights.get(f"{name}.bias")
+        return y if bias is None else y + bias
+
+    def norm(self, name: str, x: Array) -> Array:
+        """The family's norm over the residual stream, (T, dim) → (T, dim)."""
+        weight, eps = self.weights.get(f"{name}.weight"), self.config.norm_eps
+        if self.config.norm == "rms":
+            return ops.rms_norm(x, cast(Array, weight), eps)
+        return ops.layer_norm(x, weight, self.weights.get(f"{name}.bias"), eps)
+
+    def unembed(self, x: Array) -> Array:
+        """Logits of normed rows of the residual stream; (T, dim) → (T, vocab_size)."""
+        cfg = self.config
+        logits = ops.linear(x, self.head_weight)
+        bias = self.weights.get("lm_head.bias")
+        logits = scaled(logits if bias is None else logits + bias, cfg.logit_scale)
+        return logits if cfg.logit_cap is None else ops.soft_cap(logits, cfg.logit_cap)
+
+    def _norm_heads(self, layer: int, q: Array, k: Array) -> tuple[Array, Array]:
+        """Queries and keys, each head normed by itself or all together; (T, heads, head_dim)."""
+        proj = f"model.layers.{layer}.self_attn"
+
+        def normed(x: Array, name: str) -> Array:
+            whole = self.config.qk_norm == "whole"
+            rows = x.reshape(len(x), -1) if whole else x
+            return self.norm(f"{proj}.{name}", rows).reshape(x.shape)
+
+        return normed(q, "q_norm"), normed(k, "k_norm")
+
+    def _gated(self, gate: Array, up: Array) -> Array:
+        """act(gate) · up, (T, hidden_dim)."""
+        cfg = self.config
+        if cfg.act_alpha is not None and cfg.act_limit is not None:
+            return ops.clamped_swiglu(gate, up, cfg.act_alpha, cfg.act_limit)
+        if cfg.activation == "silu":
+            return ops.swiglu(gate, up)
+        return self._activate("", gate) * up
+
+    def _activate(self, mlp: str, x: Array) -> Array:
+        """The family's activation, elementwise."""
+        name = self.config.activation
+        if name == "xielu":
+            w = self.weights
+            return ops.xielu(x, w[f"{mlp}.act.alpha_p"], w[f"{mlp}.act.alpha_n"])
+        return cast("Callable[[Array], Array]", getattr(ops, name))(x)
+
+    def _rotations(
+        self, positions: NDArray[np.int64], cache: KVCache, dtype: Any
+    ) -> dict[str, Rotation]:
+        """What turns queries and keys at these positions, by a layer's `rotary`."""
+        cfg = self.config
+        heat = None
+        if cfg.temperature is not None:
+            heat = ops.temperature(positions, cfg.temperature.beta, cfg.temperature.length)
+        tables = {"none": Rotation(None, None, heat)}
+        if cfg.learned_positions:
+            return {**tables, "global": tables["none"]}
+        kinds = {cfg.layer(i).rotary for i in range(cfg.n_layers)} - {"none"}
+        for kind in kinds:
+            own = cfg.local() if kind == "local" else cfg
+            cos, sin = ops.rope_tables(own.for_context(cache.capacity), positions, dtype)
+            tables[kind] = Rotation(cos, sin, heat, cfg.rope_pairs == "neighbours")
+        return tables
 
     @property
     def head_weight(self) -> Array:
@@ -190,7 +346,7 @@ class Model:
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """An empty contiguous cache of the weights' own precision."""
-        return KVCache(self.config, capacity, self.weights["model.norm.weight"].dtype)
+        return KVCache(self.config, capacity, self.weights["model.embed_tokens.weight"].dtype)
 
     def forward_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
         """The `Runner` protocol: one segment after the other."""

@@ -1,8 +1,9 @@
-"""Checkpoint files → numpy arrays: safetensors, sharded or not, in f32, f16 or bf16.
+"""Checkpoint files → numpy arrays by our names: safetensors, sharded or not.
 
-Float32 tensors are views into the memory-mapped file: nothing is read until it is used, and
-several processes share the same pages. Half-precision tensors are widened to float32, which is
-exact. Nothing is ever unpickled.
+f32, f16, bf16, fp8 with scales, and MXFP4. Float32 tensors are views into the memory-mapped file:
+nothing is read until it is used, and several processes share the same pages. The others are widened
+to float32, which is exact. Where a family's checkpoint keeps a tensor is its description's to say
+(`families/`). Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +21,189 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import ConfigError, WeightsError
+from tinyllm.families import BY_TYPE
+from tinyllm.families.tensors import EMBED, HEAD, Source, expected, plus_one, source, take
 
 Weights = Mapping[str, NDArray[np.float32]]
 
 TEXT_PREFIX = "model.text_model."  # of the language model inside an Idefics3 checkpoint
+OF_EYES = ("model.vision_model.", "model.connector.")  # what isn't the language model's there
 
-# Buffers that old exporters saved beside the parameters; they can be recomputed from the config.
-IGNORED_TENSORS = re.compile(r"\.(rotary_emb\.inv_freq|self_attn\.masked_bias)$")
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint with its shape; matrices are (out_features, in_features)."""
-    dim, hidden = config.dim, config.hidden_dim
-    q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, dim)}
-    for i in range(config.n_layers):
-        block = f"model.layers.{i}"
-        shapes |= {
-            f"{block}.input_layernorm.weight": (dim,),
-            f"{block}.self_attn.q_proj.weight": (q_dim, dim),
-            f"{block}.self_attn.k_proj.weight": (kv_dim, dim),
-            f"{block}.self_attn.v_proj.weight": (kv_dim, dim),
-            f"{block}.self_attn.o_proj.weight": (dim, q_dim),
-            f"{block}.post_attention_layernorm.weight": (dim,),
-            f"{block}.mlp.gate_proj.weight": (hidden, dim),
-            f"{block}.mlp.up_proj.weight": (hidden, dim),
-            f"{block}.mlp.down_proj.weight": (dim, hidden),
-        }
-    shapes["model.norm.weight"] = (dim,)
-    if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, dim)
-    return shapes
+expected_shapes = expected
+HEAD_WEIGHT = f"{HEAD}.weight"
+# Beside a matrix in fp8, and in place of one in MXFP4.
+SCALES = re.compile(r"(_scale_inv|_scale|_blocks|_scales|\.k_scale|\.v_scale|input_scale|"
+                    r"activation_scale)$")  # fmt: skip
 
 
-def load_weights(folder: Path, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """All tensors of a checkpoint folder by their hub names, float32, C-contiguous, read-only.
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: where it is; nothing is read yet."""
+
+    path: Path
+    name: str  # the file's own
+    dtype: str
+    shape: tuple[int, ...]
+    raw: NDArray[np.uint8]  # a view of the mapping
+
+    def read(self) -> NDArray[np.float32]:
+        """Its values as float32, read-only; a view where they are float32 already."""
+        return _to_float32(self.raw, self.dtype, self.shape, f"{self.path}: tensor {self.name}")
+
+
+class Checkpoint(Mapping[str, NDArray[np.float32]]):
+    """A folder's tensors by our names, each read when it is asked for, and not kept.
 
     Raises:
         WeightsError: no safetensors file; a truncated or corrupt one; an unsupported dtype; a
             missing, unexpected, repeated or misshapen tensor. The message names file and tensor.
     """
-    tensors = text_tensors(read_folder(folder, keep=is_text_tensor))
-    return match_tensors(tensors, expected_shapes(config), folder, config.tie_embeddings)
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder, self.config = folder, config
+        names = BY_TYPE[config.family].names
+        self._stored = plain_names(index_folder(folder, is_text_tensor), names.prefixes)
+        self._shapes = expected(config)
+        self._sources = {ours: source(ours, names, config) for ours in self._shapes}
+        self._check(re.compile(names.ignored))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, ours: str) -> NDArray[np.float32]:
+        found = self._sources[ours]
+        if found.either or len(found.names) == 1:
+            array = take(self._whole(self._present(found)[0], found), found, ours, self.config)
+        else:
+            array = np.stack([self._whole(name, found) for name in found.names])
+        if found.plus_one:
+            array = plus_one(array)
+        array = np.ascontiguousarray(array)
+        array.flags.writeable = False
+        return array
+
+    def _present(self, found: Source) -> list[str]:
+        """Which of a tensor's names the checkpoint has."""
+        return [n for n in found.names if n in self._stored or f"{n}_blocks" in self._stored]
+
+    def _whole(self, name: str, found: Source) -> NDArray[np.float32]:
+        """One tensor of the checkpoint, widened with the scales that stand beside it."""
+        stored = self._stored.get(name)
+        if stored is None:
+            blocks, scales = self._stored[f"{name}_blocks"], self._stored[f"{name}_scales"]
+            return mxfp4(blocks, scales, found.expert)
+        array = stored.read()
+        for suffix in ("_scale_inv", "_scale"):
+            if f"{name}{suffix}" in self._stored:
+                return scaled(array, self._stored[f"{name}{suffix}"].read())
+        if stored.dtype.startswith("F8"):
+            raise WeightsError(f"{stored.path}: tensor {name} is fp8, but {name}_scale_inv isn't "
+                               "there; take the checkpoint in bf16")  # fmt: skip
+        return array
+
+    def _check(self, ignored: re.Pattern[str]) -> None:
+        """Every tensor is there, of its shape, and none is left over."""
+        used: set[str] = set()
+        for ours, shape in self._shapes.items():
+            found = self._sources[ours]
+            present = self._present(found)
+            if not present or (len(present) < len(found.names) and not found.either):
+                missing = next(n for n in found.names if n not in present)
+                raise WeightsError(
+                    f"{self.folder}: tensor {missing} {shape} is missing from the checkpoint"
+                )
+            used.update(found.names)
+            got = self._shape(present, found, ours)
+            if got != shape:
+                stored = self._stored.get(present[0])
+                where = stored.path if stored else self.folder
+                raise WeightsError(
+                    f"{where}: tensor {present[0]} has shape {stored.shape if stored else got}"
+                    f"{'' if stored and stored.shape == got else f' ({got} for {ours})'}, but "
+                    f"config.json asks for {shape}"
+                )
+        for name, stored in self._stored.items():
+            if name not in used and not ignored.search(name) and not self._beside(name, used):
+                self._refuse_left_over(name, stored)
+
+    def _shape(self, present: list[str], found: Source, ours: str) -> tuple[int, ...]:
+        """The shape that a tensor of ours would have, without reading it."""
+        stored = self._stored.get(present[0])
+        if stored is None:  # MXFP4: (experts, rows, groups, 16 bytes of 2)
+            experts, rows, groups, _ = self._stored[f"{present[0]}_blocks"].shape
+            shape: tuple[int, ...] = (experts, groups * 32, rows)
+        else:
+            shape = stored.shape
+        nothing = np.broadcast_to(np.float32(0), shape)
+        try:
+            got = take(nothing, found, ours, self.config).shape
+        except (ValueError, IndexError):
+            return shape
+        return got if found.either or len(found.names) == 1 else (len(found.names), *got)
+
+    def _beside(self, name: str, used: set[str]) -> bool:
+        """Scales of a tensor that is used."""
+        stem = SCALES.sub("", name)
+        return stem != name and (stem in used or any(u.startswith(f"{stem}.") for u in used)
+                                 or f"{stem}.weight" in used)  # fmt: skip
+
+    def _refuse_left_over(self, name: str, stored: Stored) -> None:
+        tied = self.config.tie_embeddings
+        head = source(HEAD_WEIGHT, BY_TYPE[self.config.family].names, self.config).names
+        if tied and name in head:
+            # Some exporters write the tied head a second time: fine as long as it is the same.
+            if np.array_equal(stored.read(), self[EMBED]):
+                return
+            raise WeightsError(
+                f"{stored.path}: {name} differs from {EMBED}, but config.json "
+                "says tie_word_embeddings; correct one of the two"
+            )
+        raise WeightsError(
+            f"{stored.path}: unexpected tensor {name} {stored.shape}; the config has none"
+        )
+
+
+def load_weights(folder: Path, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+    """All tensors of a checkpoint folder by our names, float32, C-contiguous, read-only.
+
+    Raises:
+        WeightsError: as `Checkpoint`.
+    """
+    return dict(Checkpoint(folder, config))
 
 
 def is_text_tensor(name: str) -> bool:
     """Whether a tensor is the language model's, in a checkpoint that also encodes images."""
-    return not name.startswith(("model.vision_model.", "model.connector."))
+    return not name.startswith(OF_EYES)
 
 
-def text_tensors(
-    tensors: Mapping[str, tuple[Path, NDArray[np.float32]]],
-) -> Mapping[str, tuple[Path, NDArray[np.float32]]]:
+def plain_names(stored: Mapping[str, Stored], prefixes: tuple[str, ...]) -> dict[str, Stored]:
     """The same tensors; a language model that is part of a larger one gets its own names back."""
-    if not any(name.startswith(TEXT_PREFIX) for name in tensors):
-        return tensors
-    return {
-        f"model.{name.removeprefix(TEXT_PREFIX)}" if name.startswith(TEXT_PREFIX) else name: entry
-        for name, entry in tensors.items()
-    }
+    if any(name.startswith(TEXT_PREFIX) for name in stored):
+        return {
+            f"model.{name.removeprefix(TEXT_PREFIX)}" if name.startswith(TEXT_PREFIX) else name: s
+            for name, s in stored.items()
+        }
+    for prefix in prefixes:
+        if any(name.startswith(prefix) for name in stored):
+            return {name.removeprefix(prefix): s for name, s in stored.items()}
+    return dict(stored)
+
+
+def index_folder(folder: Path, keep: Callable[[str], bool] | None = None) -> dict[str, Stored]:
+    """Every tensor in a folder's safetensors files, by the file's own names; nothing is read."""
+    found: dict[str, Stored] = {}
+    for path in checkpoint_files(folder):
+        for stored in index_file(path, keep):
+            if stored.name in found:
+                raise WeightsError(
+                    f"{path}: tensor {stored.name} is also in {found[stored.name].path.name}"
+                )
+            found[stored.name] = stored
+    return found
 
 
 def read_folder(
@@ -87,46 +213,8 @@ def read_folder(
 
     `keep` says by name which ones are wanted; the others aren't read.
     """
-    tensors: dict[str, tuple[Path, NDArray[np.float32]]] = {}
-    for path in checkpoint_files(folder):
-        for name, array in read_safetensors(path, keep):
-            if name in tensors:
-                raise WeightsError(f"{path}: tensor {name} is also in {tensors[name][0].name}")
-            tensors[name] = (path, array)
-    return tensors
-
-
-def match_tensors(
-    tensors: Mapping[str, tuple[Path, NDArray[np.float32]]],
-    shapes: Mapping[str, tuple[int, ...]],
-    folder: Path,
-    tied: bool,
-) -> dict[str, NDArray[np.float32]]:
-    """Check what was read against what the config asks for; raises WeightsError as load_weights."""
-    weights: dict[str, NDArray[np.float32]] = {}
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise WeightsError(f"{folder}: tensor {name} {shape} is missing from the checkpoint")
-        path, array = tensors[name]
-        if array.shape != shape:
-            raise WeightsError(
-                f"{path}: tensor {name} has shape {array.shape}, but config.json asks for {shape}"
-            )
-        weights[name] = array
-    for name in sorted(set(tensors) - set(shapes)):
-        path, array = tensors[name]
-        if IGNORED_TENSORS.search(name):
-            continue
-        if name == "lm_head.weight" and tied:
-            # Some exporters write the tied head a second time: fine as long as it is the same.
-            if np.array_equal(array, weights["model.embed_tokens.weight"]):
-                continue
-            raise WeightsError(
-                f"{path}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
-                "says tie_word_embeddings; correct one of the two"
-            )
-        raise WeightsError(f"{path}: unexpected tensor {name} {array.shape}; the config has none")
-    return weights
+    stored = index_folder(folder, keep)
+    return {name: (entry.path, entry.read()) for name, entry in stored.items()}
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -161,10 +249,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_safetensors(
-    path: Path, keep: Callable[[str], bool] | None = None
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield (name, float32 array) for each tensor of one file; f32 ones are mapped, not read.
+def index_file(path: Path, keep: Callable[[str], bool] | None = None) -> Iterator[Stored]:
+    """Each tensor of one file; the file is mapped, not read.
 
     The library checks the file (header, offsets, length); it can't hand bf16 to numpy, so the
     bytes are taken from the mapping here. Format: https://github.com/huggingface/safetensors.
@@ -178,10 +264,7 @@ def read_safetensors(
             continue
         begin, end = entry["data_offsets"]
         raw = mapped[data_start + begin : data_start + end]
-        yield (
-            name,
-            _to_float32(raw, entry["dtype"], tuple(entry["shape"]), f"{path}: tensor {name}"),
-        )
+        yield Stored(path, name, entry["dtype"], tuple(entry["shape"]), raw)
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
@@ -221,9 +304,76 @@ def _to_float32(
     elif dtype == "BF16":
         # A bfloat16 is the upper half of a float32.
         array = (raw.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif dtype == "F8_E4M3":
+        array = E4M3[raw]
+    elif dtype == "F8_E8M0":  # a power of two
+        array = np.ldexp(np.float32(1), raw.astype(np.int32) - 127).astype(np.float32)
     else:
-        raise WeightsError(f"{what} has dtype {dtype}; f32, f16 and bf16 are supported")
+        raise WeightsError(f"{what} has dtype {dtype}; f32, f16, bf16 and fp8 (e4m3) are supported")
     # An ndarray over the mapping: memmap's own class makes every slice slow.
     array = np.asarray(array).reshape(shape)
     array.flags.writeable = False
     return array
+
+
+def _e4m3() -> NDArray[np.float32]:
+    """The 256 values of an 8-bit float: sign, 4 bits of exponent (bias 7), 3 of fraction.
+
+    No infinities; all ones is not a number. Micikevicius et al. 2022, arXiv 2209.05433.
+    """
+    code = np.arange(256)
+    exponent, fraction = code >> 3 & 15, code & 7
+    normal = np.ldexp(1 + fraction / 8, exponent - 7)
+    values = np.where(exponent == 0, np.ldexp(fraction / 8, -6), normal)
+    values[(code & 127) == 127] = np.nan
+    return np.where(code < 128, values, -values).astype(np.float32)
+
+
+E4M3 = _e4m3()
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # MXFP4's magnitudes; bit 3 is the sign
+FP4 = np.concatenate([E2M1, -E2M1])
+
+
+def scaled(array: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An fp8 matrix times its scales: one of all, one a row, or one a square block.
+
+    Blocks are as long as the scales' shape says, the last ones cut short (128 × 128 in practice).
+    """
+    if scales.ndim < 2 and scales.size > 1:
+        scales = scales.reshape(-1, 1)
+    if scales.size > 1:
+        for axis in (0, 1):
+            if scales.shape[axis] > 1:
+                block = -(-array.shape[axis] // scales.shape[axis])
+                block = block if block == 1 else 1 << (block - 1).bit_length()
+                scales = np.repeat(scales, block, axis)[
+                    : array.shape[0] if axis == 0 else None,
+                    : array.shape[1] if axis == 1 else None,
+                ]
+    return array * scales
+
+
+def mxfp4(blocks: Stored, scales: Stored, expert: int | None) -> NDArray[np.float32]:
+    """MXFP4 weights: groups of 32 4-bit floats times a power of two.
+
+    Blocks are (experts, rows, groups, 16) bytes, the low nibble first; scales (experts, rows,
+    groups) bytes of exponent + 127. One expert alone is read.
+
+    Returns:
+        (experts, inputs, rows) float32 as gpt-oss stores plain weights; the others' stay zero.
+    """
+    n, rows, groups, _ = blocks.shape
+    chosen = range(n) if expert is None else [expert]
+    packed = blocks.raw.reshape(blocks.shape)
+    powers = scales.raw.reshape(scales.shape)
+    values = np.zeros((n, groups * 32, rows), np.float32) if expert is None else None
+    for e in chosen:
+        nibbles = np.stack([packed[e] & 15, packed[e] >> 4], axis=-1)  # (rows, groups, 16, 2)
+        floats = FP4[nibbles].reshape(rows, groups, 32)
+        wide = np.ldexp(floats, powers[e].astype(np.int32)[..., None] - 127)
+        matrix = wide.reshape(rows, -1).T.astype(np.float32)
+        if values is None:
+            return np.broadcast_to(matrix, (n, *matrix.shape))  # indexed by expert alone
+        values[e] = matrix
+    assert values is not None
+    return values

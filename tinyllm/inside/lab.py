@@ -72,9 +72,10 @@ def _small_theta(
     return _rope_tables(replace(config, rope_theta=theta), positions, dtype)
 
 
-def _striped_scores(q: Array, keys: Array) -> Array:
+def _striped_scores(q: Array, keys: Array, *options: Any) -> Array:
     n_heads, n_kv = q.shape[1], keys.shape[1]
-    return _attention_scores(q, keys[:, np.arange(n_heads) % n_kv])  # h % n_kv, not h // group
+    striped = keys[:, np.arange(n_heads) % n_kv]  # h % n_kv, not h // group
+    return _attention_scores(q, striped, *options)
 
 
 def _striped_mix(pattern: Array, values: Array) -> Array:
@@ -82,8 +83,8 @@ def _striped_mix(pattern: Array, values: Array) -> Array:
     return _attention_mix(pattern, values[:, np.arange(n_heads) % n_kv])
 
 
-def _unscaled_scores(q: Array, keys: Array) -> Array:
-    return _attention_scores(q, keys) * math.sqrt(q.shape[-1])
+def _unscaled_scores(q: Array, keys: Array, scale: float | None, *options: Any) -> Array:
+    return _attention_scores(q, keys, 1.0, *options)
 
 
 def _small_eps_scale(x: Array, eps: float) -> Array:

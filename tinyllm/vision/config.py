@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tinyllm.config import _get as get_key
 from tinyllm.errors import ConfigError
+from tinyllm.families.keys import value_of as get_key
 
 Kind = Literal["dinov2", "siglip", "clip", "idefics3"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]

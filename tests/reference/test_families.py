@@ -1,0 +1,45 @@
+"""Every family against transformers, live, on seeded checkpoints as transformers writes them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.families_folder import FAMILIES
+from tinyllm.config import ModelConfig
+from tinyllm.model import Model
+from tinyllm.weights import load_weights
+
+pytestmark = pytest.mark.reference
+
+
+def reference() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tests.reference import families
+    return families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits(name: str, tmp_path: Path) -> None:
+    """Prompts shorter and longer than any window; whole, and token by token."""
+    theirs = reference()
+    theirs.save(theirs.seeded(name), tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    model = Model(config, load_weights(tmp_path, config))
+    rng = np.random.default_rng(1)
+    for n in (4, 50):
+        ids = rng.integers(3, 97, n).tolist()
+        want = theirs.logits(tmp_path, ids)
+        cache = model.new_cache(n)
+        got = model.forward(ids, cache)
+        tolerance = max(1e-4, 1e-5 * np.abs(want).max())
+        assert np.abs(want).max() > 0.1, "the model says nothing"
+        assert np.abs(got - want).max() < tolerance, np.abs(got - want).max()
+        cache = model.new_cache(n)
+        steps = [model.forward(ids[i : i + 1], cache)[-1] for i in range(n)]
+        assert np.abs(np.array(steps) - want).max() < tolerance

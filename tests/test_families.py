@@ -1,0 +1,120 @@
+"""families/: keys are used or refused, never passed over; names of every checkpoint become ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.families_folder import FAMILIES, config_keys
+from tests.llama_folders import small_config
+from tinyllm import families
+from tinyllm.config import ModelConfig
+from tinyllm.errors import ConfigError
+from tinyllm.families.parts import Layer
+from tinyllm.families.tensors import Names, expected, source, split, take
+
+
+def keys_of(name: str, **changes: Any) -> dict[str, Any]:
+    model_type, keys = config_keys(name)
+    return {"model_type": model_type, **keys, **changes}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_configuration_is_read_and_its_tensors_are_known(name: str) -> None:
+    config = ModelConfig.from_hf(keys_of(name))
+    assert config.family == FAMILIES[name][0]
+    shapes = expected(config)
+    assert all(min(shape) >= 1 for shape in shapes.values())
+    assert hash(config) == hash(ModelConfig.from_hf(keys_of(name)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_that_nobody_understands_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="attn_magic"):
+        ModelConfig.from_hf(keys_of(name, attn_magic=3))
+    ModelConfig.from_hf(keys_of(name, attn_magic=None, initializer_range=0.5, use_cache=False))
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"Qwen3NextForCausalLM.*nearest.*Qwen3"):
+        ModelConfig.from_hf({"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"})
+
+
+def test_model_type_and_architectures_must_agree() -> None:
+    """The reference goes by the former, whose multipliers would be passed over."""
+    with pytest.raises(ConfigError, match=r"model_type is 'granite'.*LlamaForCausalLM"):
+        ModelConfig.from_hf(small_config(model_type="granite"))
+    with pytest.raises(ConfigError, match="two families"):
+        both = ["LlamaForCausalLM", "GraniteForCausalLM"]
+        ModelConfig.from_hf(small_config(architectures=both))
+
+
+def test_rope_scaling_goes_before_rope_parameters() -> None:
+    """Yarn added by hand beside a default that transformers 5 wrote: the reference takes it."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    default = {"rope_type": "default", "rope_theta": 5e5}
+    config = ModelConfig.from_hf(small_config(rope_scaling=yarn, rope_parameters=default))
+    assert config.rope_scaling is not None and config.rope_scaling.kind == "yarn"
+    assert config.rope_theta == 1e4  # of rope_theta beside them, not of the forgotten one
+
+
+def test_rotary_parameters_by_kind_of_layer_are_refused_where_there_is_one_kind() -> None:
+    nested = {"full_attention": {"rope_type": "default"}}
+    with pytest.raises(ConfigError, match="nested"):
+        ModelConfig.from_hf(small_config(rope_parameters=nested))
+    with pytest.raises(ConfigError, match="mrope_section"):
+        ModelConfig.from_hf(small_config(rope_scaling={"type": "default", "mrope_section": [1]}))
+
+
+def test_mistral_has_a_window_unless_it_is_null() -> None:
+    keys = keys_of("mistral")
+    del keys["sliding_window"]
+    assert ModelConfig.from_hf(keys).layer(0) == Layer(4096)
+    assert ModelConfig.from_hf(keys_of("mistral", sliding_window=None)).layer(0) == Layer(None)
+
+
+def test_qwen_has_a_window_only_where_it_is_switched_on() -> None:
+    keys = keys_of("qwen2", sliding_window=4, max_window_layers=2)
+    assert ModelConfig.from_hf(keys).layers == ()
+    windows = ModelConfig.from_hf({**keys, "use_sliding_window": True}).layers
+    assert [layer.window for layer in windows] == [None, None, 4, 4]
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "hqq", None])
+def test_quantised_checkpoints_are_refused_by_name(method: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"{method}.*GGUF"):
+        ModelConfig.from_hf(small_config(quantization_config={"quant_method": method, "bits": 4}))
+
+
+def test_longrope_is_chosen_by_the_context() -> None:
+    from tinyllm.kernels.reference import rope_frequencies
+
+    config = ModelConfig.from_hf(keys_of("llama longrope"))
+    short, long = (rope_frequencies(config.for_context(n)) for n in (32, 33))
+    scaling = config.rope_scaling
+    assert scaling is not None
+    np.testing.assert_allclose(short / long, np.divide(scaling.long, scaling.short), rtol=1e-6)
+
+
+def test_fused_tensors_are_taken_apart() -> None:
+    config = ModelConfig.from_hf(keys_of("phi3"))
+    names = families.BY_TYPE["phi3"].names
+    rows = np.arange(4 * 16 + 2 * 32)[:, None] * np.ones(64)  # q, k, v
+    for which, first, n in (("q", 0, 64), ("k", 64, 32), ("v", 96, 32)):
+        ours = f"model.layers.2.self_attn.{which}_proj.weight"
+        found = source(ours, names, config)
+        assert found.names == ("model.layers.2.self_attn.qkv_proj.weight",)
+        assert take(rows, found, ours, config)[:, 0].tolist() == [*range(first, first + n)]
+
+
+def test_heads_that_are_fused_one_by_one() -> None:
+    """NeoX: q, k, v of head 0, then of head 1."""
+    config = ModelConfig.from_hf(keys_of("gpt_neox"))
+    qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    names = Names(tensors=split("x", qkv, "by head"))
+    ours = "model.layers.0.self_attn.k_proj.bias"
+    found = source(ours, names, config)
+    taken = take(np.arange(4 * 3 * 16), found, ours, config)
+    assert taken.tolist() == [48 * h + 16 + i for h in range(4) for i in range(16)]

@@ -1,0 +1,48 @@
+"""Rotary parameters of families whose sliding layers turn by a table of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinyllm.errors import ConfigError
+from tinyllm.families.keys import Keys
+from tinyllm.families.rotary import table
+
+
+def rotary_by_kind(
+    keys: Keys, head_dim: int, max_len: int, *, full: float, sliding: float
+) -> dict[str, Any]:
+    """Both tables' base and scaling: `rope_parameters` by kind, or one base and scaling beside.
+
+    Args:
+        full, sliding: the bases where `rope_parameters` says nothing.
+    """
+    both = keys.any("rope_parameters") or {}
+    if not isinstance(both, Mapping):
+        raise ConfigError(f"rope_parameters must be an object, not {both!r}")
+    flat = set(both) - {"full_attention", "sliding_attention"}
+    if flat:
+        raise ConfigError(
+            f"rope_parameters has {sorted(flat)[0]!r}; this family nests full_attention and "
+            "sliding_attention in it, and the reference passes over anything else"
+        )
+    whole = dict(_kind(both, "full_attention"))
+    scaling = keys.any("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling must be an object, not {scaling!r}")
+    whole |= scaling
+    wide = table(whole, head_dim, full, None, max_len)
+    local = table(_kind(both, "sliding_attention"), head_dim, sliding, None, max_len)
+    if wide["rotary_dim"] or local["rotary_dim"]:
+        raise ConfigError("partial_rotary_factor isn't run by kind of layer")
+    return wide | {
+        "local_rope_theta": local["rope_theta"], "local_rope_scaling": local["rope_scaling"],
+    }  # fmt: skip
+
+
+def _kind(both: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    value = both.get(kind) or {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"rope_parameters: {kind} must be an object, not {value!r}")
+    return value
