@@ -18,7 +18,6 @@ from tinyllm.kernels.layout import (
     Q8_SCALES,
     F32Rows,
     Int8Rows,
-    SplitRows,
 )
 
 F64 = NDArray[np.float64]
@@ -49,9 +48,6 @@ def activation(rows: Any, tile: int, lane: int, k: int) -> float:
     """Input k of one token."""
     if isinstance(rows, F32Rows):
         return float(rows.values[tile, k // GROUP, lane, k % GROUP])
-    if isinstance(rows, SplitRows):
-        halves = [int(a[tile, k // GROUP, lane, k % GROUP]) << 16 for a in rows]
-        return float(np.array(halves, np.uint32).view(np.float32).astype(np.float64).sum())
     assert isinstance(rows, Int8Rows)
     scale = float(rows.scales[tile, k // GROUP, lane])
     return scale * int(rows.values[tile, k // GROUP, lane, k % GROUP])

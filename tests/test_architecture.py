@@ -49,7 +49,7 @@ BEYOND_CORE = {
 
 
 # To be cut where their ideas end.
-TOO_LONG = {"decode.py", "explain.py", "vectors.py"}  # fmt: skip
+TOO_LONG = {"decode.py", "explain.py"}
 
 
 def sources() -> list[Path]:

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyllm.compiled import MAX_LOGIT_ROWS, MAX_ROWS, CompiledModel, plan_call
+from tinyllm.compiled import CompiledModel, plan_call
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull, ConfigError, WeightsError
-from tinyllm.kernels import quantize
+from tinyllm.kernels.arrays import MAX_LOGIT_ROWS, MAX_ROWS
+from tinyllm.kernels.formats import FORMATS
+from tinyllm.kernels.layout import Q4, Q8
 from tinyllm.kernels.packed import Reading, load_packed
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
@@ -24,7 +26,6 @@ from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import expected_shapes, load_weights
 
 TEXT = "In 1969, Neil Armstrong walked on the Moon. def f(x):\n    return x ** 2  # 日本語 🙂\n" * 3
-FORMATS = ("f32", "bf16", "q8", "q4")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def readable(reference: Model, tokens: np.ndarray) -> tuple[np.ndarray, KVCache]
     return reference.forward(tokens, cache, logits="all"), cache
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=list(FORMATS))
 def compiled(
     request: pytest.FixtureRequest, weights_folder: Path, config: ModelConfig
 ) -> Iterator[CompiledModel]:
@@ -99,15 +100,15 @@ def test_carried_blocks_are_the_files_own_values(
         reading.wait()
     w = reference.weights
     for layer in (0, 13, config.n_layers - 1):
-        down = quantize.Q4(*(a[layer] for a in packed["down"]))
-        got = quantize.dequantize_q4(*quantize.unpack_q4(down, config.dim))
+        down = Q4(*(a[layer] for a in packed["down"]))
+        got = FORMATS["q4"].stands_for(down, config.dim)
         assert np.array_equal(got, w[f"model.layers.{layer}.mlp.down_proj.weight"])
-        qkv = quantize.Q4(*(a[layer] for a in packed["qkv"]))
-        got = quantize.dequantize_q4(*quantize.unpack_q4(qkv, 16 * qkv.values.shape[0]))
+        qkv = Q4(*(a[layer] for a in packed["qkv"]))
+        got = FORMATS["q4"].stands_for(qkv, 16 * qkv.values.shape[0])
         parts = [w[f"model.layers.{layer}.self_attn.{n}_proj.weight"] for n in "qkv"]
         assert np.array_equal(got, np.concatenate(parts))
-    embed = quantize.Q8(*(a[0] for a in packed["embed"]))
-    got = quantize.dequantize_q8(*quantize.unpack_q8(embed, config.vocab_size))
+    embed = Q8(*(a[0] for a in packed["embed"]))
+    got = FORMATS["q8"].stands_for(embed, config.vocab_size)
     assert np.array_equal(got, w["model.embed_tokens.weight"])
 
 
@@ -350,18 +351,10 @@ for dtype, near in (("f32", 1e-4), ("bf16", 0.1), ("q8", 0.1), ("q4", 1.0)):
 """
 
 
-@pytest.mark.parametrize("variable", ["NUMBA_DISABLE_JIT=1", "TINYLLM_SIMD=off"])
-def test_the_plain_loops_compute_the_same(variable: str) -> None:
-    name, _, value = variable.partition("=")
-    script = SCRIPT
-    if name == "TINYLLM_SIMD":  # compiles; two of the eight combinations will do
-        script = SCRIPT.replace(
-            '("f32", 1e-4), ("bf16", 0.1), ("q8", 0.1), ("q4", 1.0)', '("q8", 0.1),'
-        )
-        script = script.replace('("f32", "f16")', '("f16",)')
+def test_the_plain_loops_compute_the_same() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, name: value},
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,

@@ -29,14 +29,16 @@ from tinyllm.kernels.arrays import (
     make_scratch,
     rope_arrays,
 )
-from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, compile_for, sources_hash
+from tinyllm.kernels.build import compile_for
+from tinyllm.kernels.cache import sources_hash
+from tinyllm.kernels.formats import format_of
 from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
+from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, weights_fingerprint
 
-DTYPES = ("f32", "bf16", "q8", "q4")
 COMPILED_PARTS: frozenset[str] = frozenset()  # beyond a Llama's; see `ModelConfig.beyond_llama`
 
 Array = NDArray[np.float32]
@@ -69,16 +71,16 @@ class CompiledModel:
         kv_dtype: str | None = None,
         kv_cache_mb: int = 512,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        form = format_of(dtype)
         check_shape(config)
         if not JIT:
             threads = 1  # the kernels are plain Python then
         self.config = config
         self.dtype = dtype
-        self.kv_dtype = kv_dtype or ("f32" if dtype == "f32" else "f16")
+        self.kv_dtype = kv_dtype or form.kv_dtype
         self.threads = threads
-        path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{USE_SIMD}-{USE_BF16}"
+        # The kind of processor is no part of it, since all give the same bits.
+        path = f"compiled-{dtype}-{self.kv_dtype}-{sources_hash()}-{'lanes' if JIT else 'loops'}"
         if isinstance(weights, (Path, str)):
             packed, digest, reading = load_packed(Path(weights), config, dtype)
             self._fingerprint = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()[:12]

@@ -28,6 +28,7 @@ from tinyllm.inside.hooks import (
     needs_readable_path,
 )
 from tinyllm.inside.replay import ActivationCache, run_with_cache
+from tinyllm.kernels.formats import Dtype, format_of
 from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
@@ -38,7 +39,6 @@ from tinyllm.vision.image import ImageSource, read_image
 from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import load_weights
 
-Dtype = Literal["f32", "bf16", "q8", "q4"]
 Backend = Literal["auto", "reference", "compiled"]
 PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or a chat
 
@@ -66,8 +66,7 @@ def load(
     Raises:
         FetchError, ConfigError, WeightsError, TokenizerError: each names the file and the remedy.
     """
-    if dtype not in ("f32", "bf16", "q8", "q4"):
-        raise ValueError(f"dtype must be f32, bf16, q8 or q4, not {dtype!r}")
+    format_of(dtype)
     if backend not in ("auto", "reference", "compiled"):
         raise ValueError(f"backend must be auto, reference or compiled, not {backend!r}")
     if backend == "auto":

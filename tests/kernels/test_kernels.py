@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,37 +19,33 @@ from numba.core.errors import TypingError
 from tests import kernels_oracle as oracle
 from tests import naive
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import jit, jit_attention, quantize
+from tinyllm.kernels import jit, jit_attention, numbers, quantize
 from tinyllm.kernels.arrays import make_softmax
-from tinyllm.kernels.build import JIT, USE_BF16, USE_SIMD, lean
+from tinyllm.kernels.build import kernel
+from tinyllm.kernels.formats import FORMATS, Dtype, format_of
 from tinyllm.kernels.layout import (
-    BF16,
     F32,
     GROUP,
     NOTHING_YET,
-    Q4,
-    Q8,
     TILE,
     AttendScratch,
     Int8Rows,
     Keys,
-    SplitRows,
     check_arrays,
     empty_f32_rows,
     empty_int8_rows,
-    empty_split_rows,
 )
 from tinyllm.kernels.paged import PagePool
+from tinyllm.kernels.processor import JIT
 
 IMPLEMENTATIONS: list[ModuleType] = [jit]
 ATTENTION: list[ModuleType] = [jit_attention]
-if USE_SIMD:
-    from tinyllm.kernels import simd, simd_attention
+if JIT:
+    from tinyllm.kernels import simd, simd_attention, vectors
 
     IMPLEMENTATIONS.append(simd)
     ATTENTION.append(simd_attention)
 
-FORMATS = ("f32", "bf16", "bf16_split", "q8", "q4")  # split: activations as two bfloat16s
 EXAMPLES = 25 if JIT else 3  # plain Python takes a thousand times as long
 EXTREMES = [0.0, 1e-42, -1e-39, 3e38, -3e38, np.inf, -np.inf, np.nan]
 
@@ -63,35 +59,24 @@ def _float_warnings() -> Any:
         yield
 
 
-def skip_without_instructions(kernels: ModuleType, kind: str) -> None:
-    if kernels is not jit and kind == "bf16_split" and not USE_BF16:
-        pytest.skip("this processor has no bfloat16 instructions")
-
-
 def stacked(weight: np.ndarray, kind: str, layers: int = 2) -> Any:
-    packed = quantize.quantize(weight, kind.removesuffix("_split"))
+    packed = FORMATS[kind].matrix(weight)
     return type(packed)(*(np.stack([np.zeros_like(a)] * (layers - 1) + [a]) for a in packed))
 
 
 def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
     """x (n, K) as activations in tile 1 of 2."""
-    make, put = {
-        "q8": (empty_int8_rows, kernels.put_int8),
-        "q4": (empty_int8_rows, kernels.put_int8),
-        "bf16_split": (empty_split_rows, jit.put_split),
-    }.get(kind, (empty_f32_rows, jit.put_f32))
-    rows = make(2 * TILE, x.shape[1])
+    form = FORMATS[kind]
+    put = getattr(kernels, form.put, None) or getattr(jit, form.put)
+    rows = form.empty_rows(2 * TILE, x.shape[1])
     for i, row in enumerate(x):
         put(rows, 1, i, 0, np.ascontiguousarray(row), 0, x.shape[1])
     return rows
 
 
 def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.ndarray:
-    kernel = getattr(
-        kernels,
-        {F32: "matmul_f32", BF16: "matmul_bf16", Q8: "matmul_q8", Q4: "matmul_q4"}[type(w)]
-        + ("_split" if isinstance(rows, SplitRows) else ""),
-    )
+    name = next(form.name for form in FORMATS.values() if form.packed is type(w))
+    kernel = getattr(kernels, f"matmul_{name}")
     blocks = -(-n_rows // 16)
     out = np.zeros((TILE + 1, 16 * blocks + 3), np.float32)
     kernel(w, 1, 0, blocks, rows, 1, n, out, 1, 2)
@@ -102,11 +87,10 @@ def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.nd
 
 
 @both
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", list(FORMATS))
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
-    skip_without_instructions(kernels, kind)
     n, groups = data.draw(st.integers(1, TILE)), data.draw(st.integers(1, 3))
     n_rows = data.draw(st.integers(1, 20))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
@@ -117,15 +101,14 @@ def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
     got = matmul(kernels, w, rows, n, n_rows)
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
     # … and the format itself is near what it stands for.
-    near = {"f32": 1e-5, "bf16": 0.02, "bf16_split": 0.02, "q8": 0.04, "q4": 0.3}[kind]
+    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "q4": 0.3}[kind]
     exact = x.astype(np.float64) @ weight.astype(np.float64).T
     assert np.abs(got - exact).max() <= near * np.sqrt(groups * GROUP) * 30
 
 
 @both
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", list(FORMATS))
 def test_a_token_has_the_same_bits_in_any_tile(kernels: ModuleType, kind: str) -> None:
-    skip_without_instructions(kernels, kind)
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((16, 64)).astype(np.float32)
     x = rng.standard_normal((TILE, 64)).astype(np.float32)
@@ -136,7 +119,7 @@ def test_a_token_has_the_same_bits_in_any_tile(kernels: ModuleType, kind: str) -
         assert np.array_equal(part, whole[:n])
 
 
-@pytest.mark.skipif(not USE_SIMD, reason="there is only one implementation here")
+@pytest.mark.skipif(not JIT, reason="there is only one implementation here")
 @pytest.mark.parametrize("kind", ["q8", "q4"])
 def test_integer_arithmetic_agrees_to_the_bit(kind: str) -> None:
     """Scales of 1 leave integers alone, which float32 holds exactly: no rounding to differ by."""
@@ -159,7 +142,7 @@ def test_integer_arithmetic_agrees_to_the_bit(kind: str) -> None:
             assert np.array_equal(got, want)
 
 
-@pytest.mark.skipif(not USE_SIMD, reason="only vectors assume a layout")
+@pytest.mark.skipif(not JIT, reason="only vectors assume a layout")
 def test_vectors_refuse_what_they_would_read_wrong() -> None:
     weight = np.ones((16, 64), np.float32)
     w = stacked(weight, "f32")
@@ -218,7 +201,7 @@ def test_put_int8_of_extremes(kernels: ModuleType, extreme: float) -> None:
         assert not np.isfinite(rows.scales[0, 0, 0])  # and so not what is computed from it
 
 
-@pytest.mark.skipif(not USE_SIMD, reason="there is only one implementation here")
+@pytest.mark.skipif(not JIT, reason="there is only one implementation here")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=GROUP, max_size=GROUP))
 def test_put_int8_agrees_to_the_bit(numbers: list[float]) -> None:
@@ -239,29 +222,6 @@ def test_put_f32_anywhere(column: int, n: int, seed: int) -> None:
     want[column : column + n] = x[3:]
     assert np.array_equal(rows.values[1, :, 6].reshape(-1), want)
     assert np.count_nonzero(rows.values) == n
-
-
-def test_put_split_keeps_sixteen_bits() -> None:
-    rng = np.random.default_rng(2)
-    for scale in (1.0, 1e-30, 1e30):
-        x = (rng.standard_normal(2 * GROUP) * scale).astype(np.float32)
-        rows = empty_split_rows(8, 3 * GROUP)
-        jit.put_split(rows, 0, 5, GROUP, x, 0, 2 * GROUP)
-        back = np.array([oracle.activation(rows, 0, 5, k) for k in range(3 * GROUP)])
-        assert not np.any(back[:GROUP])
-        assert np.all(np.abs(back[GROUP:] - x) <= np.abs(x) * 2.0**-16)
-
-
-@pytest.mark.parametrize("extreme", EXTREMES)
-def test_put_split_of_extremes(extreme: float) -> None:
-    x = np.full(GROUP, 1.0, np.float32)
-    x[7] = extreme
-    rows = empty_split_rows(8, GROUP)
-    jit.put_split(rows, 0, 0, 0, x, 0, GROUP)
-    got = oracle.activation(rows, 0, 0, 7)
-    assert got == pytest.approx(extreme, rel=2.0**-16, abs=1e-38) or not np.isfinite(extreme)
-    assert np.isfinite(got) == np.isfinite(extreme)
-    assert oracle.activation(rows, 0, 0, 6) == 1.0
 
 
 @both
@@ -304,7 +264,7 @@ def test_swiglu(kernels: ModuleType) -> None:
 def test_exp(kernels: ModuleType) -> None:
     if kernels is jit:
         values = np.linspace(-86.9, 88, 500, dtype=np.float32)
-        got = np.array([jit.exp(np.float32(x)) for x in values])
+        got = np.array([numbers.exp(np.float32(x)) for x in values])
     else:
         values = np.linspace(-86.9, 88, 512, dtype=np.float32)
         got = np.zeros_like(values)
@@ -315,32 +275,32 @@ def test_exp(kernels: ModuleType) -> None:
 
 @both
 def test_exp_of_extremes(kernels: ModuleType) -> None:
-    exp = jit.exp if kernels is jit else kernels.exp_one
+    exp = numbers.exp if kernels is jit else kernels.exp_one
     assert exp(np.float32(0)) == 1  # exactly: a row that sees nothing new must not change
     assert exp(np.float32(-np.inf)) == 0
     assert exp(np.float32(-1e30)) == 0
     assert np.isnan(exp(np.float32(np.nan)))
 
 
-if USE_SIMD:
+if JIT:
 
-    @lean
+    @kernel
     def exp_all(values: Any, out: Any) -> None:
         for i in range(0, len(values), 16):
-            simd.store(out, i, simd.exp(simd.load(values, i)))
+            vectors.store(out, i, simd.exp(vectors.load(values, i)))
 
 
 def test_halves_like_numpy() -> None:
     step = 1 if JIT else 97
     bits = np.arange(0, 65536, step).astype(np.uint16)
     want = bits.view(np.float16).astype(np.float32)
-    got = np.array([jit.half_to_float(int(b)) for b in bits], np.float32)
+    got = np.array([numbers.half_to_float(int(b)) for b in bits], np.float32)
     assert np.array_equal(got, want, equal_nan=True)
     rng = np.random.default_rng(5)
     values = (rng.standard_normal(2000) * 10.0 ** rng.integers(-9, 6, 2000)).astype(np.float32)
     values = np.concatenate([values, want, [65519.99, 65520, 1e38, -1e38, 6e-8, 2e-8]])
     values = values[: len(values) // step].astype(np.float32)
-    back = np.array([jit.float_to_half(v) for v in values], np.uint16)
+    back = np.array([numbers.float_to_half(v) for v in values], np.uint16)
     expected = values.astype(np.float16)
     assert np.array_equal(back.view(np.float16), expected, equal_nan=True)
 
@@ -475,9 +435,13 @@ def test_bf16_rounding() -> None:
 
 def test_odd_widths_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
-        quantize.quantize(np.ones((4, 40), np.float32), "q8")
-    with pytest.raises(ValueError, match="dtype must be"):
-        quantize.quantize(np.ones((4, 64), np.float32), "q5")
+        FORMATS["q8"].matrix(np.ones((4, 40), np.float32))
+
+
+def test_formats_are_named_once() -> None:
+    assert tuple(FORMATS) == get_args(Dtype)
+    with pytest.raises(ValueError, match="dtype must be one of f32, bf16, q8, q4, not 'q5'"):
+        format_of("q5")
 
 
 # --- the same without compiling, and without vectors ----------------------------------------------

@@ -5,8 +5,6 @@ What is drawn is the same; a test holds the two together. See `kernels/draw.py` 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +26,7 @@ class RowScratch:
     """Exponentials of the row that was worked on last; shared by the samplers of one thread."""
 
     def __init__(self, vocab_size: int) -> None:
+        kernels.prepare()
         self.exps = np.empty(vocab_size, np.float32)
         self.sums = np.empty(0, np.float64)
         self.best = 0
@@ -87,13 +86,13 @@ class CompiledSampler(Sampler):
 
     def _log_normalizer(self, logits: Logits) -> float:
         self._scratch.fill(logits)
-        return float(self._scratch.top) + math.log(self._scratch.sums.sum())
+        return float(self._scratch.top) + kernels.log(self._scratch.sums.sum())
 
 
 def top_logprobs(logits: Logits, k: int, scratch: RowScratch) -> list[tuple[int, float]]:
     """The k likeliest tokens with their log-probabilities under the raw softmax, best first."""
     scratch.fill(logits)
-    norm = float(scratch.top) + math.log(scratch.sums.sum())
+    norm = float(scratch.top) + kernels.log(scratch.sums.sum())
     return [(int(i), float(logits[i]) - norm) for i in kernels.largest(logits, k)]
 
 

@@ -254,8 +254,7 @@ def _embed(e: _Entry, text: Callable[[int], str]) -> _Worked:
         return _Worked("a row in place of E[token]", _n(value), value)
 
     def kernel(k: Any, dtype: str) -> float:
-        # The embedding is the head as well, and stays at 8 bits in a 4-bit model.
-        return float(k.embedding(table, token, e.dim, "q8" if dtype == "q4" else dtype))
+        return float(k.embedding(table, token, e.dim, dtype))
 
     return _Worked("E[token, dim]", f"E[{token}, {e.dim}]", value, kernel=kernel)
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels import dispatch, jit
+from tinyllm.kernels import dispatch, jit, numbers
 from tinyllm.kernels.arrays import make_softmax
+from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, AttendScratch, Keys
-from tinyllm.kernels.quantize import quantize
 
 Array = NDArray[np.float32]
 
@@ -24,7 +24,7 @@ def embedding(table: Array, token: int, dim: int, dtype: str) -> float:
     """Entry `dim` of a token's row, from the packed embedding."""
     first = token // BLOCK * BLOCK
     out = np.zeros((1, table.shape[1]), np.float32)
-    dispatch.embed(_packed(table, first, dtype), token - first, out, 0)
+    dispatch.embed(_packed(table, first, FORMATS[dtype].table), token - first, out, 0)
     return float(out[0, dim])
 
 
@@ -32,7 +32,7 @@ def product(weight: Array, row: int, x: Array, dtype: str) -> float:
     """weight[row] · x: weight (rows, in), x (in,)."""
     first = row // BLOCK * BLOCK
     packed = _packed(weight, first, dtype)
-    rows = dispatch.empty_rows(dtype, 1, len(x))
+    rows = FORMATS[dtype].empty_rows(1, len(x))
     dispatch.put(rows, 0, 0, 0, np.ascontiguousarray(x, np.float32), 0, len(x))
     out = np.zeros((8, BLOCK), np.float32)
     dispatch.matmul(packed, 0, 0, 1, rows, 0, 1, out, 0, 0)
@@ -64,7 +64,7 @@ def weight_of(q: Array, keys: Array, values: Array, key: int, dtype: str) -> tup
     """(score, softmax weight) of one key: the fused kernel forms both, but keeps neither."""
     score, _, _ = attention(q, keys[key : key + 1], values[key : key + 1], dtype)
     top, total, _ = attention(q, keys, values, dtype)
-    return score, float(jit.exp(np.float32(score - top))) / total
+    return score, float(numbers.exp(np.float32(score - top))) / total
 
 
 def gated(gate: float, up: float) -> float:
@@ -83,7 +83,7 @@ def attention(q: Array, keys: Array, values: Array, dtype: str) -> tuple[float, 
     """
     n_keys, head_dim = keys.shape
     n_pages = -(-n_keys // PAGE)
-    stored = np.float32 if dtype == "f32" else np.uint16
+    stored = np.float32 if FORMATS[dtype].kv_dtype == "f32" else np.uint16
     cells = np.zeros((n_pages, 1, 1, 2, PAGE * head_dim), stored)
     half = np.zeros(head_dim, stored)
     for i in range(n_keys):
@@ -111,7 +111,7 @@ def _packed(weight: Array, first: int, dtype: str) -> Any:
     block = np.zeros((BLOCK, weight.shape[1]), np.float32)
     rows = weight[first : first + BLOCK]
     block[: len(rows)] = rows
-    packed = quantize(block, dtype)
+    packed = FORMATS[dtype].matrix(block)
     return type(packed)(*(array[None] for array in packed))
 
 

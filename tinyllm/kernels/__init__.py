@@ -3,15 +3,17 @@
 To read the compiled path, in this order:
 
     layout.py          how weights, activations and the KV cache lie in memory, and why
-    quantize.py        the formats: f32, bf16, 8 bits, 4 bits
+    formats.py         f32, bf16, 8 bits, 4 bits: a record each; quantize.py packs and rounds
     jit.py             every kernel as plain loops; jit_attention.py those over the cache
-    simd.py            the hot ones again in vectors, simd_attention.py; vectors.py makes vectors
+    simd.py            the hot ones again in vectors; simd_attention.py
+    vectors.py         sixteen lanes as numba values, bundles.py several of them; emit.py: as LLVM
+    processor.py       kinds of processor, and all that differs by kind
     dispatch.py        picks the kernels
     threads.py         a team of threads that walks through regions of work together
     arrays.py          all arrays of a forward pass by name
     forward.py         the whole forward pass, region by region; attention.py its hardest part
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
-    build.py           how all of it is compiled and kept
+    build.py           how all of it is compiled;  cache.py  where it is kept
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

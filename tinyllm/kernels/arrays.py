@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import reference
-from tinyllm.kernels.dispatch import empty_rows
+from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, TILE, Softmax
 
 Array = NDArray[Any]
@@ -112,13 +112,13 @@ def make_batch(config: ModelConfig) -> Batch:
 
 def make_scratch(config: ModelConfig, dtype: str, threads: int) -> Scratch:
     """Room for all that a call writes on its way."""
-    head_dim = config.head_dim
+    head_dim, empty_rows = config.head_dim, FORMATS[dtype].empty_rows
     n_chunks = -(-config.max_seq_len // CHUNK)
     return Scratch(
         x=np.zeros((MAX_ROWS, config.dim), np.float32),
-        normed=empty_rows(dtype, MAX_ROWS + TILE * threads, config.dim),
-        mixed=empty_rows(dtype, MAX_ROWS, config.n_heads * head_dim),
-        hidden=empty_rows(dtype, MAX_ROWS, config.hidden_dim),
+        normed=empty_rows(MAX_ROWS + TILE * threads, config.dim),
+        mixed=empty_rows(MAX_ROWS, config.n_heads * head_dim),
+        hidden=empty_rows(MAX_ROWS, config.hidden_dim),
         q=np.zeros((config.n_heads * MAX_ROWS + TILE, head_dim), np.float32),
         logits=np.zeros((MAX_LOGIT_ROWS, -(-config.vocab_size // BLOCK) * BLOCK), np.float32),
         spread=make_softmax((SPREAD_ROWS * config.n_heads * n_chunks,), head_dim),

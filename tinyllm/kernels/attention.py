@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tinyllm.kernels.arrays import SPREAD_ROWS, Batch, Own, Pool, Scratch
-from tinyllm.kernels.build import lean, uncached
+from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import attend, divide_row, merge, put
 from tinyllm.kernels.layout import CHUNK, NOTHING_YET, TILE, AttendScratch, Keys, Softmax
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     # Query i of a part is head i % group of row first + i // group.
 
 
-@uncached
+@part
 def attend_chunk(part: Part, start: int, pool: Pool, batch: Batch, s: Scratch, own: Own) -> None:
     """One chunk of keys for all queries of a part, 8 at a time; into own.chunk."""
     n = part.n_rows * part.group
@@ -44,7 +44,7 @@ def attend_chunk(part: Part, start: int, pool: Pool, batch: Batch, s: Scratch, o
         attend(s.q, q_row, count, own.visible, keys, scratch, own.chunk, i)
 
 
-@uncached
+@part
 def attend_all(part: Part, pool: Pool, batch: Batch, s: Scratch, own: Own) -> None:
     """Attention of a part's rows over all that they see; into s.mixed."""
     n = part.n_rows * part.group
@@ -59,7 +59,7 @@ def attend_all(part: Part, pool: Pool, batch: Batch, s: Scratch, own: Own) -> No
                    s.mixed)  # fmt: skip
 
 
-@uncached
+@part
 def spread_row(row: int, head: int, n_heads: int, chunk: int, spread: Softmax) -> int:
     """Where the state of a row's query head over one chunk is kept."""
     n_chunks = spread.top.shape[0] // (SPREAD_ROWS * n_heads)
@@ -67,7 +67,7 @@ def spread_row(row: int, head: int, n_heads: int, chunk: int, spread: Softmax) -
     return at
 
 
-@lean
+@part
 def keep_chunk(part: Part, chunk: int, n_heads: int, state: Softmax, spread: Softmax) -> None:
     """Note a part's state over one chunk of keys, for `merge_chunks`."""
     for i in range(part.n_rows * part.group):
@@ -78,7 +78,7 @@ def keep_chunk(part: Part, chunk: int, n_heads: int, state: Softmax, spread: Sof
             spread.mixed[to, d] = state.mixed[i, d]
 
 
-@uncached
+@part
 def merge_chunks(part: Part, n_chunks: int, n_heads: int, s: Scratch, own: Own) -> None:
     """Fold the chunks of a part of one row in order, as `attend_all` does; into s.mixed."""
     start_over(own.so_far, part.group)
@@ -89,7 +89,7 @@ def merge_chunks(part: Part, n_chunks: int, n_heads: int, s: Scratch, own: Own) 
     finish_row(part.first, part.head, part.group, 0, own.so_far, own.row, s.mixed)
 
 
-@lean
+@part
 def start_over(state: Softmax, n: int) -> None:
     """No keys seen yet."""
     for i in range(n):
@@ -98,7 +98,7 @@ def start_over(state: Softmax, n: int) -> None:
             state.mixed[i, d] = 0.0
 
 
-@lean
+@part
 def finish_row(
     r: int, head: int, group: int, at: int, state: Softmax, row: Any, mixed: Any
 ) -> None:

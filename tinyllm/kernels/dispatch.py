@@ -7,68 +7,40 @@ instructions where there are any. The forward pass is written once, over these n
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from numba.extending import overload
 
-from tinyllm.kernels import jit
-from tinyllm.kernels.build import USE_BF16, USE_SIMD
-from tinyllm.kernels.layout import (
-    BF16,
-    F32,
-    Q4,
-    Q8,
-    F32Rows,
-    Int8Rows,
-    SplitRows,
-    empty_f32_rows,
-    empty_int8_rows,
-    empty_split_rows,
-)
+from tinyllm.kernels import jit, jit_attention
+from tinyllm.kernels.formats import FORMATS
+from tinyllm.kernels.processor import JIT
 
-if USE_SIMD:
-    from tinyllm.kernels import simd as fast
-    from tinyllm.kernels import simd_attention as fast_attention
+if JIT:
+    from tinyllm.kernels import simd, simd_attention
+
+    fast: ModuleType = simd
+    fast_attention: ModuleType = simd_attention
 else:
-    from tinyllm.kernels import jit as fast  # type: ignore[no-redef]
-    from tinyllm.kernels import jit_attention as fast_attention  # type: ignore[no-redef]
+    fast, fast_attention = jit, jit_attention
 
 Kernel = Callable[..., None]
 
-MATMUL: dict[tuple[type, type], Kernel] = {
-    (F32, F32Rows): fast.matmul_f32,
-    (BF16, F32Rows): fast.matmul_bf16,
-    (BF16, SplitRows): fast.matmul_bf16_split,
-    (Q8, Int8Rows): fast.matmul_q8,
-    (Q4, Int8Rows): fast.matmul_q4,
-}
-EMBED: dict[type, Kernel] = {
-    F32: jit.embed_f32,
-    BF16: jit.embed_bf16,
-    Q8: jit.embed_q8,
-    Q4: jit.embed_q4,
-}
-PUT: dict[type, Kernel] = {
-    F32Rows: jit.put_f32,
-    SplitRows: jit.put_split,
-    Int8Rows: fast.put_int8,
-}
-ROWS: dict[str, Callable[[int, int], Any]] = {
-    "f32": empty_f32_rows,
-    "bf16": empty_split_rows if USE_BF16 else empty_f32_rows,
-    "q8": empty_int8_rows,
-    "q4": empty_int8_rows,
-}
+
+def kernel_of(name: str) -> Kernel:
+    """A kernel by its name: in vectors, or as loops where there is no other form of it."""
+    found: Kernel = getattr(fast, name, None) or getattr(jit, name)
+    return found
+
+
+MATMUL = {(f.packed, f.activations): kernel_of(f"matmul_{f.name}") for f in FORMATS.values()}
+EMBED = {f.packed: kernel_of(f"embed_{f.name}") for f in FORMATS.values()}
+PUT = {f.activations: kernel_of(f.put) for f in FORMATS.values()}
 
 append_key, append_value = fast_attention.append_key, fast_attention.append_value
 attend, merge = fast_attention.attend, fast_attention.merge
 norm_row, rope, swiglu = fast.norm_row, fast.rope, fast.swiglu
 add_row, divide_row = fast.add_row, fast.divide_row
-
-
-def empty_rows(dtype: str, n_rows: int, width: int) -> Any:
-    """Room for activations, in the form that weights of this format are multiplied with."""
-    return ROWS[dtype](n_rows, width)
 
 
 def matmul(

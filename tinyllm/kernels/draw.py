@@ -5,7 +5,7 @@ The definitions are in `tinyllm/sampler.py`; tests hold these functions to them.
 milliseconds, which matters once a step of sixteen streams takes ten.
 
 Each row is worked on by itself and in a fixed order, so the bits don't depend on what else is in
-a batch. Exponentials are float32, their sums float64. The GIL is released.
+a batch, nor on the kind of processor. Exponentials are float32, their sums float64.
 """
 
 from __future__ import annotations
@@ -13,23 +13,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-# A fixed set of liberties: sums may be split into lanes (always the same way, since the code is
-# compiled once), but NaN and infinities mean what they say.
-_LIBERTIES = {"reassoc", "contract", "nsz", "arcp"}
+from tinyllm.kernels.build import allocating_kernel, compile_for, kernel
+from tinyllm.kernels.emit import LANES
+from tinyllm.kernels.numbers import exp
 
-BLOCK = 1024  # logits worked on at a time: their float64 values stay in the nearest cache
+STRETCH = 1024  # logits whose exponentials have a sum of their own
 BUCKETS = 2048  # of distance to the best logit, see `_best_until`
 PER_NAT = 32.0  # buckets a nat: the last one starts 64 nats down, at a share of 1e-28
-
-# exp, see `_exp_block`; float32, since a wider constant would widen everything
-FLOOR, LOG2_E = np.float32(-87.0), np.float32(1.44269504)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-C0, C1, C2 = np.float32(5.0000001201e-1), np.float32(1.6666665459e-1), np.float32(4.1665795894e-2)
-C3, C4, C5 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float32(1.9875691500e-4)
-ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 # Philox 4x64, see `uniform`
 M0, M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
@@ -40,68 +32,61 @@ Row = NDArray[np.float32]  # (V,)
 Ids = NDArray[np.int64]
 
 
-_compiled = njit(nogil=True, cache=True, fastmath=_LIBERTIES)
-_compiled_to_the_letter = njit(nogil=True, cache=True, fastmath={"contract"})
-
-
-@_compiled_to_the_letter
-def _exp_block(d: Row, out: Row, power: NDArray[np.int32]) -> None:
-    """out = exp(d) for d <= 0, to a unit or two in the last place; 0 below -87.
-
-    exp(d) = 2^k · exp(r) with |r| <= ln 2 / 2, where a short polynomial is enough, and 2^k is made
-    of its exponent bits (Cody and Waite 1980; the polynomial is that of Moshier's Cephes library).
-    Written so that LLVM turns each loop into vectors. `power` is scratch.
-    """
-    for i in range(len(d)):
-        x = FLOOR if d[i] < FLOOR else d[i]  # NaN passes
-        k = np.floor(x * LOG2_E + HALF)
-        r = (x - k * LN2_HIGH) - k * LN2_LOW  # in two parts: k · LN2_HIGH is exact
-        p = C5
-        p = p * r + C4
-        p = p * r + C3
-        p = p * r + C2
-        p = p * r + C1
-        p = p * r + C0
-        out[i] = p * r * r + r + ONE
-        power[i] = (np.int32(k) + np.int32(127)) << np.int32(23)
-    scale = power.view(np.float32)
-    for i in range(len(d)):
-        out[i] = ZERO if d[i] < FLOOR else out[i] * scale[i]
-
-
-@_compiled
+@allocating_kernel
 def exp_row(row: Row, top: np.float32, out: Row) -> NDArray[np.float64]:
-    """out = exp(row - top); returns the sum of each block of `BLOCK`, (ceil(V / BLOCK),)."""
-    n_blocks = -(-len(row) // BLOCK)
-    sums = np.empty(n_blocks, np.float64)
-    d = np.empty(BLOCK, np.float32)
-    power = np.empty(BLOCK, np.int32)
-    for b in range(n_blocks):
-        start = b * BLOCK
-        n = min(BLOCK, len(row) - start)
-        for i in range(n):
-            d[i] = row[start + i] - top
-        block = out[start : start + n]
-        _exp_block(d[:n], block, power[:n])
+    """out = exp(row - top); returns the sum of each stretch of 1,024, (ceil(V / 1024),)."""
+    n_stretches = -(-len(row) // STRETCH)
+    sums = np.empty(n_stretches, np.float64)
+    lanes = np.empty(LANES, np.float64)  # sixteen sums, whatever a register holds
+    for b in range(n_stretches):
+        start, stop = b * STRETCH, min((b + 1) * STRETCH, len(row))
+        whole = stop - (stop - start) % LANES
+        for i in range(start, stop):
+            out[i] = exp(np.float32(row[i] - top))
+        for k in range(LANES):
+            lanes[k] = 0.0
+        for i in range(start, whole, LANES):
+            for k in range(LANES):
+                lanes[k] += np.float64(out[i + k])
         total = 0.0
-        for i in range(n):
-            total += np.float64(block[i])
+        for k in range(LANES):
+            total += lanes[k]
+        for i in range(whole, stop):
+            total += np.float64(out[i])
         sums[b] = total
     return sums
 
 
-@_compiled
+@kernel
+def log(x: float) -> float:
+    """The natural logarithm of a positive, finite number, to a unit or two in the last place.
+
+    The C library's differs from one processor to the next. ln x = e · ln 2 + 2 · artanh(s) with
+    s = (m - 1) / (m + 1), m in [√½, √2): Abramowitz & Stegun 1964, formula 4.1.27.
+    """
+    m, e = math.frexp(x)
+    if m < 0.7071067811865476:
+        m, e = m * 2.0, e - 1
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = 0.0
+    for k in range(23, 1, -2):  # 1 + z/3 + z²/5 + …; z < 0.0295
+        series = (series + 1.0 / k) * z
+    return e * 0.6931471805599453 + 2.0 * (s + s * series)
+
+
+@kernel
 def _near(
     row: Row, top: np.float32, exps: Row, sums: NDArray[np.float64], nats: float, ids: Ids
 ) -> tuple[int, float]:
     """Fill `ids` with the places of the logits within `nats` of the best; their number and mass."""
     edge = np.float32(top - np.float32(nats))
-    least = math.exp(-nats) * 0.99  # a block with less holds none (the rest is for rounding)
+    least = math.exp(-nats) * 0.99  # a stretch with less holds none (the rest is for rounding)
     n, mass = 0, 0.0
     for b in range(len(sums)):
         if sums[b] < least:
             continue
-        for i in range(b * BLOCK, min((b + 1) * BLOCK, len(row))):
+        for i in range(b * STRETCH, min((b + 1) * STRETCH, len(row))):
             if row[i] >= edge:
                 ids[n] = i
                 n += 1
@@ -109,7 +94,7 @@ def _near(
     return n, mass
 
 
-@_compiled
+@allocating_kernel
 def kept(
     row: Row,
     top: np.float32,
@@ -144,7 +129,7 @@ def kept(
     return ids
 
 
-@_compiled
+@allocating_kernel
 def _best_until(
     row: Row,
     top: np.float32,
@@ -178,7 +163,7 @@ def _best_until(
     return ids[stays]
 
 
-@_compiled
+@allocating_kernel
 def draw(
     row: Row,
     top: np.float32,
@@ -207,13 +192,13 @@ def draw(
                 if passed > u * total:
                     break
         return last
-    # Walk over the blocks, then inside the one where the running sum passes the goal.
+    # Walk over the stretches, then inside the one where the running sum passes the goal.
     block = 0
     while block < len(sums) - 1 and passed + sums[block] <= u * total:
         passed += sums[block]
         block += 1
     while True:
-        for i in range(block * BLOCK, len(row)):
+        for i in range(block * STRETCH, len(row)):
             passed += np.float64(exps[i])
             if exps[i] > 0.0:
                 last = i
@@ -224,7 +209,7 @@ def draw(
         block, passed = 0, 0.0
 
 
-@_compiled
+@kernel
 def _high_product(a: np.uint64, b: np.uint64) -> np.uint64:
     """The upper 64 bits of the product, by halves."""
     a_low, a_high = a & LOW_HALF, a >> HALF_BITS
@@ -234,7 +219,7 @@ def _high_product(a: np.uint64, b: np.uint64) -> np.uint64:
     return a_high * b_high + (middle >> HALF_BITS) + (carried >> HALF_BITS)
 
 
-@_compiled
+@kernel
 def uniform(seed: np.uint64, stream: np.uint64, step: np.uint64) -> float:
     """`sampler.uniform`: numpy takes some 30 microseconds to set its generator up for one draw."""
     # numpy counts up before it draws, so its counter (0, 0, 0, step) is this one.
@@ -248,7 +233,7 @@ def uniform(seed: np.uint64, stream: np.uint64, step: np.uint64) -> float:
     return np.float64(c0 >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@_compiled
+@allocating_kernel
 def largest(row: Row, k: int) -> Ids:
     """Indices of the k largest logits, best first, lower ids first on ties; (min(k, V),)."""
     k = min(k, len(row))
@@ -266,3 +251,17 @@ def largest(row: Row, k: int) -> Ids:
         ids[place] = i
         n = min(n + 1, k)
     return ids
+
+
+def prepare() -> None:
+    """Compile all of it (or load it from disk), so that no request has to wait for that."""
+    row, sums = np.zeros(1, np.float32), np.zeros(1, np.float64)
+    calls = {
+        exp_row: (row, np.float32(0), row),
+        log: (0.0,),
+        draw: (row, np.float32(0), row, sums, 0, 1.0, 0.5),
+        uniform: (np.uint64(0), np.uint64(0), np.uint64(0)),
+        largest: (row, 1),
+    }
+    for function, arguments in calls.items():
+        compile_for(function, "sampling", arguments)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.build import allocating_kernel, uncached
 from tinyllm.kernels.dispatch import matmul, put
 from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows, empty_f32_rows
 from tinyllm.kernels.threads import Turn, begin, chunks, finish, next_job
@@ -95,7 +95,7 @@ class Scratch(NamedTuple):
     out: Array  # (threads, 8, widest product)
 
 
-@kernel
+@allocating_kernel
 def run(
     thread: int, last: int, control: Array, w: EncoderArrays, todo: Job, s: Scratch
 ) -> int:  # fmt: skip
@@ -211,7 +211,7 @@ def _units(w: F32, n_rows: int) -> tuple[int, int]:
     return (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS, (n_tiles + TILES - 1) // TILES
 
 
-@kernel
+@allocating_kernel
 def norm_tile(
     x: Array, norm: Array, eps: float, n_rows: int, tile: int, row: Array, normed: F32Rows
 ) -> None:
@@ -221,7 +221,7 @@ def norm_tile(
         put(normed, tile, r % TILE, 0, row, 0, x.shape[1])
 
 
-@kernel
+@allocating_kernel
 def keep_row(todo: Job, layer: int, x: Array, r: int) -> None:
     """Copy a row of the residual stream, where what is behind this layer was asked for."""
     slot = todo.keep[layer]
@@ -230,7 +230,7 @@ def keep_row(todo: Job, layer: int, x: Array, r: int) -> None:
             todo.streams[slot, r, k] = x[r, k]
 
 
-@kernel
+@allocating_kernel
 def place(part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s: Scratch) -> None:
     """Put a tile of one head's queries (part 0), keys (1) or values (2) where attention reads."""
     all_tiles = s.q.values.shape[0] // s.keys.values.shape[0]
@@ -246,7 +246,7 @@ def place(part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s:
                 s.values.values[head, k // BLOCK, at, k % BLOCK] = out[lane, k]
 
 
-@kernel
+@allocating_kernel
 def add_bias_and_activate(x: Array, bias: Array, activation: int) -> None:
     """x[: len(bias)] := activation(x + bias)."""
     if activation == GELU:
@@ -260,7 +260,7 @@ def add_bias_and_activate(x: Array, bias: Array, activation: int) -> None:
             x[k] = activate(x[k] + bias[k], QUICK_GELU)
 
 
-@kernel
+@allocating_kernel
 def add_product(
     w: F32, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
     first_row: int, n_rows: int,
@@ -279,7 +279,7 @@ def add_product(
                 x[first_row + tile * TILE + lane, begin + k] += out[lane, k]
 
 
-@kernel
+@allocating_kernel
 def add_product_and_bias(
     w: F32, bias: Array, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
     n_rows: int,

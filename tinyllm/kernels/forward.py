@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels.arrays import OUT_BLOCKS, SPREAD_ROWS, Batch, ModelArrays, Own, Pool, Scratch
 from tinyllm.kernels.attention import Part, attend_all, attend_chunk, keep_chunk, merge_chunks
-from tinyllm.kernels.build import lean, uncached
+from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import (
     add_row,
     append_key,
@@ -69,7 +69,7 @@ class Call(NamedTuple):
     head_dim: int
 
 
-@lean
+@kernel
 def run(
     thread: int,
     last: int,
@@ -116,13 +116,13 @@ def run(
         last = job
 
 
-@uncached
+@part
 def region(layer: int, part: int) -> int:
     """A region of a layer by its number."""
     return 1 + LAYER_REGIONS * layer + part
 
 
-@uncached
+@part
 def look_at(
     thread: int, n_threads: int, model: ModelArrays, pool: Pool, batch: Batch, s: Scratch
 ) -> Call:
@@ -139,7 +139,7 @@ def look_at(
     )  # fmt: skip
 
 
-@uncached
+@part
 def take_own(thread: int, all_own: Own) -> Own:
     """One thread's share of the private arrays."""
     chunk, so_far = all_own.chunk, all_own.so_far
@@ -159,7 +159,7 @@ def take_own(thread: int, all_own: Own) -> Own:
 # --- the regions, in the order in which a row passes through them --------------------------------
 
 
-@uncached
+@part
 def embed_rows(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch) -> None:
     """x = the tokens' embeddings, or rows of images."""
     for tile in chunks(turn, 0, call.n_tiles):
@@ -167,7 +167,7 @@ def embed_rows(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scra
             embed_row(model.embed, batch.tokens[r], batch.images, s.x, r)
 
 
-@uncached
+@part
 def norm_rows(
     turn: Turn, at: int, call: Call, weight: Array, layer: int, eps: float, s: Scratch, own: Own
 ) -> None:
@@ -181,7 +181,7 @@ def norm_rows(
             norm_tile(s.x, weight, layer, eps, first, n, tile, own.row, s.normed)
 
 
-@uncached
+@part
 def queries_keys_values(
     turn: Turn, call: Call, layer: int, model: ModelArrays, pool: Pool, batch: Batch, s: Scratch,
     own: Own,
@@ -198,7 +198,7 @@ def queries_keys_values(
             place_head(unit, call, layer, tile * TILE, n, model, pool, batch, s, own)
 
 
-@uncached
+@part
 def attend_parts(
     turn: Turn, call: Call, layer: int, pool: Pool, batch: Batch, s: Scratch, own: Own
 ) -> None:
@@ -209,7 +209,7 @@ def attend_parts(
         attend_all(part, pool, batch, s, own)  # the longest come first
 
 
-@uncached
+@part
 def attend_spans(
     turn: Turn, call: Call, layer: int, pool: Pool, batch: Batch, s: Scratch, own: Own
 ) -> None:
@@ -228,7 +228,7 @@ def attend_spans(
         merge_chunks(part, batch.position[row] // CHUNK + 1, call.n_heads, s, own)
 
 
-@uncached
+@part
 def add_product(
     turn: Turn, at: int, call: Call, w: Any, layer: int, rows: Any, x: Array, out: Array
 ) -> None:
@@ -244,7 +244,7 @@ def add_product(
                 add_row(x, tile * TILE + lane, first * BLOCK, out, lane, count * BLOCK)
 
 
-@uncached
+@part
 def gate_and_up(
     turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own
 ) -> None:
@@ -261,7 +261,7 @@ def gate_and_up(
                 put(s.hidden, tile, lane, GROUP * unit, own.row, 0, GROUP)
 
 
-@uncached
+@part
 def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch, own: Own) -> None:
     """Logits of the rows that want them; those rows are gathered into tiles of their own."""
     at = region(model.attn_norm.shape[0], 0)
@@ -283,7 +283,7 @@ def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch,
 # --- the parts of a region ----------------------------------------------------------------------
 
 
-@uncached
+@part
 def part_of(part: int, head: int, layer: int, call: Call, batch: Batch) -> Part:
     """A part of the batch, with one of the key heads."""
     first = batch.part_first[part]
@@ -293,7 +293,7 @@ def part_of(part: int, head: int, layer: int, call: Call, batch: Batch) -> Part:
     )  # fmt: skip
 
 
-@lean
+@part
 def embed_row(table: Any, token: int, images: Array, x: Array, r: int) -> None:
     """x[r] = the embedding of a token, or row -1 - token of `images`."""
     if token >= 0:
@@ -303,7 +303,7 @@ def embed_row(table: Any, token: int, images: Array, x: Array, r: int) -> None:
             x[r, d] = images[-1 - token, d]
 
 
-@lean
+@part
 def norm_tile(
     x: Array, weight: Array, layer: int, eps: float, first: int, n: int, tile: int, row: Array,
     rows: Any,
@@ -314,7 +314,7 @@ def norm_tile(
         put(rows, tile, lane, 0, row, 0, x.shape[1])
 
 
-@uncached
+@part
 def place_head(
     unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pool,
     batch: Batch, s: Scratch, own: Own,

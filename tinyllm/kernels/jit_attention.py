@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import lean
-from tinyllm.kernels.jit import exp, float_to_half, half_to_float
+from tinyllm.kernels.build import kernel
 from tinyllm.kernels.layout import KEYS, NOTHING_YET, PAGE, VALUES, AttendScratch, Keys, Softmax
+from tinyllm.kernels.numbers import exp, float_to_half, half_to_float
 
 Array = NDArray[Any]
 
 
-@lean
+@kernel
 def _stored(cells: Array, page: int, layer: int, head: int, kind: int, i: int) -> np.float32:
     """A cached number as float32."""
     value = cells[page, layer, head, kind, i]
@@ -26,7 +26,7 @@ def _stored(cells: Array, page: int, layer: int, head: int, kind: int, i: int) -
     return np.float32(value)
 
 
-@lean
+@kernel
 def _keep(
     cells: Array, page: int, layer: int, head: int, kind: int, i: int, value: np.float32
 ) -> None:
@@ -36,7 +36,7 @@ def _keep(
         cells[page, layer, head, kind, i] = value
 
 
-@lean
+@kernel
 def append_key(
     cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
@@ -45,7 +45,7 @@ def append_key(
         _keep(cells, page, layer, head, KEYS, d * PAGE + slot, k[lane, d])
 
 
-@lean
+@kernel
 def append_value(
     cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
@@ -55,7 +55,7 @@ def append_value(
         _keep(cells, page, layer, head, VALUES, slot * head_dim + d, v[lane, d])
 
 
-@lean
+@kernel
 def attend(
     q: Array, q_row: int, n: int, visible: Array, keys: Keys, s: AttendScratch, state: Softmax,
     first: int,
@@ -107,7 +107,7 @@ def attend(
         state.total[first + i] = weight_sum
 
 
-@lean
+@kernel
 def merge(state: Softmax, row: int, later: Softmax, later_row: int) -> None:
     """Fold a query's softmax over a later chunk into that over the earlier ones."""
     top, top2 = state.top[row], later.top[later_row]

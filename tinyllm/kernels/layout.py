@@ -69,16 +69,9 @@ class Q4(NamedTuple):
 
 
 class F32Rows(NamedTuple):
-    """Activations for F32 weights, and for BF16 where there are no bfloat16 instructions."""
+    """Activations for F32 and BF16 weights."""
 
     values: Array  # (tiles, G, 8, 32) float32
-
-
-class SplitRows(NamedTuple):
-    """Activations for BF16 weights: value + rest, two bfloat16s, 16 bits of a float32's 24."""
-
-    values: Array  # (tiles, G, 8, 32) uint16: the upper half of each float32
-    rest: Array  # (tiles, G, 8, 32) uint16: what that leaves of it, rounded
 
 
 class Int8Rows(NamedTuple):
@@ -93,12 +86,6 @@ class Int8Rows(NamedTuple):
 def empty_f32_rows(n_rows: int, width: int) -> F32Rows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
     return F32Rows(np.zeros((-(-n_rows // TILE), -(-width // GROUP), TILE, GROUP), np.float32))
-
-
-def empty_split_rows(n_rows: int, width: int) -> SplitRows:
-    """Room for `n_rows` tokens of `width` inputs; zeros."""
-    shape = (-(-n_rows // TILE), width // GROUP, TILE, GROUP)
-    return SplitRows(np.zeros(shape, np.uint16), np.zeros(shape, np.uint16))
 
 
 def empty_int8_rows(n_rows: int, width: int) -> Int8Rows:

@@ -25,8 +25,8 @@ from safetensors.numpy import save_file
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
-from tinyllm.kernels import quantize
-from tinyllm.kernels.layout import BF16, BLOCK, F32, Q4, Q8
+from tinyllm.kernels.formats import FORMATS, Format, Parts
+from tinyllm.kernels.layout import BLOCK
 from tinyllm.weights import checkpoint_files, load_weights
 
 Array = NDArray[Any]
@@ -51,27 +51,30 @@ def pack(
     Args:
         config: the shape.
         weights: hub name → float32 tensor.
-        dtype: "f32", "bf16", "q8" or "q4". Under q4 the embedding and the head stay at 8 bits.
-        carried: quantised blocks by tensor name (`fetch.carried.Blocks`); q4 takes them over as
-            they are, and rounds only what isn't among them.
+        dtype: a format's name.
+        carried: quantised blocks by tensor name (`files.carried.Blocks`); those that the format
+            can take over as they are aren't rounded again.
     """
+    form = FORMATS[dtype]
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
 
-    def rows(name: str, kind: str) -> tuple[Array, ...]:
-        blocks = carried.get(name) if carried and dtype == "q4" else None
-        return _carry(blocks, kind) if _fits(blocks, kind) else _round(weights[name], kind)
+    def rows(name: str, form: Format) -> Parts:
+        blocks = carried.get(name) if carried else None
+        if blocks is not None and blocks.kind in form.carry:
+            return form.carry[blocks.kind](blocks)
+        return form.round(weights[name])
 
     def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
         matrices = []
         for layer in layers:
-            parts = [rows(name, dtype) for name in names(layer)]
+            parts = [rows(name, form) for name in names(layer)]
             joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-            matrices.append(_pack([a if order is None else a[order] for a in joined], dtype))
+            matrices.append(form.pack(*(a if order is None else a[order] for a in joined)))
         return type(matrices[0])(*(np.stack(arrays) for arrays in zip(*matrices, strict=True)))
 
     def table(name: str) -> Any:
-        kind = "q8" if dtype == "q4" else dtype
-        matrix = _pack(rows(name, kind), kind)
+        of_tables = FORMATS[form.table]
+        matrix = of_tables.pack(*rows(name, of_tables))
         return type(matrix)(*(array[None] for array in matrix))
 
     def norms(name: str) -> Array:
@@ -95,38 +98,6 @@ def pack(
     if not config.tie_embeddings:
         packed["head"] = table("lm_head.weight")
     return packed
-
-
-def _round(weight: NDArray[np.float32], kind: str) -> tuple[Array, ...]:
-    """One matrix in a format, rows in order."""
-    if kind == "q8":
-        return quantize.quantize_q8(weight)
-    return quantize.quantize_q4(weight) if kind == "q4" else (weight,)
-
-
-def _fits(blocks: Any, kind: str) -> bool:
-    kinds = {"q8": ("Q8_0",), "q4": ("Q4_0", "Q4_1")}
-    return blocks is not None and blocks.kind in kinds.get(kind, ())
-
-
-def _carry(blocks: Any, kind: str) -> tuple[Array, ...]:
-    """The same from a file's blocks, without rounding."""
-    if kind == "q8":
-        return blocks.q, blocks.scales
-    minimums = blocks.mins
-    if minimums is None:  # Q4_0: scale · (nibble - 8); -8 · scale is exact
-        minimums = (blocks.scales.astype(np.float32) * -8).astype(np.float16)
-    return quantize.split_nibbles(blocks.q), blocks.scales, minimums
-
-
-def _pack(rows: Sequence[Array], kind: str) -> Any:
-    make: dict[str, Callable[..., Any]] = {
-        "f32": quantize.pack_f32,
-        "bf16": quantize.pack_bf16,
-        "q8": quantize.pack_q8,
-        "q4": quantize.pack_q4,
-    }
-    return make[kind](*rows)
 
 
 # --- keeping it -----------------------------------------------------------------------------------
@@ -161,6 +132,11 @@ class Reading:
             return file.readinto(self._memory[first:last].data) == last - first
 
 
+def _takes_blocks(dtype: str) -> bool:
+    """Whether a file's own blocks are used: at 4 bits, as that file has them."""
+    return dtype == "q4"
+
+
 def load_packed(
     folder: Path, config: ModelConfig, dtype: str
 ) -> tuple[Packed, str, Reading | None]:
@@ -176,7 +152,7 @@ def load_packed(
     found = _read(path, digest)
     if found is None:
         carried = None
-        if dtype == "q4" and (folder / CARRIED_FILE).is_file():
+        if _takes_blocks(dtype) and (folder / CARRIED_FILE).is_file():
             from tinyllm.files.carried import load_blocks  # needed once a checkpoint
 
             carried = load_blocks(folder)
@@ -195,10 +171,10 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(f"{config} {dtype}".encode())
-    for name in ("layout.py", "quantize.py", "packed.py"):
+    for name in ("layout.py", "quantize.py", "formats.py", "packed.py"):
         digest.update((here / name).read_bytes())
     files = checkpoint_files(folder)
-    if dtype == "q4" and (folder / CARRIED_FILE).is_file():
+    if _takes_blocks(dtype) and (folder / CARRIED_FILE).is_file():
         files = [*files, folder / CARRIED_FILE]
     for path in files:
         size = path.stat().st_size
@@ -255,7 +231,7 @@ def _read(path: Path, digest: str) -> tuple[Packed, Reading] | None:
             begin, end = entry["data_offsets"]
             flat = memory[begin:end].view(numpy_types[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])
-    formats = {kind.__name__: kind for kind in (F32, BF16, Q8, Q4)}
+    formats: dict[str, Any] = {form.packed.__name__: form.packed for form in FORMATS.values()}
     packed: Packed = {name: array for name, array in arrays.items() if "." not in name}
     for name in MATRICES:
         if name in metadata:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tinyllm.kernels.layout import BF16, BLOCK, F32, GROUP, Q4, Q4_SCALES, Q8, Q8_SCALES
 
 Matrix = NDArray[np.float32]
-Weights = F32 | BF16 | Q8 | Q4
 
 
 def _blocks(rows: NDArray[Any]) -> NDArray[Any]:
@@ -206,16 +205,3 @@ def _two_parts(packed: NDArray[Any], size: int) -> tuple[NDArray[Any], NDArray[n
 def _unpack_halves(packed: NDArray[np.float16], n_rows: int) -> NDArray[np.float16]:
     """(B, G, 16) → (rows, G)."""
     return packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:n_rows]
-
-
-def quantize(weight: Matrix, dtype: str) -> Weights:
-    """One matrix in the format `dtype`, interleaved."""
-    if dtype == "f32":
-        return pack_f32(weight)
-    if dtype == "bf16":
-        return pack_bf16(weight)
-    if dtype == "q8":
-        return pack_q8(*quantize_q8(weight))
-    if dtype == "q4":
-        return pack_q4(*quantize_q4(weight))
-    raise ValueError(f"dtype must be f32, bf16, q8 or q4, not {dtype!r}")

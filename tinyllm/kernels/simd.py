@@ -1,9 +1,9 @@
-"""The hot kernels of `jit.py` again, in 512-bit vectors (AVX-512 with VNNI).
+"""The hot kernels of `jit.py` again, in vectors of sixteen lanes.
 
 Same names, arguments and meaning as there; only how they are computed differs. A *bundle* is one
-vector of 16 outputs for each of N tokens, held in N registers while the inputs stream past
-(`vectors.py`). Whatever N is, each output is summed in the same order, so a token's result has
-the same bits alone and in any batch.
+vector of 16 outputs for each of N tokens, held in registers while the inputs stream past
+(`bundles.py`). Whatever N is, each output is summed in the same order, so a token's result has
+the same bits alone and in any batch, and on any kind of processor (`processor.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import inlined, lean, uncached
-from tinyllm.kernels.jit import EXP_HIGHEST, EXP_LOWEST, LN2_HIGH, LN2_LOW, LOG2_E, ROUNDER
+from tinyllm.kernels.build import inlined, kernel, part
+from tinyllm.kernels.bundles import (
+    add_each,
+    fma_each,
+    q4_dots,
+    q8_dots,
+    q8_starts,
+    repeat,
+    scale_each,
+    store_each,
+    zeros,
+)
 from tinyllm.kernels.layout import (
     BLOCK,
     GROUP,
@@ -28,20 +38,29 @@ from tinyllm.kernels.layout import (
     TILE,
     F32Rows,
     Int8Rows,
-    SplitRows,
 )
+from tinyllm.kernels.numbers import (
+    C0,
+    C1,
+    C2,
+    C3,
+    C4,
+    C5,
+    EXP_HIGHEST,
+    EXP_LOWEST,
+    LN2_HIGH,
+    LN2_LOW,
+    LOG2_E,
+    ROUNDER,
+)
+from tinyllm.kernels.processor import KIND
 from tinyllm.kernels.vectors import (
     add,
-    add_each,
     at,
     clip,
     div,
-    dot2_each,
-    dot4_each,
     fma,
-    fma_each,
     high_bf16,
-    high_nibbles,
     horizontal_max,
     horizontal_sum,
     largest_magnitude,
@@ -49,49 +68,43 @@ from tinyllm.kernels.vectors import (
     load_bytes,
     load_halves,
     low_bf16,
-    low_nibbles,
     mul,
-    repeat,
-    scale_each,
     splat,
-    splat_each,
     store,
-    store_each,
     store_int8,
     sub,
     times_power_of_two,
     zero_below,
-    zeros,
 )
 
 Array = NDArray[Any]
 Tile = Callable[..., None]
 
-FEW = 4  # rows of attention for which there are registers to take four vectors at once
+WHOLE_TILES = KIND.sums >= TILE
 PANEL = 32  # inputs summed before they join the rest: short sums keep float32's rounding small
 
 
 # --- numbers ------------------------------------------------------------------------------------
 
 
-@lean
+@kernel
 def exp(x: Any) -> Any:
-    """eˣ of sixteen floats; see `jit.exp`."""
+    """eˣ of sixteen floats; see `numbers.exp`."""
     clipped = clip(x, EXP_LOWEST, EXP_HIGHEST)
     shifted = fma(clipped, splat(LOG2_E), splat(ROUNDER))
     n = sub(shifted, splat(ROUNDER))
     r = fma(n, splat(-LN2_HIGH), clipped)
     r = fma(n, splat(-LN2_LOW), r)
-    p = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
-    p = fma(p, r, splat(np.float32(8.3334519073e-3)))
-    p = fma(p, r, splat(np.float32(4.1665795894e-2)))
-    p = fma(p, r, splat(np.float32(1.6666665459e-1)))
-    p = fma(p, r, splat(np.float32(5.0000001201e-1)))
+    p = fma(splat(C5), r, splat(C4))
+    p = fma(p, r, splat(C3))
+    p = fma(p, r, splat(C2))
+    p = fma(p, r, splat(C1))
+    p = fma(p, r, splat(C0))
     p = add(fma(mul(p, r), r, r), splat(np.float32(1.0)))
     return zero_below(times_power_of_two(p, shifted), x, EXP_LOWEST)
 
 
-@lean
+@kernel
 def exp_one(x: np.float32) -> np.float32:
     """The same of one float, by the same instructions."""
     one: np.float32 = horizontal_max(exp(splat(np.float32(x))))
@@ -101,7 +114,7 @@ def exp_one(x: np.float32) -> np.float32:
 # --- activations --------------------------------------------------------------------------------
 
 
-@lean
+@kernel
 def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Array) -> None:
     """As `jit.norm_row`."""
     dim = x.shape[1]
@@ -116,7 +129,7 @@ def norm_row(x: Array, row: int, weight: Array, layer: int, eps: float, out: Arr
         store(out, k, mul(v, load(weight, layer * dim + k)))
 
 
-@lean
+@kernel
 def rope(
     values: Array, lane: int, cos: Array, sin: Array, position: int, scale: float, out: Array,
     row: int,
@@ -132,7 +145,7 @@ def rope(
         store(out, to + half + i, mul(add(mul(b, c), mul(a, s)), factor))
 
 
-@lean
+@kernel
 def put_int8(
     rows: Int8Rows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
@@ -154,7 +167,7 @@ def put_int8(
         rows.sums[tile, column // GROUP + g, lane] = scale * np.float32(total)
 
 
-@lean
+@kernel
 def swiglu(pairs: Array, row: int, out: Array) -> None:
     """As `jit.swiglu`."""
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
@@ -165,7 +178,7 @@ def swiglu(pairs: Array, row: int, out: Array) -> None:
         store(out, BLOCK * half, mul(silu, up))
 
 
-@lean
+@kernel
 def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> None:
     """As `jit.add_row`; n is a multiple of 16."""
     to, of = row * x.shape[1] + column, lane * out.shape[1]
@@ -173,7 +186,7 @@ def add_row(x: Array, row: int, column: int, out: Array, lane: int, n: int) -> N
         store(x, to + k, add(load(x, to + k), load(out, of + k)))
 
 
-@lean
+@kernel
 def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int) -> None:
     """As `jit.divide_row`."""
     width = value.shape[1]
@@ -188,7 +201,7 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 
 
 def _make_f32_tile(n: int) -> Tile:
-    @lean
+    @part
     def f32_tile(weights: Any, width: int, inputs: Any, out: Any, stride: int) -> None:
         (tokens,) = inputs
         acc = zeros(n)
@@ -204,7 +217,7 @@ def _make_f32_tile(n: int) -> Tile:
 
 
 def _make_bf16_tile(n: int) -> Tile:
-    @lean
+    @part
     def bf16_tile(weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int) -> None:
         (tokens,) = inputs
         acc = zeros(n)
@@ -221,34 +234,15 @@ def _make_bf16_tile(n: int) -> Tile:
     return bf16_tile
 
 
-def _make_bf16_split_tile(n: int) -> Tile:
-    @lean
-    def bf16_split_tile(weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int) -> None:
-        tokens, rest = inputs
-        acc = zeros(n)
-        for start in range(0, n_pairs, PANEL // 2):
-            part, small = zeros(n), zeros(n)
-            for k in range(start, start + PANEL // 2):
-                pairs = load_bytes(weights, k * 2 * BLOCK)
-                x = start * 2 * TILE + (k - start) * 2
-                part = dot2_each(part, pairs, tokens, x, GROUP)
-                small = dot2_each(small, pairs, rest, x, GROUP)
-            acc = add_each(acc, add_each(part, small))
-        store_each(acc, 1, out, 0, stride)
-
-    return bf16_split_tile
-
-
 def _make_q8_tile(n: int) -> Tile:
-    @lean
+    @part
     def q8_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
         tokens, token_scales, starts, _ = inputs
         acc = zeros(n)
         for g in range(n_groups):
-            dots, begin = splat_each(n, starts, g * TILE, 1), g * Q8_BYTES
-            for j in range(8):
-                bytes_ = load_bytes(weights, begin + j * 64)
-                dots = dot4_each(dots, bytes_, tokens, g * GROUP * TILE + j * 4, GROUP)
+            begin = g * Q8_BYTES
+            dots = q8_starts(n, starts, g * TILE)
+            dots = q8_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q8_SCALES)
             acc = scale_each(acc, dots, scales, token_scales, g * TILE)
         store_each(acc, 1, out, 0, stride)
@@ -257,17 +251,14 @@ def _make_q8_tile(n: int) -> Tile:
 
 
 def _make_q4_tile(n: int) -> Tile:
-    @lean
+    @part
     def q4_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
         tokens, token_scales, _, sums = inputs
         acc = zeros(n)
         for g in range(n_groups):
-            dots, begin = repeat(n, splat(np.int32(0))), g * Q4_BYTES
-            for j in range(4):
-                packed = load_bytes(weights, begin + j * 64)
-                x = g * GROUP * TILE + j * 4
-                dots = dot4_each(dots, low_nibbles(packed), tokens, x, GROUP)
-                dots = dot4_each(dots, high_nibbles(packed), tokens, x + 16, GROUP)
+            begin = g * Q4_BYTES
+            dots = repeat(n, splat(np.int32(0)))
+            dots = q4_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q4_SCALES)
             minimums = load_halves(weights, begin + Q4_MINIMUMS)
             acc = scale_each(acc, dots, scales, token_scales, g * TILE)
@@ -277,20 +268,18 @@ def _make_q4_tile(n: int) -> Tile:
     return q4_tile
 
 
-@uncached
-def _f32_inputs(rows: F32Rows, tile: int) -> Any:
-    return (at(rows.values, tile * rows.values.shape[1] * GROUP * TILE),)
+# Pointers to the activations of a tile's tokens from `lane` on.
 
 
-@uncached
-def _split_inputs(rows: SplitRows, tile: int) -> Any:
-    begin = tile * rows.values.shape[1] * GROUP * TILE
-    return at(rows.values, begin), at(rows.rest, begin)
+@part
+def _f32_inputs(rows: F32Rows, tile: int, lane: int) -> Any:
+    begin = tile * rows.values.shape[1] * TILE + lane
+    return (at(rows.values, begin * GROUP),)
 
 
-@uncached
-def _int8_inputs(rows: Int8Rows, tile: int) -> Any:
-    begin = tile * rows.values.shape[1] * TILE
+@part
+def _int8_inputs(rows: Int8Rows, tile: int, lane: int) -> Any:
+    begin = tile * rows.values.shape[1] * TILE + lane
     return (
         at(rows.values, begin * GROUP),
         at(rows.scales, begin),
@@ -300,12 +289,13 @@ def _int8_inputs(rows: Int8Rows, tile: int) -> Any:
 
 
 def _make_matmul(
-    make_tile: Callable[[int], Tile], inputs_of: Callable[[Any, int], Any]
+    make_tile: Callable[[int], Tile], inputs_of: Callable[[Any, int, int], Any]
 ) -> Callable[..., None]:
     """The product of a format, from its tiles; `inputs_of` points at a tile's activations.
 
     With 3 tokens, say, the tile for 4 is used; the fourth lane's leftovers are computed too and
-    land in row 3 of `out`, which must have room for them.
+    land in row 3 of `out`, which must have room for them. More than 4 tokens are one tile of 8
+    where the registers hold that many sums, and two of 4 where they don't.
     """
     tile_1, tile_2, tile_4, tile_8 = (make_tile(n) for n in (1, 2, 4, 8))
 
@@ -317,18 +307,23 @@ def _make_matmul(
         n_blocks, n_steps = w.values.shape[1], w.values.shape[2]
         size = w.values.strides[1] // w.values.itemsize  # of a block
         stride = out.shape[1]
-        inputs = inputs_of(rows, tile)
+        inputs = inputs_of(rows, tile, 0)
         for b in range(count):
             weights = at(w.values, (layer * n_blocks + first + b) * size)
-            to = at(out, out_row * stride + column + b * BLOCK)
+            begin = out_row * stride + column + b * BLOCK
             if n == 1:
-                tile_1(weights, n_steps, inputs, to, stride)
+                tile_1(weights, n_steps, inputs, at(out, begin), stride)
             elif n == 2:
-                tile_2(weights, n_steps, inputs, to, stride)
+                tile_2(weights, n_steps, inputs, at(out, begin), stride)
             elif n <= 4:
-                tile_4(weights, n_steps, inputs, to, stride)
+                tile_4(weights, n_steps, inputs, at(out, begin), stride)
+            elif WHOLE_TILES:
+                tile_8(weights, n_steps, inputs, at(out, begin), stride)
             else:
-                tile_8(weights, n_steps, inputs, to, stride)
+                tile_4(weights, n_steps, inputs, at(out, begin), stride)
+                tile_4(
+                    weights, n_steps, inputs_of(rows, tile, 4), at(out, begin + 4 * stride), stride
+                )
 
     return matmul
 
@@ -336,6 +331,5 @@ def _make_matmul(
 # As their namesakes in `jit.py`.
 matmul_f32 = _make_matmul(_make_f32_tile, _f32_inputs)
 matmul_bf16 = _make_matmul(_make_bf16_tile, _f32_inputs)
-matmul_bf16_split = _make_matmul(_make_bf16_split_tile, _split_inputs)  # needs `USE_BF16`
 matmul_q8 = _make_matmul(_make_q8_tile, _int8_inputs)
 matmul_q4 = _make_matmul(_make_q4_tile, _int8_inputs)

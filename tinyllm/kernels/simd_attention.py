@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import lean, uncached
+from tinyllm.kernels.build import kernel, part, uncached
+from tinyllm.kernels.bundles import fma_each, load_each, load_run, mul_each, store_each, zeros
 from tinyllm.kernels.layout import (
     BLOCK,
     KEYS,
@@ -23,35 +24,28 @@ from tinyllm.kernels.layout import (
     Keys,
     Softmax,
 )
-from tinyllm.kernels.simd import exp, exp_one
+from tinyllm.kernels.processor import KIND
+from tinyllm.kernels.simd import WHOLE_TILES, exp, exp_one
 from tinyllm.kernels.vectors import (
     add,
     at,
     fma,
-    fma_each,
     horizontal_max,
     horizontal_sum,
     keep_first,
     load,
-    load_each,
-    load_run,
     maximum,
     mul,
-    mul_each,
     prefetch,
     splat,
     store,
-    store_each,
     sub,
-    zeros,
 )
 
 Array = NDArray[Any]
 
-SUMS = 16  # vectors of sums that the registers hold
 
-
-@uncached
+@part
 def head_begin(cells: Array, page: int, layer: int, head: int) -> int:
     """Where a head's keys of a page begin, in elements; its values lie `size` behind them."""
     _, n_layers, n_heads, _, size = cells.shape
@@ -59,7 +53,7 @@ def head_begin(cells: Array, page: int, layer: int, head: int) -> int:
     return begin
 
 
-@lean
+@kernel
 def append_key(
     cells: Array, page: int, layer: int, head: int, slot: int, k: Array, lane: int, half: Array
 ) -> None:
@@ -71,7 +65,7 @@ def append_key(
         cells[page, layer, head, KEYS, d * PAGE + slot] = half[d]
 
 
-@lean
+@kernel
 def append_value(
     cells: Array, page: int, layer: int, head: int, slot: int, v: Array, lane: int
 ) -> None:
@@ -94,13 +88,13 @@ def append_value(
 def _make_score(n: int, width: int) -> Callable[..., None]:
     size = n * width
 
-    @lean
+    @part
     def score(q: Any, keys: Any, values: Any, scores: Any, head_dim: int, n_keys: int) -> None:
         for t in range(0, n_keys, width * BLOCK):
             sums = zeros(size)
             for d in range(head_dim):
-                for ahead in range(0, width * BLOCK, 2 * BLOCK):
-                    prefetch(values, t * head_dim + d * width * BLOCK + ahead)
+                for line in range(0, width * BLOCK, 2 * BLOCK):
+                    prefetch(values, t * head_dim + d * width * BLOCK + line)
                 sums = fma_each(sums, load_run(width, keys, d * PAGE + t), q, d, head_dim)
             store_each(sums, width, scores, t, PAGE)
 
@@ -108,7 +102,7 @@ def _make_score(n: int, width: int) -> Callable[..., None]:
 
 
 def _make_mix(n: int, width: int) -> Callable[..., None]:
-    @lean
+    @part
     def mix(
         scores: Any, shrink: Array, values: Any, ahead: Any, mixed: Any, head_dim: int, n_keys: int
     ) -> None:
@@ -116,19 +110,24 @@ def _make_mix(n: int, width: int) -> Callable[..., None]:
             sums = mul_each(load_each(n, width, mixed, d, head_dim), width, shrink, 0, 1)
             for t in range(n_keys):
                 v = t * head_dim + d
-                for part in range(0, width * BLOCK, 2 * BLOCK):
-                    prefetch(ahead, v + part)
+                for line in range(0, width * BLOCK, 2 * BLOCK):
+                    prefetch(ahead, v + line)
                 sums = fma_each(sums, load_run(width, values, v), scores, t, PAGE)
             store_each(sums, width, mixed, d, head_dim)
 
     return mix
 
 
+def width_of(n: int) -> int:
+    """Vectors side by side, for each of n queries, whose sums the registers hold."""
+    return max(1, min(4, KIND.sums // n))
+
+
 def _make_attend(n: int) -> Callable[..., None]:
-    width = min(4, SUMS // n)
+    width = width_of(n)
     score, mix = _make_score(n, width), _make_mix(n, width)
 
-    @uncached
+    @part
     def attend_rows(
         q: Array, q_row: int, visible: Array, keys: Keys, s: AttendScratch, state: Softmax,
         first: int,
@@ -195,6 +194,7 @@ def _make_attend(n: int) -> Callable[..., None]:
     return attend_rows
 
 
+WIDTH = width_of(4)  # vectors of a head's elements that few queries take at once
 _attend_3, _attend_4, _attend_8 = (_make_attend(n) for n in (3, 4, TILE))
 
 
@@ -204,16 +204,19 @@ def attend(
     first: int,
 ) -> None:  # fmt: skip
     """As `jit_attention.attend`; it computes whole bundles, so all rows need room for 8 more."""
-    few = state.mixed.shape[1] % (4 * BLOCK) == 0  # for few queries, 64 elements of a head at once
+    few = state.mixed.shape[1] % (WIDTH * BLOCK) == 0
     if few and n <= 3:
         _attend_3(q, q_row, visible, keys, s, state, first)
     elif few and n <= 4:
         _attend_4(q, q_row, visible, keys, s, state, first)
-    else:
+    elif WHOLE_TILES:
         _attend_8(q, q_row, visible, keys, s, state, first)
+    else:
+        _attend_4(q, q_row, visible, keys, s, state, first)
+        _attend_4(q, q_row + 4, visible, keys, s, state, first + 4)
 
 
-@lean
+@kernel
 def merge(state: Softmax, row: int, later: Softmax, later_row: int) -> None:
     """As `jit_attention.merge`."""
     mixed, head_dim = state.mixed, state.mixed.shape[1]

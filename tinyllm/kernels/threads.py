@@ -11,7 +11,7 @@ A counter is one 64-bit word, (job << 24 | count): a new job finds the words of 
 takes them for zero, so that nothing needs resetting while a late thread may still look at it.
 
 Waiting spins for some microseconds, which is what a region takes when all cores are ours, and then
-sleeps in short naps, so that the scheduler can give the core to the thread that is waited for.
+sleeps for short times, so that the scheduler can give the core to the thread that is waited for.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils as _cgutils
 from numba.core import types as _types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import JIT, lean, uncached
+from tinyllm.kernels.build import part
+from tinyllm.kernels.emit import call
+from tinyllm.kernels.processor import JIT
 
 # numba is typed in parts, differently from release to release.
 types: Any = _types
-cgutils: Any = _cgutils
 
 Array = NDArray[Any]
 
@@ -98,11 +98,6 @@ def _word(context: Any, builder: Any, signature: Any, array: Any, index: Any) ->
     return builder.gep(data, [index])
 
 
-def _call(builder: Any, name: str, returns: Any, *args: Any) -> Any:
-    kind = ir.FunctionType(returns, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-
 @_operation(_load)
 def atomic_load(typing_context, words, index):  # type: ignore[no-untyped-def]
     del typing_context
@@ -145,10 +140,10 @@ def pause(typing_context):  # type: ignore[no-untyped-def]
         del signature, values
         machine = builder.module.triple.split("-")[0]
         if machine in ("x86_64", "i686"):
-            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         elif machine in ("aarch64", "arm64"):
             yield_hint = ir.Constant(ir.IntType(32), 1)
-            _call(builder, "llvm.aarch64.hint", ir.VoidType(), yield_hint)
+            call(builder, "llvm.aarch64.hint", ir.VoidType(), yield_hint)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -161,7 +156,7 @@ def nap(typing_context, microseconds):  # type: ignore[no-untyped-def]
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         del signature
         length = builder.trunc(values[0], ir.IntType(32))
-        _call(builder, "usleep", ir.IntType(32), length)  # the C library's
+        call(builder, "usleep", ir.IntType(32), length)  # the C library's
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -179,7 +174,7 @@ class Turn(NamedTuple):
     job: int
 
 
-@lean
+@part
 def _count(word: int, job: int) -> int:
     """How far `job` has counted in this word; a later job's word means: past the end."""
     owner = word >> COUNT_BITS
@@ -188,13 +183,13 @@ def _count(word: int, job: int) -> int:
     return 0 if owner < job else COUNT_MASK
 
 
-@lean
+@part
 def share(n_chunks: int, thread: int, n_threads: int) -> int:
     """The first of the chunks that are a thread's own; the next thread's first is its end."""
     return n_chunks * thread // n_threads
 
 
-@lean
+@part
 def next_chunk(turn: Turn, region: int, n_chunks: int) -> int:
     """Claim a chunk of a region: its number, or -1 when all are taken.
 
@@ -219,7 +214,7 @@ def next_chunk(turn: Turn, region: int, n_chunks: int) -> int:
     return -1
 
 
-@lean
+@part
 def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
     """Report `mine` chunks as done and wait until all of the region's are."""
     index = (REGIONS + (turn.n_threads + 1) * region + turn.n_threads) * WORD
@@ -239,7 +234,7 @@ def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
             nap(NAP)
 
 
-@uncached  # numba can't load a generator from its cache
+@part  # numba can't load a generator from its cache
 def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
     """The chunks of a region that fall to this thread; the loop ends when the region is over.
 
@@ -257,7 +252,7 @@ def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
     end_region(turn, region, n_chunks, mine)
 
 
-@lean
+@part
 def next_job(control: Array, thread: int, last: int) -> int:
     """Wait for a job later than `last`; 0 if none comes for some milliseconds.
 
@@ -276,7 +271,7 @@ def next_job(control: Array, thread: int, last: int) -> int:
     return 0
 
 
-@lean
+@part
 def begin(control: Array, thread: int, job: int) -> bool:
     """Start a job as thread 0, whom the others may then join; or join it, if it isn't over."""
     if thread == 0:
@@ -285,7 +280,7 @@ def begin(control: Array, thread: int, job: int) -> bool:
     return bool(atomic_load(control, JOB * WORD) == job)
 
 
-@lean
+@part
 def finish(control: Array, thread: int) -> bool:
     """End a job as thread 0, who goes back to Python; others look for the next one."""
     if thread == 0:

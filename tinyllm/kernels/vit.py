@@ -12,32 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import kernel, uncached
+from tinyllm.kernels.build import allocating_kernel, uncached
+from tinyllm.kernels.numbers import exp
 
 Array = NDArray[Any]
 
 LANES = 16  # partial sums of a row, so that additions needn't wait for one another
 GELU, GELU_TANH, QUICK_GELU = 0, 1, 2
-
-
-@uncached
-def fast_exp(x: np.float32) -> np.float32:
-    """eˣ for x <= 88, to 2 units in the last place; 0 below -87. As `jit.exp`, without branches."""
-    low = np.float32(-87.0)
-    clipped = max(x, low)
-    shifted = clipped * np.float32(1.4426950408889634) + np.float32(12582912.0)
-    n = shifted - np.float32(12582912.0)
-    r = clipped - n * np.float32(0.693359375)
-    r = r + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * power if x >= low else np.float32(0.0)
 
 
 @uncached
@@ -52,16 +33,16 @@ def activate(x: np.float32, kind: int) -> np.float32:
         p = p * t + np.float32(1.421413741)
         p = p * t + np.float32(-0.284496736)
         p = p * t + np.float32(0.254829592)
-        tail = p * t * fast_exp(-size * size)  # 1 - erf(|z|)
+        tail = p * t * exp(-size * size)  # 1 - erf(|z|)
         return half * x * (np.float32(2.0) - tail if x >= np.float32(0.0) else tail)
     if kind == GELU_TANH:
         # 0.5 (1 + tanh u) is the logistic function of 2u.
         u = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-        return x / (one + fast_exp(min(np.float32(-2.0) * u, np.float32(88.0))))
-    return x / (one + fast_exp(min(np.float32(-1.702) * x, np.float32(88.0))))
+        return x / (one + exp(np.float32(-2.0) * u))
+    return x / (one + exp(np.float32(-1.702) * x))
 
 
-@kernel
+@allocating_kernel
 def norm_row(x: Array, norm: Array, eps: float, out: Array) -> None:
     """x (dim,) to mean 0 and variance 1, times norm[0], plus norm[1], into out[:dim]."""
     dim = x.shape[0]
@@ -91,7 +72,7 @@ def norm_row(x: Array, norm: Array, eps: float, out: Array) -> None:
         out[k] = (x[k] - mean) * scale * norm[0, k] + norm[1, k]
 
 
-@kernel
+@allocating_kernel
 def softmax_row(x: Array, n: int) -> None:
     """x[:n] := softmax of it."""
     whole = n - n % LANES
@@ -108,7 +89,7 @@ def softmax_row(x: Array, n: int) -> None:
         top = max(top, lanes[i])
         lanes[i] = np.float32(0.0)
     for k in range(n):
-        x[k] = fast_exp(x[k] - top)
+        x[k] = exp(x[k] - top)
     for k in range(0, whole, LANES):
         for i in range(LANES):
             lanes[i] += x[k + i]

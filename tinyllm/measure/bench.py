@@ -28,7 +28,8 @@ from rich.table import Table
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
-from tinyllm.kernels.build import USE_SIMD
+from tinyllm.kernels import processor
+from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.paged import PagedCache
 from tinyllm.measure import machine
 from tinyllm.measure.ops import time_operations
@@ -98,7 +99,7 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     read = model.nbytes + kv_bytes(model, options.context + options.decode // 2)
     limit = statistics.median(bandwidth)
     peak = machine.peaks(options.threads)
-    kind = "int8" if options.dtype in ("q8", "q4") else "f32"
+    kind = FORMATS[options.dtype].arithmetic
     operations = matrix_operations(config)
     result |= {
         "bytes_per_token": read,
@@ -245,7 +246,7 @@ def environment(options: BenchOptions) -> dict[str, str]:
     """What a quoted figure must carry: machine, versions, date."""
     found = {
         "processor": machine.name(),
-        "vector_instructions": "on" if USE_SIMD else "off",
+        "kind": processor.NAME,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "numba": numba.__version__,

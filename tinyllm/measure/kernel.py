@@ -1,8 +1,8 @@
 """`python -m tinyllm.measure.kernel [q8]`: one matrix kernel, three ways, beside the machine.
 
 The reference is numpy on the dequantised weights; then the plain loops of `jit.py`, and the vectors
-of `simd.py` where the processor has them. Each runs on one thread over weights too large for any
-
+of `simd.py`. Each runs on one thread over weights too large for any
+cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,25 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tinyllm.kernels import jit, quantize, reference
-from tinyllm.kernels.build import USE_SIMD, uncached
-from tinyllm.kernels.dispatch import empty_rows, put
-from tinyllm.kernels.layout import BLOCK, TILE, SplitRows
+from tinyllm.kernels import jit, processor, reference
+from tinyllm.kernels.build import uncached
+from tinyllm.kernels.dispatch import put
+from tinyllm.kernels.formats import FORMATS
+from tinyllm.kernels.layout import BLOCK, TILE
+from tinyllm.kernels.processor import JIT
 from tinyllm.measure import machine
 
-FORMATS = ("f32", "bf16", "q8", "q4")
 STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
 
 
-def implementations() -> dict[str, ModuleType]:
-    """Name → module; the vectors where there are any."""
-    found = {"loops (jit.py)": jit}
-    if USE_SIMD:
+def implementations(kernel: str) -> dict[str, Callable[..., None]]:
+    """Name → the product as loops, and in vectors."""
+    found = {"loops (jit.py)": getattr(jit, kernel)}
+    if JIT:
         from tinyllm.kernels import simd
 
-        found["vectors (simd.py)"] = simd
+        found[f"vectors (simd.py), {processor.NAME}"] = getattr(simd, kernel)
     return found
-
-
-def dequantized(packed: Any, kind: str, n_rows: int) -> NDArray[np.float32]:
-    """What a packed matrix stands for, (rows, inputs)."""
-    if kind == "f32":
-        return quantize.unpack_f32(packed, n_rows)
-    if kind == "bf16":
-        return quantize.unpack_bf16(packed, n_rows)
-    if kind == "q8":
-        return quantize.dequantize_q8(*quantize.unpack_q8(packed, n_rows))
-    return quantize.dequantize_q4(*quantize.unpack_q4(packed, n_rows))
 
 
 def looped(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -76,7 +65,7 @@ def best_of(run: Callable[[], object], repeats: int) -> float:
 def main() -> None:
     """Read the options, measure, print a table."""
     parser = argparse.ArgumentParser(prog="python -m tinyllm.measure.kernel", description=__doc__)
-    parser.add_argument("format", nargs="?", choices=FORMATS, default="q8")
+    parser.add_argument("format", nargs="?", choices=tuple(FORMATS), default="q8")
     parser.add_argument("--outputs", type=int, default=49152, help="rows of the matrix")
     parser.add_argument("--inputs", type=int, default=576, help="a multiple of 32")
     parser.add_argument("--tokens", type=int, choices=range(1, TILE + 1), default=1)
@@ -86,16 +75,16 @@ def main() -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((options.outputs, options.inputs), np.float32) * np.float32(0.02)
     x = rng.standard_normal((options.tokens, options.inputs), np.float32)
-    packed = quantize.quantize(weight, options.format)
-    exact = dequantized(packed, options.format, options.outputs)
+    form = FORMATS[options.format]
+    packed = form.matrix(weight)
+    exact = form.stands_for(packed, options.outputs)
     w = type(packed)(*(array[None] for array in packed))
-    int8 = options.format in ("q8", "q4")
-    rows = empty_rows(options.format, TILE, options.inputs)
+    rows = form.empty_rows(TILE, options.inputs)
     for lane, token in enumerate(x):
         put(rows, 0, lane, 0, token, 0, options.inputs)
 
     limit = machine.read_bandwidth(1)
-    peak = machine.peaks(1).get("int8" if int8 else "f32")
+    peak = machine.peaks(1).get(form.arithmetic)
     nbytes = sum(array.nbytes for array in w)
     operations = 2 * options.tokens * weight.size
     want = reference.linear(x.astype(np.float64), exact.astype(np.float64))
@@ -112,9 +101,8 @@ def main() -> None:
     seconds = best_of(lambda: reference.linear(x, exact), options.repeats)
     add("numpy (reference.py)", reference.linear(x, exact), seconds, exact.nbytes)
     blocks = w.values.shape[1]
-    for name, module in implementations().items():
-        split = isinstance(rows, SplitRows)
-        run = looped(getattr(module, f"matmul_{options.format}{'_split' if split else ''}"))
+    for name, kernel in implementations(f"matmul_{form.name}").items():
+        run = looped(kernel)
         out = np.zeros((TILE, blocks * BLOCK), np.float32)
         seconds = best_of(partial(run, w, blocks, rows, options.tokens, out), options.repeats)
         add(name, out[: options.tokens, : options.outputs], seconds, nbytes)
@@ -127,7 +115,7 @@ def main() -> None:
     console.print(table)
     console.print(
         "The error is relative to the largest output, against float64 on the same weights"
-        + (": what rounding the activations to 8 bits costs." if int8 else ".")
+        + (": what rounding the activations to 8 bits costs." if form.arithmetic == "int8" else ".")
     )
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import USE_SIMD
-from tinyllm.kernels.layout import BLOCK, TILE
+from tinyllm.kernels.layout import BLOCK, GROUP, Q8_BYTES, TILE
 from tinyllm.kernels.packed import huge_memory
+from tinyllm.kernels.processor import JIT
 
 Array = NDArray[Any]
 
@@ -37,33 +37,33 @@ def name() -> str:
 
 def read_bandwidth(threads: int, repeats: int = 5) -> float:
     """Bytes a second that `threads` threads read from memory together; the best of `repeats`."""
-    words = huge_memory(READ_BYTES).view(np.int64)
+    words = huge_memory(READ_BYTES).view(np.float32)
     words[:] = 0
-    step = len(words) // threads // 32 * 32
+    step = len(words) // threads // 64 * 64
     read: Callable[[Array, int, int], object] = lambda w, start, stop: w[start:stop].sum()  # noqa: E731
-    if USE_SIMD:
+    if JIT:
         from tinyllm.measure import peak
 
         read = peak.read_loop
-        read(words, 0, 32)
+        read(words, 0, 64)
     seconds = together(
         threads, lambda thread: read(words, thread * step, (thread + 1) * step), repeats
     )
-    return step * threads * 8 / seconds
+    return step * threads * words.itemsize / seconds
 
 
 def peaks(threads: int, repeats: int = 5) -> dict[str, float]:
     """Operations a second on data in the nearest cache: 8-bit dot products, and float32.
 
-    A multiply and an add are two operations. Without vector instructions there is nothing to hold
-    plain loops to, and the dictionary is empty.
+    A multiply and an add are two operations. Kernels that aren't compiled have no limit to be held
+    to, and the dictionary is empty.
     """
-    if not USE_SIMD:
+    if not JIT:
         return {}
     from tinyllm.measure import peak
 
     rounds = 200_000
-    weights, rows = np.zeros(64, np.uint8), np.zeros(4 * 4 * TILE, np.int8)
+    weights, rows = np.zeros(Q8_BYTES, np.uint8), np.zeros(TILE * GROUP, np.int8)
     floats, out = np.zeros(4 * TILE, np.float32), np.zeros((TILE, BLOCK), np.float32)
     peak.dot_loop(weights, rows, 1, out)
     peak.fma_loop(floats, 1, out)
@@ -75,8 +75,8 @@ def peaks(threads: int, repeats: int = 5) -> dict[str, float]:
     fma = together(
         threads, lambda thread: peak.fma_loop(floats, rounds, np.zeros_like(out)), repeats
     )
-    lanes = rounds * 4 * TILE * BLOCK * threads  # 4 steps a round, a vector a token
-    return {"int8": lanes * 4 * 2 / dot, "f32": lanes * 2 / fma}
+    sums = rounds * peak.SUMS * BLOCK * threads
+    return {"int8": sums * GROUP * 2 / dot, "f32": sums * 4 * 2 / fma}
 
 
 def together(threads: int, work: Callable[[int], object], repeats: int) -> float:

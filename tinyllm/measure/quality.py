@@ -24,11 +24,11 @@ from rich.table import Table
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
+from tinyllm.kernels.formats import FORMATS
 from tinyllm.runner import Segment
 from tinyllm.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens; the first half is context alone
-FORMATS = ("f32", "bf16", "q8", "q4")
 
 
 @dataclass
@@ -76,7 +76,7 @@ def measure(
     n_scored: int,
     threads: int,
     progress: Callable[[str], None],
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = tuple(FORMATS),
 ) -> list[Quality]:
     """Our formats, each against our own float32."""
     config = ModelConfig.from_folder(folder)

@@ -342,8 +342,12 @@ def _peer(option: str | None, kind: str) -> Path | None:
 
 
 def _check_dtype(dtype: str) -> None:
-    if dtype not in ("f32", "bf16", "q8", "q4"):
-        raise typer.BadParameter(f"{dtype!r} is not one of f32, bf16, q8, q4", param_hint="--dtype")
+    from tinyllm.kernels.formats import FORMATS
+
+    if dtype not in FORMATS:
+        raise typer.BadParameter(
+            f"{dtype!r} is not one of {', '.join(FORMATS)}", param_hint="--dtype"
+        )
 
 
 def main() -> None:

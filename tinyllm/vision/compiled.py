@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels import encode as kernels
 from tinyllm.kernels import reference_vit as vit
-from tinyllm.kernels.build import JIT, compile_for
+from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, F32Rows, check_arrays
+from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU
 from tinyllm.vision.config import NAMES, VisionConfig

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 from tinyllm.api.house.origins import is_loopback
+from tinyllm.kernels.formats import Dtype
 
 MiB = 1024 * 1024
 
@@ -36,7 +37,7 @@ class Settings:
         ("smollm2-135m-instruct", "smollm2-135m-vision"),
         "name or folder of a model to serve; repeatable, the first is the default",
     )
-    dtype: Literal["f32", "bf16", "q8", "q4"] = _flag("q8", "what the weights are computed in")
+    dtype: Dtype = _flag("q8", "what the weights are computed in")  # noqa: RUF009
     backend: Literal["compiled", "reference"] = _flag(
         "compiled", "compiled kernels, or the readable numpy forward (f32 alone)"
     )

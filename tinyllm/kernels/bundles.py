@@ -1,0 +1,265 @@
+"""Bundles of vectors: what a register-blocked matrix product holds in registers.
+
+A bundle is a tuple of vectors, one for each of N tokens (or several, side by side), to which the
+same is done: operations whose name ends in `_each`. LLVM keeps it in registers, as many as the
+kind of processor has room for (`processor.py`). What differs by token is read from memory, token
+i's operand `stride` elements behind that of token i - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types as _types
+from numba.core.errors import TypingError
+
+from tinyllm.kernels import emit, processor
+from tinyllm.kernels.emit import F32X16, I32, I32X16, LANES, constant
+from tinyllm.kernels.layout import GROUP
+from tinyllm.kernels.vectors import Emit, f32x16, i32x16, literal, op, operation, stored_type
+
+types: Any = _types  # numba is typed in parts, differently from release to release
+
+
+def _bundle_op(returns: types.Type, arguments: Sequence[types.Type], n: int, code: Emit) -> Any:
+    """As `op`, for a bundle of `n`: `code(builder, i, *values)` makes the vector of token i.
+
+    A bundle among the values is passed as its i-th vector.
+    """
+
+    def all_tokens(builder: Any, *values: Any) -> Any:
+        result = ir.Constant(ir.ArrayType(returns[0].llvm, n), ir.Undefined)
+        for i in range(n):
+            mine = [
+                builder.extract_value(value, i) if isinstance(kind, types.UniTuple) else value
+                for kind, value in zip(arguments, values, strict=True)
+            ]
+            result = builder.insert_value(result, code(builder, i, *mine), i)
+        return result
+
+    return op(returns, arguments, all_tokens)
+
+
+def _token(builder: Any, offset: Any, stride: Any, i: int) -> Any:
+    """Where token i's operand is: offset + i · stride."""
+    step = builder.mul(stride, ir.Constant(stride.type, i))
+    if step.type != offset.type:
+        step = builder.sext(step, offset.type)
+    return builder.add(offset, step)
+
+
+def _operand(builder: Any, data: Any, offset: Any, stride: Any, i: int) -> Any:
+    """Token i's scalar, data[offset + i · stride], in every lane."""
+    place = builder.gep(data, [_token(builder, offset, stride, i)])
+    return emit.splat(builder, builder.load(place))
+
+
+@operation
+def zeros(typing_context, n):  # type: ignore[no-untyped-def]
+    """n vectors of float32 zeros; n must be a compile-time constant."""
+    del typing_context
+    count = literal(n)
+    return _bundle_op(
+        types.UniTuple(f32x16, count), [n], count, lambda b, i, _: constant(F32X16, 0.0)
+    )
+
+
+@operation
+def repeat(typing_context, n, vector):  # type: ignore[no-untyped-def]
+    """n times the same vector."""
+    del typing_context
+    count = literal(n)
+    return _bundle_op(types.UniTuple(vector, count), [n, vector], count, lambda b, i, _, v: v)
+
+
+@operation
+def q8_starts(typing_context, n, starts, offset):  # type: ignore[no-untyped-def]
+    """n vectors of what a group's dot products begin with: starts[offset + i] for token i.
+
+    `Int8Rows.starts` takes back the 128 that is in every weight; nothing where weights are signed.
+    """
+    del typing_context
+    count = literal(n)
+
+    def code(builder: Any, i: int, size: Any, data: Any, at: Any) -> Any:
+        del size
+        if processor.KIND.signed:
+            return constant(I32X16, 0)
+        return _operand(builder, data, at, ir.Constant(at.type, 1), i)
+
+    if starts.dtype != types.int32:
+        raise TypingError(f"q8_starts reads int32, not {starts}")
+    return _bundle_op(types.UniTuple(i32x16, count), [n, starts, offset], count, code)
+
+
+def _dots(
+    builder: Any, sums: Any, n: int, dot4: Any, weights: Sequence[Any], data: Any, begin: Any
+) -> Any:
+    """sums[i] += a group's weights · token i's 32 bytes from `begin` on, 4 at a time."""
+    totals = [builder.extract_value(sums, i) for i in range(n)]
+    for j, vector in enumerate(weights):
+        for i in range(n):
+            place = builder.add(begin, ir.Constant(begin.type, i * GROUP + 4 * j))
+            totals[i] = dot4(builder, totals[i], vector, emit.load(builder, data, place, I32))
+    for i, total in enumerate(totals):
+        sums = builder.insert_value(sums, total, i)
+    return sums
+
+
+def _check_dots(acc: Any, weights: Any, rows: Any) -> None:
+    if acc.dtype != i32x16 or weights.dtype != types.uint8 or rows.dtype != types.int8:
+        raise TypingError(f"dots of {weights} and {rows} can't be added to {acc}")
+
+
+@operation
+def q8_dots(typing_context, acc, weights, at, rows, offset):  # type: ignore[no-untyped-def]
+    """acc[i] += a group of a Q8 (its bytes from `at` on) · token i's 32 activations, exactly.
+
+    rows: int8, token i's from offset + 32 · i on; each is -127 … 127.
+    """
+    del typing_context
+    _check_dots(acc, weights, rows)
+    kind = processor.KIND
+
+    def code(builder: Any, sums: Any, packed: Any, begin: Any, data: Any, to: Any) -> Any:
+        vectors = []
+        for j in range(GROUP // 4):
+            place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
+            vector = emit.load(builder, packed, place, I32X16)
+            if kind.signed:  # byte - 128: the top bit flipped
+                vector = builder.xor(vector, constant(I32X16, 0x80808080))
+            vectors.append(vector)
+        return _dots(builder, sums, acc.count, kind.dot4, vectors, data, to)
+
+    return op(acc, [acc, weights, at, rows, offset], code)
+
+
+@operation
+def q4_dots(typing_context, acc, weights, at, rows, offset):  # type: ignore[no-untyped-def]
+    """As `q8_dots`, for a group of a Q4: low nibbles are inputs 0 … 15, high ones 16 … 31."""
+    del typing_context
+    _check_dots(acc, weights, rows)
+    kind = processor.KIND
+
+    def code(builder: Any, sums: Any, packed: Any, begin: Any, data: Any, to: Any) -> Any:
+        mask, four = constant(I32X16, 0x0F0F0F0F), constant(I32X16, 4)
+        low, high = [], []
+        for j in range(GROUP // 8):
+            place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
+            both = emit.load(builder, packed, place, I32X16)
+            low.append(builder.and_(both, mask))
+            high.append(builder.and_(builder.lshr(both, four), mask))
+        return _dots(builder, sums, acc.count, kind.dot4_nibbles, low + high, data, to)
+
+    return op(acc, [acc, weights, at, rows, offset], code)
+
+
+@operation
+def fma_each(typing_context, acc, weights, rows, offset, stride):  # type: ignore[no-untyped-def]
+    """acc[i] += weights × rows[offset + i · stride], float32, rounded once.
+
+    `weights` is one vector, or a run of them; then `acc` has as many for each token.
+    """
+    del typing_context
+    several = isinstance(weights, types.UniTuple)
+    vector, columns = (weights.dtype, weights.count) if several else (weights, 1)
+    if acc.dtype != f32x16 or vector != f32x16 or rows.dtype != types.float32:
+        raise TypingError(f"fma_each cannot add {weights} × {rows} to {acc}")
+
+    def code(builder: Any, all_: Any, run: Any, data: Any, at: Any, step: Any) -> Any:
+        for i in range(acc.count):
+            w = builder.extract_value(run, i % columns) if several else run
+            x = _operand(builder, data, at, step, i // columns)
+            all_ = builder.insert_value(
+                all_, processor.fma(builder, w, x, builder.extract_value(all_, i)), i
+            )
+        return all_
+
+    return op(acc, [acc, weights, rows, offset, stride], code)
+
+
+@operation
+def add_each(typing_context, left, right):  # type: ignore[no-untyped-def]
+    """left[i] + right[i]."""
+    del typing_context
+    return _bundle_op(left, [left, right], left.count, lambda b, i, x, y: b.fadd(x, y))
+
+
+@operation
+def scale_each(typing_context, acc, dots, weights, rows, offset):  # type: ignore[no-untyped-def]
+    """acc[i] += float(dots[i]) × (weights × rows[offset + i]): a group's dots into the sums."""
+    del typing_context
+
+    def code(builder: Any, i: int, a: Any, dot: Any, w: Any, data: Any, at: Any) -> Any:
+        scale = builder.fmul(w, _operand(builder, data, at, ir.Constant(at.type, 1), i))
+        return processor.fma(builder, builder.sitofp(dot, F32X16), scale, a)
+
+    return _bundle_op(acc, [acc, dots, weights, rows, offset], acc.count, code)
+
+
+@operation
+def load_each(typing_context, n, width, array, offset, stride):  # type: ignore[no-untyped-def]
+    """n tokens of `width` vectors: token i's are array[offset + i · stride : … + 16 · width]."""
+    del typing_context
+    columns = literal(width)
+    count = literal(n) * columns
+
+    def code(builder: Any, i: int, _n: Any, _w: Any, data: Any, at: Any, step: Any) -> Any:
+        at = _token(builder, at, step, i // columns)
+        at = builder.add(at, ir.Constant(at.type, i % columns * LANES))
+        return emit.load(builder, data, at, F32X16)
+
+    if array.dtype != types.float32:
+        raise TypingError(f"load_each reads float32, not {array}")
+    arguments = [n, width, array, offset, stride]
+    return _bundle_op(types.UniTuple(f32x16, count), arguments, count, code)
+
+
+@operation
+def mul_each(typing_context, bundle, width, rows, offset, stride):  # type: ignore[no-untyped-def]
+    """Token i's `width` vectors, each × rows[offset + i · stride]."""
+    del typing_context
+    columns = literal(width)
+
+    def code(builder: Any, i: int, v: Any, _w: Any, data: Any, at: Any, step: Any) -> Any:
+        return builder.fmul(v, _operand(builder, data, at, step, i // columns))
+
+    return _bundle_op(bundle, [bundle, width, rows, offset, stride], bundle.count, code)
+
+
+@operation
+def store_each(typing_context, bundle, width, array, offset, stride):  # type: ignore[no-untyped-def]
+    """The reverse of `load_each`."""
+    del typing_context
+    columns = literal(width)
+
+    def code(builder: Any, values: Any, _w: Any, data: Any, at: Any, step: Any) -> None:
+        for i in range(bundle.count):
+            place = builder.add(at, ir.Constant(at.type, i % columns * LANES))
+            emit.store(builder, builder.extract_value(values, i), data, place)
+            if i % columns == columns - 1:
+                at = builder.add(at, step)
+
+    if array.dtype != types.float32:
+        raise TypingError(f"store_each writes float32, not {array}")
+    return op(types.void, [bundle, width, array, offset, stride], code)
+
+
+@operation
+def load_run(typing_context, count, array, offset):  # type: ignore[no-untyped-def]
+    """`count` neighbouring vectors, array[offset : offset + 16 · count]; as `load`."""
+    del typing_context
+    n, stored = literal(count), stored_type(array)
+
+    def code(builder: Any, _n: Any, data: Any, at: Any) -> Any:
+        run = ir.Constant(ir.ArrayType(F32X16, n), ir.Undefined)
+        for i in range(n):
+            place = builder.add(at, ir.Constant(at.type, i * LANES))
+            value = emit.load(builder, data, place, stored)
+            value = value if stored == F32X16 else processor.widen_halves(builder, value)
+            run = builder.insert_value(run, value, i)
+        return run
+
+    return op(types.UniTuple(f32x16, n), [count, array, offset], code)

@@ -1,0 +1,137 @@
+"""Weight formats, a record each: all that packing, multiplying and choosing need to know of one.
+
+A new format is a record here, its functions in `layout.py` and `quantize.py`, and its kernels in
+`jit.py` (`matmul_NAME`, `embed_NAME`) and `simd.py` (`matmul_NAME`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.kernels import layout, quantize
+
+Dtype = Literal["f32", "bf16", "q8", "q4"]
+Parts = tuple[NDArray[Any], ...]
+"""A matrix in a format, its rows in order: float32 values, or integers and their scales."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How weights are held, and what they are multiplied with."""
+
+    name: str
+    packed: type  # a matrix in the kernels' layout
+    activations: type  # what it is multiplied with
+    empty_rows: Callable[[int, int], Any]  # (tokens, width) → room for those
+    put: str  # the kernel that fills them
+    bytes_per_weight: float
+    arithmetic: Literal["int8", "f32"]  # which of the machine's peaks its products are held to
+    kv_dtype: Literal["f16", "f32"]  # of the KV cache, unless asked otherwise
+    table: str  # the format of the embedding and the head, of which every rounding is seen
+    round: Callable[[NDArray[np.float32]], Parts]
+    pack: Callable[..., Any]  # parts → the kernels' layout, without the layer axis
+    unpack: Callable[[Any, int], Parts]  # … and back, so many rows
+    restore: Callable[..., NDArray[np.float32]]  # parts → what they stand for
+    carry: Mapping[str, Callable[[Any], Parts]] = field(default_factory=dict)
+    """The same parts from a GGUF file's blocks (`files.carried.Blocks`) of a kind, unrounded."""
+
+    def matrix(self, weight: NDArray[np.float32]) -> Any:
+        """One matrix, (rows, inputs), in the kernels' layout, without the layer axis."""
+        return self.pack(*self.round(weight))
+
+    def stands_for(self, packed: Any, n_rows: int) -> NDArray[np.float32]:
+        """What a packed matrix holds, (n_rows, inputs)."""
+        return self.restore(*self.unpack(packed, n_rows))
+
+
+def _as_it_is(weight: NDArray[Any]) -> Parts:
+    return (weight,)
+
+
+def _alone(unpack: Callable[[Any, int], NDArray[Any]]) -> Callable[[Any, int], Parts]:
+    return lambda packed, n_rows: (unpack(packed, n_rows),)
+
+
+def _carry_q4(blocks: Any) -> Parts:
+    minimums = blocks.mins
+    if minimums is None:  # Q4_0: scale · (nibble - 8); -8 · scale is exact
+        minimums = (blocks.scales.astype(np.float32) * -8).astype(np.float16)
+    return quantize.split_nibbles(blocks.q), blocks.scales, minimums
+
+
+_F32 = Format(
+    name="f32",
+    packed=layout.F32,
+    activations=layout.F32Rows,
+    empty_rows=layout.empty_f32_rows,
+    put="put_f32",
+    bytes_per_weight=4,
+    arithmetic="f32",
+    kv_dtype="f32",
+    table="f32",
+    round=_as_it_is,
+    pack=quantize.pack_f32,
+    unpack=_alone(quantize.unpack_f32),
+    restore=np.asarray,
+)
+_BF16 = Format(
+    name="bf16",
+    packed=layout.BF16,
+    activations=layout.F32Rows,
+    empty_rows=layout.empty_f32_rows,
+    put="put_f32",
+    bytes_per_weight=2,
+    arithmetic="f32",
+    kv_dtype="f16",
+    table="bf16",
+    round=_as_it_is,  # while packing
+    pack=quantize.pack_bf16,
+    unpack=_alone(quantize.unpack_bf16),
+    restore=np.asarray,
+)
+_Q8 = Format(
+    name="q8",
+    packed=layout.Q8,
+    activations=layout.Int8Rows,
+    empty_rows=layout.empty_int8_rows,
+    put="put_int8",
+    bytes_per_weight=layout.Q8_BYTES / (layout.GROUP * layout.BLOCK),
+    arithmetic="int8",
+    kv_dtype="f16",
+    table="q8",
+    round=quantize.quantize_q8,
+    pack=quantize.pack_q8,
+    unpack=quantize.unpack_q8,
+    restore=quantize.dequantize_q8,
+    carry={"Q8_0": lambda blocks: (blocks.q, blocks.scales)},
+)
+_Q4 = Format(
+    name="q4",
+    packed=layout.Q4,
+    activations=layout.Int8Rows,
+    empty_rows=layout.empty_int8_rows,
+    put="put_int8",
+    bytes_per_weight=layout.Q4_BYTES / (layout.GROUP * layout.BLOCK),
+    arithmetic="int8",
+    kv_dtype="f16",
+    table="q8",
+    round=quantize.quantize_q4,
+    pack=quantize.pack_q4,
+    unpack=quantize.unpack_q4,
+    restore=quantize.dequantize_q4,
+    carry={"Q4_0": _carry_q4, "Q4_1": _carry_q4},
+)
+
+FORMATS: dict[str, Format] = {record.name: record for record in (_F32, _BF16, _Q8, _Q4)}
+
+
+def format_of(name: str) -> Format:
+    """A format by its name. Raises ValueError that names them all."""
+    if name not in FORMATS:
+        raise ValueError(f"dtype must be one of {', '.join(FORMATS)}, not {name!r}")
+    return FORMATS[name]
