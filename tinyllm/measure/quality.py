@@ -1,4 +1,4 @@
-"""`tinyllm quality`: what a weight format costs, measured on real text against float32.
+"""`tinyllm quality`: what a weight format costs, on real text and in answers, against float32.
 
 The text is CPython's own manual as its help system ships it (`pydoc_data`), so everybody has it. It
 is cut into windows of 512 tokens; the second half of each is scored, as llama.cpp's
@@ -25,6 +25,7 @@ from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.errors import TinyllmError
 from tinyllm.kernels.formats import FORMATS
+from tinyllm.measure import answers
 from tinyllm.runner import Segment
 from tinyllm.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ class Quality:
     mean_kl: float
     p99_kl: float
     top1: float  # share of tokens whose likeliest successor is the same
+    kept: answers.Kept | None = None
 
     @classmethod
     def of(cls, name: str, losses: list[float], kl: list[float], same: list[bool]) -> Quality:
@@ -99,7 +101,16 @@ def measure(
             losses[dtype].extend(-log_q[np.arange(len(following)), following])
             kl[dtype].extend((np.exp(true) * (true - log_q)).sum(axis=1, dtype=np.float64))
             same[dtype].extend(log_q.argmax(axis=1) == best)
-    return [Quality.of(dtype, losses[dtype], kl[dtype], same[dtype]) for dtype in models]
+    found = {d: Quality.of(d, losses[d], kl[d], same[d]) for d in models}
+    tokenizer = Tokenizer.from_folder(folder)
+    asked = answers.prompts(tokenizer, answers.questions())
+    true: list[answers.Answer] = []
+    for dtype, model in models.items():
+        progress(f"answering {len(asked)} questions in {dtype}")
+        said = answers.answers(model, asked, tokenizer.eos_ids)
+        true = true or said  # float32 comes first
+        found[dtype].kept = answers.compare(true, [answer.tokens for answer in said])
+    return list(found.values())
 
 
 def second_half(model: CompiledModel, window: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -164,6 +175,27 @@ def measure_peer(
     return found
 
 
+def add_peer_answers(
+    server: Path,
+    base: Path,
+    models: Sequence[Path],
+    rows: Sequence[Quality],
+    folder: Path,
+    threads: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Answers kept by llama.cpp's formats, `rows`, against its own float32."""
+    tokenizer = Tokenizer.from_folder(folder)
+    asked, stop_ids = answers.prompts(tokenizer, answers.questions()), tokenizer.eos_ids
+    said = {}
+    for path in (base, *models):
+        progress(f"llama.cpp {path.name} answers {len(asked)} questions")
+        said[path] = answers.peer_answers(server, path, asked, stop_ids, threads)
+    true = [answers.Answer(tokens) for tokens in said[base]]  # it tells of no near ties
+    for path, row in zip(models, rows, strict=True):
+        row.kept = answers.compare(true, said[path])
+
+
 def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -191,19 +223,32 @@ def run(
     rows = measure(folder, tokens, n_scored, threads, progress)
     if program is not None and base is not None:
         rows += measure_peer(program, base, models, text, n_scored, threads, progress)
+        server = program.with_name("llama-server")
+        if server.is_file():
+            peers = rows[len(rows) - len(models) :]
+            add_peer_answers(server, base, models, peers, folder, threads, progress)
     return {"tokens": n_scored, "window": WINDOW, "formats": [asdict(row) for row in rows]}
+
+
+def _kept(kept: dict[str, int] | None) -> str:
+    """An `answers.Kept` as text."""
+    if kept is None:
+        return ""
+    near = f" (+ {kept['near']} near ties)" if kept["near"] else ""
+    return f"{kept['same']} of {kept['questions']}{near}"
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
     """The same for people."""
-    table = Table("format", "perplexity", "mean KL", "99 % KL", "same top token")
+    table = Table("format", "perplexity", "mean KL", "99 % KL", "same top token", "answers kept")
     for row in result["formats"]:
         table.add_row(
             row["name"], f"{row['perplexity']:.4f}", f"{row['mean_kl']:.6f}",
-            f"{row['p99_kl']:.5f}", f"{row['top1']:.2%}",
+            f"{row['p99_kl']:.5f}", f"{row['top1']:.2%}", _kept(row["kept"]),
         )  # fmt: skip
     console.print(table)
     console.print(
         f"at least {result['tokens']} tokens of CPython's manual, the second half of each window "
-        f"of {result['window']}; KL in nats from float32 of the same program"
+        f"of {result['window']}; KL in nats from float32 of the same program; answers are greedy, "
+        f"of {answers.N_TOKENS} tokens at most, kept if float32 of the same program gives them too"
     )
