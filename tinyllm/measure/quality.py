@@ -104,12 +104,12 @@ def measure(
     found = {d: Quality.of(d, losses[d], kl[d], same[d]) for d in models}
     tokenizer = Tokenizer.from_folder(folder)
     asked = answers.prompts(tokenizer, answers.questions())
-    true: list[answers.Answer] = []
+    expected: list[answers.Answer] = []
     for dtype, model in models.items():
         progress(f"answering {len(asked)} questions in {dtype}")
         said = answers.answers(model, asked, tokenizer.eos_ids)
-        true = true or said  # float32 comes first
-        found[dtype].kept = answers.compare(true, [answer.tokens for answer in said])
+        expected = expected or said  # float32 comes first
+        found[dtype].kept = answers.compare(expected, [answer.tokens for answer in said])
     return list(found.values())
 
 
@@ -164,7 +164,7 @@ def measure_peer(
         for path in models:
             progress(f"llama.cpp {path.name}")
             output = _run([str(program), "-m", str(path), *common, "--kl-divergence"])
-            values = {}
+            values: dict[str, Any] = {}
             for name, pattern in PATTERNS.items():
                 match = re.search(pattern, output)
                 if match is None:
