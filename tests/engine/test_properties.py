@@ -15,6 +15,7 @@ from tests.fake_runner import VOCAB, FakeRunner, fake_logits
 from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
 from tinyllm.engine.job import Ticket
+from tinyllm.engine.scheduler import GUEST_ROWS
 from tinyllm.engine.types import (
     Done,
     Event,
@@ -65,7 +66,7 @@ class Record:
             assert [type(e) for e in mine] == [Token] * (len(mine) - 1) + [Finished]
             reason = mine[-1].reason  # type: ignore[union-attr]
             tokens = [e.token for e in mine if isinstance(e, Token)]
-            assert reason == "length" or (reason == "cancelled" and self.cancelled)
+            assert reason in ("length", "crowded out") or (reason == "cancelled" and self.cancelled)
             if reason == "length":
                 assert len(tokens) == self.request.max_tokens
             ids = list(self.request.prompt.tokens)
@@ -155,7 +156,7 @@ class Serving(RuleBasedStateMachine):
         pool = self.runner.pool
         assert (pool.refs >= 0).all()
         stats = self.engine.stats()
-        assert stats.running_choices <= self.max_batch
+        assert stats.running_choices <= self.max_batch + self.max_batch // GUEST_ROWS
         assert stats.queue_length <= self.max_queue + self.max_batch
         promised = sum(job.pages for job in self.engine._scheduler.running)
         assert promised <= pool.n_pages

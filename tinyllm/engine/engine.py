@@ -24,7 +24,7 @@ from tinyllm.engine.intake import Intake, check_limits
 from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice, Ticket
 from tinyllm.engine.memory import cache_memory
 from tinyllm.engine.outcome import Answer, Collector, Outcome
-from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare
+from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare, rerun
 from tinyllm.engine.sampling import RowScratch
 from tinyllm.engine.scheduler import Decode, Scheduler, Work
 from tinyllm.engine.stats import Counters, EngineStats, snapshot
@@ -39,6 +39,7 @@ from tinyllm.engine.types import (
     Request,
     Started,
 )
+from tinyllm.engine.waiting import NoPlace, Places
 from tinyllm.errors import CacheFull
 from tinyllm.runner import Runner, Segment
 from tinyllm.sampler import Logits
@@ -52,7 +53,8 @@ class Engine:
     Args:
         runner: the model; the engine's thread is the only one that uses it.
         max_batch: choices that are decoded together at most.
-        max_queue: requests that may wait; more are refused with QueueFull.
+        max_queue: requests that may wait; more are refused with QueueFull, or end as "crowded out"
+            when a share waits with more than the newcomer's, see waiting.py.
         kv_cache_mb: memory for caches, where the runner has no page pool of its own.
         prefill_chunk: prompt tokens a step at most. It bounds how late a cancellation is noticed.
         prefix_cache: reuse the caches of finished requests.
@@ -96,7 +98,7 @@ class Engine:
 
         self._changed = threading.Condition()  # guards the fields below
         self._inbox: deque[Job] = deque()
-        self._n_waiting = 0  # in the inbox or in the scheduler's queue
+        self._places = Places(max_queue)  # of those in the inbox or in the scheduler's queue
         self._n_open = 0  # accepted and not yet Done
         self._draining = False
         self._stopping = False
@@ -122,20 +124,23 @@ class Engine:
             ValueError: an empty prompt, a token outside the vocabulary, n or max_tokens out of
                 range.
         """
-        return self._submit(request, on_event, reuse=True)
+        return self._submit(request, on_event)
 
     def run(self, request: Request, timeout: float | None = None) -> Outcome:
         """Submit a request and wait for the whole of it; TimeoutError gives it up."""
-        return self._run_whole(request, timeout, reuse=True)
+        return self._run_whole(request, timeout)
 
     def replay(self, request_id: str, key: str, timeout: float | None = None) -> ReplayResult:
         """Run a kept request again, from a cold start, and compare every bit. Blocks.
 
         Raises NotKept, TimeoutError, and what `submit` raises.
         """
-        recording = self._replays.get(request_id, key)
-        outcome = self._run_whole(self._replays.rerun(recording), timeout, reuse=False)
-        return compare(recording, outcome)
+        recording = self.recording(request_id, key)
+        return compare(recording, self._run_whole(rerun(recording), timeout))
+
+    def recording(self, request_id: str, key: str) -> Recording:
+        """A kept request and what came of it; NotKept if there is none of that key's."""
+        return self._replays.get(request_id, key)
 
     def drain(self) -> None:
         """Take no new requests from now on; those accepted go on."""
@@ -169,31 +174,34 @@ class Engine:
             self._counters,
             self._caches,
             running=list(self._scheduler.running),
-            n_waiting=self._n_waiting,
+            n_waiting=len(self._places),
             kept_for_replay=len(self._replays),
             draining=self._draining,
         )
 
-    def _submit(self, request: Request, on_event: Callable[[Event], None], reuse: bool) -> Ticket:
-        job = self._intake.job(request, on_event, reuse)
+    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
+        job = self._intake.job(request, on_event)
         with self._changed:
             if self._draining:
                 raise Draining("the engine is shutting down and takes no new requests")
             # Those who are about to find a free row don't count as waiting.
-            if self._n_waiting - self._scheduler.free_rows >= self.max_queue:
-                raise QueueFull(self._retry_after())
+            try:
+                crowded_out = self._places.take(job, about_to_run=self._scheduler.free_rows)
+            except NoPlace:
+                raise QueueFull(self._retry_after()) from None
+            if crowded_out is not None:
+                crowded_out.crowded_out = True
             job.order = self._orders
             self._orders += 1
-            self._n_waiting += 1
             self._n_open += 1
             self._counters.requests += 1
             self._inbox.append(job)
             self._changed.notify_all()
         return Ticket(job, self._wake)
 
-    def _run_whole(self, request: Request, timeout: float | None, reuse: bool) -> Outcome:
+    def _run_whole(self, request: Request, timeout: float | None) -> Outcome:
         collector = Collector(request.n)
-        ticket = self._submit(request, collector, reuse)
+        ticket = self._submit(request, collector)
         try:
             return collector.wait(timeout)
         except BaseException:
@@ -202,7 +210,7 @@ class Engine:
 
     def _retry_after(self) -> float:
         """Seconds until a place in the queue should be free."""
-        rounds = (self._n_waiting + 1) / self._scheduler.max_batch
+        rounds = (len(self._places) + 1) / self._scheduler.max_batch
         return max(1.0, rounds * self._counters.request_seconds)
 
     def _wake(self) -> None:
@@ -237,7 +245,7 @@ class Engine:
         self._deliver()
 
     def _has_work(self) -> bool:
-        return bool(self._scheduler.running or self._n_waiting)
+        return bool(self._scheduler.running or self._scheduler.has_waiting)
 
     def step(self) -> bool:
         """One round of the loop; False when there was nothing to run."""
@@ -246,7 +254,7 @@ class Engine:
         self._drop_lost()
         for job in self._scheduler.admit():
             with self._changed:
-                self._n_waiting -= 1
+                self._places.leave(job)
             job.admitted = started
             if not job.max_tokens and job.request.score_from is None:
                 self._tell(job, Started(len(job.ids), 0))
@@ -278,6 +286,8 @@ class Engine:
         for job in [*self._scheduler.running, *self._scheduler.waiting]:
             if job.cancelled:
                 self._end_job(job, "cancelled")
+            elif job.crowded_out:
+                self._end_job(job, "crowded out")
             elif job.request.deadline is not None and now > job.request.deadline:
                 self._end_job(job, "timeout")
 
@@ -415,7 +425,7 @@ class Engine:
         self._record(job)
         if job.admitted is None:
             with self._changed:
-                self._n_waiting -= 1
+                self._places.leave(job)
         else:
             seconds = time.perf_counter() - job.admitted
             self._counters.request_seconds += 0.1 * (seconds - self._counters.request_seconds)

@@ -25,7 +25,7 @@ class Intake:
         self._vocab_size, self._max_batch, self._n_ctx = vocab_size, max_batch, n_ctx
         self._memory = memory
 
-    def job(self, request: Request, on_event: Callable[[Event], None], reuse: bool) -> Job:
+    def job(self, request: Request, on_event: Callable[[Event], None]) -> Job:
         """The request as a job: its seed drawn, `max_tokens` cut to the room behind the prompt.
 
         Raises:
@@ -51,7 +51,7 @@ class Intake:
             pages=memory.worst_case(n_prompt, max_tokens, request.n) if runs else 0,
             order=0,
             ids=request.prompt.match_ids(),
-            reuse=reuse,
+            reuse=not request.cold,
         )
 
     def _check(self, request: Request) -> None:

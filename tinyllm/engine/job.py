@@ -85,7 +85,13 @@ class Job:
     choices: list[LiveChoice] = field(default_factory=list)  # all, from the start of decoding
     admitted: float | None = None  # when it came to run, time.perf_counter() seconds
     over: bool = False  # it has ended, and owns nothing any more
+    crowded_out: bool = False  # it lost its place in the queue; written under the engine's lock
     cancelled: bool = False  # written by any thread, read by the engine's
+
+    @property
+    def share(self) -> str:
+        """Whose part of the engine it takes."""
+        return self.request.share or self.request.key
 
     @property
     def n_left(self) -> int:

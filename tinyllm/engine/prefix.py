@@ -3,8 +3,9 @@
 The keys and values of a token depend on the tokens before it alone. So a prompt that starts like
 an earlier one can take over that part of its cache: a fork shares the pages, the rest of the
 prompt is prefilled behind it. Entries are found by longest common prefix, within one key only
-(somebody else's prompts must not show, not even as a shorter time to first token), and the one
-that was used least recently goes first when pages are short.
+(somebody else's prompts must not show, not even as a shorter time to first token). When pages are
+short, the key that keeps most gives up the one that it used least recently: nobody's prompts are
+pushed out by another's flood.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PrefixCache:
     def __init__(self, memory: CacheMemory, share: float = 0.5) -> None:
         self._memory = memory
         self._max_pages = int(share * memory.n_pages)
-        self._pages = 0
+        self._pages: dict[str, int] = {}  # kept, by key
         self._entries: OrderedDict[int, Entry] = OrderedDict()  # in order of last use
         self._next = 0
 
@@ -95,16 +96,17 @@ class PrefixCache:
             self._drop(self._entries.pop(number))
         self._entries[self._next] = Entry(key, ids, self._memory.keep(cache))
         self._next += 1
-        self._pages += self._n_pages(ids)
-        while self._pages > self._max_pages and len(self._entries) > 1:  # the newest always stays
+        self._pages[key] = self._pages.get(key, 0) + self._n_pages(ids)
+        while sum(self._pages.values()) > self._max_pages and len(self._entries) > 1:
             self.evict()
 
     def evict(self) -> bool:
-        """Give up the least recently used entry; False when there is none."""
+        """Give up the least recently used entry of whoever keeps most; False if there is none."""
         if not self._entries:
             return False
-        _, entry = self._entries.popitem(last=False)
-        self._drop(entry)
+        key = max(self._pages, key=self._pages.__getitem__)
+        number = next(number for number, entry in self._entries.items() if entry.key == key)
+        self._drop(self._entries.pop(number))
         return True
 
     def clear(self) -> None:
@@ -113,7 +115,9 @@ class PrefixCache:
             pass
 
     def _drop(self, entry: Entry) -> None:
-        self._pages -= self._n_pages(entry.ids)
+        self._pages[entry.key] -= self._n_pages(entry.ids)
+        if not self._pages[entry.key]:
+            del self._pages[entry.key]
         self._memory.free(entry.cache)
 
     def _n_pages(self, ids: NDArray[np.int64]) -> int:

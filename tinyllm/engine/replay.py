@@ -75,35 +75,73 @@ def compare(recording: Recording, outcome: Outcome) -> ReplayResult:
     )
 
 
-class ReplayStore:
-    """The newest `max_kept` recordings, by request id. Safe from any thread."""
+def rerun(recording: Recording) -> Request:
+    """The request that runs a recording again."""
+    request = recording.request
+    id = f"{request.id}.replay"
+    return replace(request, id=id, keep=False, deadline=None, trace=None, cold=True)
 
-    def __init__(self, max_kept: int) -> None:
-        self._max_kept = max_kept
-        self._kept: OrderedDict[str, Recording] = OrderedDict()
+
+MAX_BYTES = 64 * 1024 * 1024  # of all recordings together
+
+
+def size_of(recording: Recording) -> int:
+    """About how many bytes a recording takes."""
+    request = recording.request
+    rows = request.prompt.image_rows
+    fixed = 2048 + request.prompt.tokens.nbytes + (0 if rows is None else rows.nbytes)
+    guide: int = getattr(request.guide, "nbytes", 0)
+    biases = 100 * len(request.params.logit_bias)
+    # A token is an int and a float, and a place in a list for each.
+    return fixed + guide + biases + sum(80 * len(answer.tokens) for answer in recording.answers)
+
+
+class ReplayStore:
+    """The newest recordings, by request id. Safe from any thread.
+
+    When there are too many, the oldest goes of the share that keeps most: nobody's are pushed out
+    by another's flood.
+
+    Args:
+        max_kept: how many, of all shares together.
+        max_bytes: how large they may be together.
+    """
+
+    def __init__(self, max_kept: int, max_bytes: int = MAX_BYTES) -> None:
+        self._max_kept, self._max_bytes = max_kept, max_bytes
+        self._kept: dict[str, OrderedDict[str, Recording]] = {}  # by share, then by request
+        self._bytes: dict[str, int] = {}  # by share
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        with self._lock:
+            return sum(map(len, self._kept.values()))
 
     def put(self, recording: Recording) -> None:
-        """Keep a recording; the oldest goes when there are too many."""
-        if self._max_kept <= 0:
+        """Keep a recording, unless it is larger than all may be together."""
+        size, request = size_of(recording), recording.request
+        if self._max_kept <= 0 or size > self._max_bytes:
             return
+        share = request.share or request.key
         with self._lock:
-            self._kept[recording.request.id] = recording
-            while len(self._kept) > self._max_kept:
-                self._kept.popitem(last=False)
+            self._kept.setdefault(share, OrderedDict())[request.id] = recording
+            self._bytes[share] = self._bytes.get(share, 0) + size
+            while sum(self._bytes.values()) > self._max_bytes:
+                self._drop_oldest(max(self._bytes, key=self._bytes.__getitem__))
+            while sum(map(len, self._kept.values())) > self._max_kept:
+                self._drop_oldest(max(self._kept, key=lambda share: len(self._kept[share])))
+
+    def _drop_oldest(self, share: str) -> None:
+        _, recording = self._kept[share].popitem(last=False)
+        self._bytes[share] -= size_of(recording)
+        if not self._kept[share]:
+            del self._kept[share], self._bytes[share]
 
     def get(self, request_id: str, key: str) -> Recording:
         """The recording of one key's request; NotKept when there is none."""
         with self._lock:
-            recording = self._kept.get(request_id)
+            found = (kept[request_id] for kept in self._kept.values() if request_id in kept)
+            recording = next(found, None)
         if recording is None or recording.request.key != key:
             raise NotKept(request_id)
         return recording
-
-    def rerun(self, recording: Recording) -> Request:
-        """The request that runs a recording again."""
-        id = f"{recording.request.id}.replay"
-        return replace(recording.request, id=id, keep=False, deadline=None, trace=None)

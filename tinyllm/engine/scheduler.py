@@ -10,8 +10,10 @@ rows. Their size follows the clock, see `Pace`, so that a long prompt can't hold
 **Lookup decoding** (lookup.py). Where few rows decode, a step verifies guesses beside them.
 
 **Admission.** A request waits until there are rows for its n choices and pages for its worst case
-(memory.py). Next is whoever's key has the fewest rows; within a key, whoever came first. Nobody
-overtakes the one whose turn it is, so a large request waits for room but is never passed by.
+(memory.py). Next is whoever's share (`Request.share`) has the fewest rows; within a share, whoever
+came first. Nobody overtakes the one whose turn it is, so a large request waits for room but is
+never passed by. Some rows and pages are for guests, shares of which nothing runs yet: so one that
+has taken all the others doesn't keep a newcomer waiting until one of its requests ends.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice
 from tinyllm.engine.lookup import FULL, MOST_ROWS, PassTime, share_rows
 
+GUEST_ROWS = 4  # one for so many of max_batch, beyond it
+GUEST_PAGES = 8  # one of so many of the cache budget
 OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
 
 
@@ -69,7 +73,7 @@ class Scheduler:
         self._lookup = lookup
         self._pass_time = PassTime()
         self.running: list[Job] = []
-        self._waiting: dict[str, deque[Job]] = {}  # by key; the key served longest ago comes first
+        self._waiting: dict[str, deque[Job]] = {}  # by share; served longest ago first
         self._steps = 0
 
     # -- admission ---------------------------------------------------------------------------
@@ -80,45 +84,55 @@ class Scheduler:
         return [job for queue in self._waiting.values() for job in queue]
 
     def add(self, job: Job) -> None:
-        """Put a job at the end of its key's queue."""
-        self._waiting.setdefault(job.request.key, deque()).append(job)
+        """Put a job at the end of its share's queue."""
+        self._waiting.setdefault(job.share, deque()).append(job)
 
     def remove(self, job: Job) -> None:
         """Take a job out, wherever it is."""
         if job in self.running:
             self.running.remove(job)
             return
-        queue = self._waiting[job.request.key]
+        queue = self._waiting[job.share]
         queue.remove(job)
         if not queue:
-            del self._waiting[job.request.key]
+            del self._waiting[job.share]
 
     def admit(self) -> Iterator[Job]:
         """Move jobs from the queue to `running` while the next one fits."""
         while self._waiting:
             rows: dict[str, int] = dict.fromkeys(self._waiting, 0)
             for job in self.running:
-                if job.request.key in rows:
-                    rows[job.request.key] += job.n_slots
-            key = min(rows, key=rows.__getitem__)  # ties: the key served longest ago
-            job = self._waiting[key][0]
+                if job.share in rows:
+                    rows[job.share] += job.n_slots
+            share = min(rows, key=rows.__getitem__)  # ties: the share served longest ago
+            job = self._waiting[share][0]
             if not self._fits(job):
                 return
-            queue = self._waiting.pop(key)
+            queue = self._waiting.pop(share)
             queue.popleft()
             if queue:
-                self._waiting[key] = queue  # to the end: it was just served
+                self._waiting[share] = queue  # to the end: it was just served
             self.running.append(job)
             yield job
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    @property
     def free_rows(self) -> int:
-        """Rows of a step that nobody has."""
-        return self.max_batch - sum(job.n_slots for job in list(self.running))
+        """Rows of a step that nobody has, and that aren't for guests alone."""
+        return max(0, self.max_batch - sum(job.n_slots for job in list(self.running)))
 
     def _fits(self, job: Job) -> bool:
-        pages = sum(other.pages for other in self.running)
-        return job.n_slots <= self.free_rows and pages + job.pages <= self.n_pages
+        n_rows = job.n_slots + sum(other.n_slots for other in self.running)
+        n_pages = job.pages + sum(other.pages for other in self.running)
+        if any(other.share == job.share for other in self.running):
+            n_for_all = self.n_pages - self.n_pages // GUEST_PAGES
+            return n_rows <= self.max_batch and n_pages <= n_for_all
+        guests = self.max_batch // GUEST_ROWS
+        return n_rows <= self.max_batch + guests and n_pages <= self.n_pages
 
     # -- the next step -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from tinyllm.distribution import Standing
 from tinyllm.prompt import Prompt as Prompt
 from tinyllm.sampler import ChosenBy, Logits, SamplingParams
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "crowded out", "error"]
 
 
 class Guide(Protocol):
@@ -88,6 +88,7 @@ class Request:
     session: str | None = None
     deadline: float | None = None  # time.monotonic() seconds
     keep: bool = False  # keep for replay
+    cold: bool = False  # starts from nobody's cached prefix
     score_from: int | None = None  # `Started` reports how likely the prompt is from here on, >= 1
 
 

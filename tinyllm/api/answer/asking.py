@@ -152,6 +152,8 @@ def failed(event: Finished, started: bool) -> ApiError | None:
         return out_of_time(started)
     if event.reason == "cancelled":
         return stopped()
+    if event.reason == "crowded out":
+        return too_many("Others who wait with less went before this request.", retry_after=5)
     return None
 
 

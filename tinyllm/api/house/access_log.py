@@ -42,6 +42,9 @@ class AccessLog:
         """Start the writer."""
         if self._target == "off":
             return
+        if self._target != "-":
+            with contextlib.suppress(OSError):
+                Path(self._target).touch()
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
         self._thread.start()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -11,11 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tinyllm.api.answer import replaying
+from tinyllm.api.answer.asking import Caller
 from tinyllm.api.contract.answers import ModelOut
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
-from tinyllm.api.contract.errors import ApiError, context_length_exceeded, invalid, not_found
+from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
@@ -26,8 +28,7 @@ from tinyllm.api.prompt.chat import Layout
 from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.planner import Planner
 from tinyllm.api.prompt.served import ServedModel
-from tinyllm.engine.replay import NotKept
-from tinyllm.engine.types import Draining, QueueFull
+from tinyllm.engine.replay import ReplayResult
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -65,41 +66,40 @@ class Api:
 
     async def replay(self, request: Request) -> Response:
         """Run a kept request again, and say whether every bit agrees."""
-        self._service.check_ready()
-        self._service.check_accepting()
-        id, key = request.path_params["id"], request.state.key
-        timeout = self._service.settings.request_timeout or None
-        for engine in self._service.engines.values():
-            try:
-                result = await asyncio.to_thread(engine.replay, id, key, timeout)
-            except NotKept:
-                continue
-            except QueueFull as error:
-                raise ApiError(429, f"{error}.", "rate_limit_exceeded", code="rate_limit_exceeded",
-                               retry_after=error.retry_after) from None  # fmt: skip
-            except (Draining, TimeoutError):
-                raise ApiError(503, "The request couldn't be run again in time.",
-                               "service_unavailable", code="request_timeout",
-                               retry_after=5) from None  # fmt: skip
-            first = next(iter(result.differences), None)
-            return json_response(
-                {
-                    "id": id,
-                    "object": "chat.completion.replay",
-                    "identical": result.identical,
-                    "tokens_compared": result.tokens_compared,
-                    "seed": result.seed,
-                    "first_difference": None
-                    if first is None
-                    else {
-                        "index": first.index,
-                        "position": first.position,
-                        "recorded": first.recorded and _token(first.recorded),
-                        "replayed": first.replayed and _token(first.replayed),
-                    },
-                }
-            )
-        raise not_found(f"A kept completion of the id {id!r}")
+        service, share = self._service, request.state.share
+        service.check_ready()
+        service.check_accepting()
+        id, limit = request.path_params["id"], service.settings.request_timeout
+        engine, recording = replaying.find(service.engines.values(), id, request.state.key)
+        deadline = time.monotonic() + limit if limit else None
+        caller = Caller(request.receive, deadline, share)
+
+        async def run() -> ReplayResult:
+            async with service.replays.turn(share):
+                return await replaying.replay(engine, recording, service.waker, caller)
+
+        try:
+            result = await caller.while_here(run())
+        finally:
+            caller.close()
+        first = next(iter(result.differences), None)
+        return json_response(
+            {
+                "id": id,
+                "object": "chat.completion.replay",
+                "identical": result.identical,
+                "tokens_compared": result.tokens_compared,
+                "seed": result.seed,
+                "first_difference": None
+                if first is None
+                else {
+                    "index": first.index,
+                    "position": first.position,
+                    "recorded": first.recorded and _token(first.recorded),
+                    "replayed": first.replayed and _token(first.replayed),
+                },
+            }
+        )
 
     # -- models ------------------------------------------------------------------------------
 

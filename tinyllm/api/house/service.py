@@ -18,7 +18,7 @@ from tinyllm.api.house.metrics import Metrics
 from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import EngineLike, ServedModel
-from tinyllm.api.prompt.turns import Workshop
+from tinyllm.api.prompt.turns import Turns, Workshop
 
 
 class Service:
@@ -43,6 +43,7 @@ class Service:
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)
         self.workshop = Workshop()
+        self.replays = Turns(places=4, most=2)  # of kept requests, at once
         limits = BodyLimits(settings.max_body, settings.max_text, settings.body_timeout)
         self.bodies = BodyReader(limits, self.workshop.reading)
         self._load = load

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tinyllm.api.constraints.grammar import Grammars
 from tinyllm.api.prompt.vision import LazyVision
+from tinyllm.engine.replay import Recording
 from tinyllm.engine.types import Event, Handle, Request
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ class EngineLike(Protocol):
     n_ctx: int
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Handle: ...
-    def replay(self, request_id: str, key: str, timeout: float | None = None) -> Any: ...
+    def recording(self, request_id: str, key: str) -> Recording: ...
     def stats(self) -> Any: ...
     def stop(self, drain_timeout: float = 0.0) -> None: ...
 
