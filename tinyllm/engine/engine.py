@@ -124,11 +124,34 @@ class Engine:
             ValueError: an empty prompt, a token outside the vocabulary, n or max_tokens out of
                 range.
         """
-        return self._submit(request, on_event)
+        job = self._intake.job(request, on_event)
+        with self._changed:
+            if self._draining:
+                raise Draining("the engine is shutting down and takes no new requests")
+            # Those who are about to find a free row don't count as waiting.
+            try:
+                crowded_out = self._places.take(job, about_to_run=self._scheduler.free_rows)
+            except NoPlace:
+                raise QueueFull(self._retry_after()) from None
+            if crowded_out is not None:
+                crowded_out.crowded_out = True
+            job.order = self._orders
+            self._orders += 1
+            self._n_open += 1
+            self._counters.requests += 1
+            self._inbox.append(job)
+            self._changed.notify_all()
+        return Ticket(job, self._wake)
 
     def run(self, request: Request, timeout: float | None = None) -> Outcome:
         """Submit a request and wait for the whole of it; TimeoutError gives it up."""
-        return self._run_whole(request, timeout)
+        collector = Collector(request.n)
+        ticket = self.submit(request, collector)
+        try:
+            return collector.wait(timeout)
+        except BaseException:
+            ticket.cancel()
+            raise
 
     def replay(self, request_id: str, key: str, timeout: float | None = None) -> ReplayResult:
         """Run a kept request again, from a cold start, and compare every bit. Blocks.
@@ -136,7 +159,7 @@ class Engine:
         Raises NotKept, TimeoutError, and what `submit` raises.
         """
         recording = self.recording(request_id, key)
-        return compare(recording, self._run_whole(rerun(recording), timeout))
+        return compare(recording, self.run(rerun(recording), timeout))
 
     def recording(self, request_id: str, key: str) -> Recording:
         """A kept request and what came of it; NotKept if there is none of that key's."""
@@ -178,35 +201,6 @@ class Engine:
             kept_for_replay=len(self._replays),
             draining=self._draining,
         )
-
-    def _submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
-        job = self._intake.job(request, on_event)
-        with self._changed:
-            if self._draining:
-                raise Draining("the engine is shutting down and takes no new requests")
-            # Those who are about to find a free row don't count as waiting.
-            try:
-                crowded_out = self._places.take(job, about_to_run=self._scheduler.free_rows)
-            except NoPlace:
-                raise QueueFull(self._retry_after()) from None
-            if crowded_out is not None:
-                crowded_out.crowded_out = True
-            job.order = self._orders
-            self._orders += 1
-            self._n_open += 1
-            self._counters.requests += 1
-            self._inbox.append(job)
-            self._changed.notify_all()
-        return Ticket(job, self._wake)
-
-    def _run_whole(self, request: Request, timeout: float | None) -> Outcome:
-        collector = Collector(request.n)
-        ticket = self._submit(request, collector)
-        try:
-            return collector.wait(timeout)
-        except BaseException:
-            ticket.cancel()
-            raise
 
     def _retry_after(self) -> float:
         """Seconds until a place in the queue should be free."""
