@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from tinyllm.engine.forward import forward, score_prompt, segment_of
 from tinyllm.engine.intake import Intake, check_limits
 from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice, Ticket
 from tinyllm.engine.memory import cache_memory
-from tinyllm.engine.outcome import Answer, Collector, Outcome
+from tinyllm.engine.outcome import Collector, Outcome
 from tinyllm.engine.replay import Recording, ReplayResult, ReplayStore, compare, rerun
 from tinyllm.engine.sampling import RowScratch
 from tinyllm.engine.scheduler import Decode, Scheduler, Work
@@ -130,11 +129,9 @@ class Engine:
                 raise Draining("the engine is shutting down and takes no new requests")
             # Those who are about to find a free row don't count as waiting.
             try:
-                crowded_out = self._places.take(job, about_to_run=self._scheduler.free_rows)
+                self._places.take(job, about_to_run=self._scheduler.free_rows)
             except NoPlace:
                 raise QueueFull(self._retry_after()) from None
-            if crowded_out is not None:
-                crowded_out.crowded_out = True
             job.order = self._orders
             self._orders += 1
             self._n_open += 1
@@ -416,7 +413,7 @@ class Engine:
                 self._counters.finished[reason] += 1
                 self._tell(job, Finished(index, reason, message))
         self._scheduler.remove(job)
-        self._record(job)
+        self._replays.note(job)
         if job.admitted is None:
             with self._changed:
                 self._places.leave(job)
@@ -424,14 +421,6 @@ class Engine:
             seconds = time.perf_counter() - job.admitted
             self._counters.request_seconds += 0.1 * (seconds - self._counters.request_seconds)
         self._tell(job, Done())
-
-    def _record(self, job: Job) -> None:
-        """Keep a request that ran to its end, if it asked for that."""
-        if not job.request.keep or not all(c.reason in ("stop", "length") for c in job.choices):
-            return
-        answers = tuple(Answer(c.tokens, c.logprobs, c.reason) for c in job.choices)
-        if answers:
-            self._replays.put(Recording(replace(job.request, keep=False), answers))
 
     # -- listeners -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+from tinyllm.engine.job import Job
 from tinyllm.engine.outcome import Answer, Outcome
 from tinyllm.engine.types import Request
 
@@ -116,6 +117,14 @@ class ReplayStore:
     def __len__(self) -> int:
         with self._lock:
             return sum(map(len, self._kept.values()))
+
+    def note(self, job: Job) -> None:
+        """Keep a request that ran to its end, if it asked for that."""
+        if not job.request.keep or not all(c.reason in ("stop", "length") for c in job.choices):
+            return
+        if job.choices:
+            answers = tuple(Answer(c.tokens, c.logprobs, c.reason) for c in job.choices)
+            self.put(Recording(replace(job.request, keep=False), answers))
 
     def put(self, recording: Recording) -> None:
         """Keep a recording, unless it is larger than all may be together."""

@@ -28,19 +28,17 @@ class Places:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def take(self, job: Job, about_to_run: int) -> Job | None:
-        """A place for `job`; the one that has to go for it, if any. Raises NoPlace.
+    def take(self, job: Job, about_to_run: int) -> None:
+        """A place for `job`; another that has to go for it is marked. Raises NoPlace.
 
         `about_to_run` of those who wait find a free row, and don't count.
         """
-        crowded_out = None
         if len(self) - about_to_run >= self._places:
             longest = max(self._waiting.values(), key=len, default=[])
             if len(self._waiting.get(job.share, ())) + 1 >= len(longest):
                 raise NoPlace
-            crowded_out = longest.pop()
+            longest.pop().crowded_out = True
         self._waiting.setdefault(job.share, []).append(job)
-        return crowded_out
 
     def leave(self, job: Job) -> None:
         """It runs, or is over; nothing happens if it has no place (any more)."""
