@@ -7,6 +7,7 @@ server, engine and api.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ except PackageNotFoundError:  # a checkout that isn't installed
     __version__ = "0+checkout"
 
 
+# `from tinyllm import lab`: modules of the room `inside` that notebooks use by name.
+INSIDE = ("causal", "explain", "hooks", "lab", "pictures", "trace_file")
+
+
 def __getattr__(name: str) -> object:
     """Import on first use, so that `python server.py --help` needn't wait for numpy."""
     if name in ("LM", "load"):
@@ -34,4 +39,6 @@ def __getattr__(name: str) -> object:
         from tinyllm.sampler import SamplingParams
 
         return SamplingParams
+    if name in INSIDE:
+        return import_module(f"tinyllm.inside.{name}")
     raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")
