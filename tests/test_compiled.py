@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.llama_folders import SMALL, write_folder
 from tinyllm.compiled import CompiledModel, plan_call
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull, ConfigError, WeightsError
@@ -380,3 +382,45 @@ def test_a_packed_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(WeightsError, match="start again"):
         Reading(path, 10, memory).wait()
+
+
+@pytest.mark.parametrize("where", ["numbers", "header", "kinds", "half", "empty", "foreign"])
+def test_a_damaged_packed_file_is_made_anew(
+    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    config = write_folder(
+        folder, {**SMALL, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 96, **heads}
+    )
+    prompt = np.array([1, 2, 3], np.int32)
+
+    def logits() -> NDArray[np.float32]:
+        model = CompiledModel(config, folder, "q8", threads=1, kv_cache_mb=1)
+        return model.forward(prompt, model.new_cache())
+
+    whole = logits()
+    path = folder / ".packed" / "q8.safetensors"
+    good = path.read_bytes()
+    bad = bytearray(good)
+    length = 8 + int.from_bytes(good[:8], "little")
+    if where == "numbers":
+        for at in range(length + 5, len(bad), 997):
+            bad[at] ^= 0x10
+    elif where == "header":
+        bad[20:60] = bytes(40)
+    elif where == "kinds":
+        bad = bytearray(good.replace(b'"Q8"', b'"Q9"'))
+    elif where == "half":
+        del bad[len(bad) // 2 :]
+    elif where == "empty":
+        bad.clear()
+    else:
+        bad[:] = b"#!/bin/sh\n" * 500
+    path.write_bytes(bad)
+    with caplog.at_level("WARNING"):
+        assert (logits() == whole).all()
+    assert str(path) in caplog.text and "made anew" in caplog.text
+    assert path.stat().st_size == len(good)
+    caplog.clear()
+    assert (logits() == whole).all() and not caplog.text
