@@ -27,7 +27,6 @@ from tinyllm.kernels.arrays import (
     make_batch,
     make_own,
     make_scratch,
-    rope_arrays,
 )
 from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.cache import sources_hash
@@ -35,11 +34,12 @@ from tinyllm.kernels.formats import format_of
 from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
 from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
+from tinyllm.kernels.parts import TENSORS, make_parts, rotation_tables
 from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, weights_fingerprint
 
-COMPILED_PARTS: frozenset[str] = frozenset()  # beyond a Llama's; see `ModelConfig.beyond_llama`
+READABLE_ALONE = {"experts", "act_alpha", "act_limit"}  # parts that the kernels don't do
 
 Array = NDArray[np.float32]
 
@@ -88,8 +88,17 @@ class CompiledModel:
             packed, reading = in_huge_memory(pack(config, weights, dtype)), None
             self._fingerprint = weights_fingerprint(config, weights, path)
         packed.setdefault("head", packed["embed"])
+        tables = rotation_tables(config)
+        parts = make_parts(config, packed, tables.pop("turns"))
+        matrices: Any = {n: packed.get(n) for n in ModelArrays._fields[:9] if n not in TENSORS}
         self.arrays = ModelArrays(
-            **packed, **rope_arrays(config), n_heads=config.n_heads, norm_eps=config.norm_eps
+            **matrices,
+            **tables,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            norm_eps=config.norm_eps,
+            score_scale=config.score_scale,
+            parts=parts,
         )
 
         page_nbytes = page_bytes(config, self.kv_dtype)
@@ -260,7 +269,9 @@ def plan_call(segments: Sequence[Segment], done: Sequence[int]) -> list[tuple[in
 
 def check_shape(config: ModelConfig) -> None:
     """Raise ConfigError for parts and shapes that the kernels don't do."""
-    missing = [part for part in config.beyond_llama() if part not in COMPILED_PARTS]
+    missing = [part for part in config.beyond_llama() if part in READABLE_ALONE]
+    if config.qk_norm == "whole":
+        missing.append("norms of whole queries and keys")
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
         missing.append("longrope")

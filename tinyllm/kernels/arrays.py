@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import reference
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, TILE, Softmax
+from tinyllm.kernels.parts import Parts
 
 Array = NDArray[Any]
 
@@ -29,13 +29,16 @@ class ModelArrays(NamedTuple):
     out: Any  # a matrix a layer, (dim, n_heads · head_dim)
     gate_up: Any  # a matrix a layer: 16 rows of gate, the same 16 of up, and so on
     down: Any  # a matrix a layer, (dim, hidden_dim)
-    attn_norm: Array  # (n_layers, dim) float32
-    mlp_norm: Array  # (n_layers, dim)
+    attn_norm: Any  # (n_layers, dim) float32; None where the stream itself is read
+    mlp_norm: Any  # (n_layers, dim)
     final_norm: Array  # (1, dim)
     cos: Array  # (max_seq_len, head_dim / 2) float32
     sin: Array
+    n_layers: int
     n_heads: int
     norm_eps: float
+    score_scale: float  # what q·k is multiplied by
+    parts: Parts  # beyond a Llama's
 
 
 class Pool(NamedTuple):
@@ -62,10 +65,27 @@ class Batch(NamedTuple):
     pages: Array  # (sequences, pages) int32
 
 
+class Call(NamedTuple):
+    """What one call computes, and what follows from it for every region."""
+
+    n_rows: int
+    n_parts: int
+    n_logits: int
+    n_tiles: int  # of 8 rows
+    n_bands: int  # of 8 tiles: matrix products are cut into bands of rows, too
+    alone: bool  # few rows: every thread norms them for itself, into a tile of its own
+    normed: int  # the first tile of normed rows that this thread reads
+    n_spans: int  # chunks of keys in the longest context, where they are spread over the threads
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+
 class Scratch(NamedTuple):
     """What all threads write on the way."""
 
     x: Array  # (R, dim) float32, the residual stream
+    added: Array  # (R, dim): what a sublayer adds, where that is normed first; else one row
     normed: Any  # activations of width dim: shared tiles, then one private tile a thread
     mixed: Any  # of width n_heads · head_dim: what attention gives
     hidden: Any  # of width hidden_dim: the MLP between its matrices
@@ -80,18 +100,13 @@ class Own(NamedTuple):
     row: Array  # (max(dim, …),)
     out: Array  # (8, outputs of a chunk)
     half: Array  # (head_dim,) of the cache's dtype
-    visible: Array  # (8 · group + 8,) int64: how many keys each query sees
+    visible: Array  # (8 · group + 8,) int64: how many keys each query sees …
+    hidden: Array  # … but for so many of the first, which are beyond its window
     scores: Array  # these three: see AttendScratch
     sums: Array
     shrink: Array
     chunk: Softmax  # (8 · group + 8,): attention over one chunk of keys …
     so_far: Softmax  # … and over all chunks so far
-
-
-def rope_arrays(config: ModelConfig) -> dict[str, Array]:
-    """cos and sin of all positions, (max_seq_len, head_dim / 2) float32."""
-    cos, sin = reference.rope_tables(config, np.arange(config.max_seq_len))
-    return {"cos": np.ascontiguousarray(cos), "sin": np.ascontiguousarray(sin)}
 
 
 def make_batch(config: ModelConfig) -> Batch:
@@ -116,6 +131,7 @@ def make_scratch(config: ModelConfig, dtype: str, threads: int) -> Scratch:
     n_chunks = -(-config.max_seq_len // CHUNK)
     return Scratch(
         x=np.zeros((MAX_ROWS, config.dim), np.float32),
+        added=np.zeros((MAX_ROWS if config.norm_after else 1, config.dim), np.float32),
         normed=empty_rows(MAX_ROWS + TILE * threads, config.dim),
         mixed=empty_rows(MAX_ROWS, config.n_heads * head_dim),
         hidden=empty_rows(MAX_ROWS, config.hidden_dim),
@@ -138,6 +154,7 @@ def make_own(config: ModelConfig, kv_dtype: str, threads: int) -> Own:
         out=zeros(TILE, max(head_dim, 4 * BLOCK, OUT_BLOCKS * BLOCK)),
         half=np.zeros((threads, head_dim), np.float32 if kv_dtype == "f32" else np.uint16),
         visible=np.zeros((threads, queries), np.int64),
+        hidden=np.zeros((threads, queries), np.int64),
         scores=zeros(TILE, PAGE),
         sums=zeros(TILE, BLOCK),
         shrink=zeros(TILE),

@@ -14,26 +14,34 @@ to be computed.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.arrays import OUT_BLOCKS, SPREAD_ROWS, Batch, ModelArrays, Own, Pool, Scratch
-from tinyllm.kernels.attention import Part, attend_all, attend_chunk, keep_chunk, merge_chunks
-from tinyllm.kernels.build import kernel, part
-from tinyllm.kernels.dispatch import (
-    add_row,
-    append_key,
-    append_value,
-    embed,
-    matmul,
-    norm_row,
-    put,
-    rope,
-    swiglu,
+from tinyllm.kernels.arrays import (
+    OUT_BLOCKS,
+    SPREAD_ROWS,
+    Batch,
+    Call,
+    ModelArrays,
+    Own,
+    Pool,
+    Scratch,
 )
-from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, TILE, Softmax
+from tinyllm.kernels.attention import (
+    Part,
+    attend_all,
+    attend_chunk,
+    first_chunk,
+    keep_chunk,
+    merge_chunks,
+)
+from tinyllm.kernels.build import kernel, part
+from tinyllm.kernels.dispatch import add_row, matmul, norm_row, put
+from tinyllm.kernels.heads import place_head
+from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
+from tinyllm.kernels.parts import Parts, add_bias, add_position
+from tinyllm.kernels.rows import embed_row, finish_logits, hidden_row, norm_one, norm_tile
 from tinyllm.kernels.threads import Turn, begin, chunks, finish, next_job
 
 Array = NDArray[Any]
@@ -44,29 +52,13 @@ HEAD_BLOCKS = 24  # blocks of 16 outputs in a chunk of the logits
 
 # Regions by number: the embedding's, then these of each layer, then two for the logits. A call may
 # leave some out.
-ATTN_NORM, QKV, ATTEND, MERGE, OUT, MLP_NORM, GATE_UP, DOWN = range(8)
-LAYER_REGIONS = 8
+ATTN_NORM, QKV, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, GATE_UP, DOWN, DOWN_ADD = range(10)
+LAYER_REGIONS = 10
 
 
 def n_regions(n_layers: int) -> int:
     """The most regions that a call of `run` goes through."""
     return 1 + LAYER_REGIONS * n_layers + 2
-
-
-class Call(NamedTuple):
-    """What one call computes, and what follows from it for every region."""
-
-    n_rows: int
-    n_parts: int
-    n_logits: int
-    n_tiles: int  # of 8 rows
-    n_bands: int  # of 8 tiles: matrix products are cut into bands of rows, too
-    alone: bool  # few rows: every thread norms them for itself, into a tile of its own
-    normed: int  # the first tile of normed rows that this thread reads
-    n_spans: int  # chunks of keys in the longest context, where they are spread over the threads
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
 
 
 @kernel
@@ -93,27 +85,47 @@ def run(
         turn = Turn(control, thread, n_threads, job)
 
         embed_rows(turn, call, model, batch, s)
-        for layer in range(model.attn_norm.shape[0]):
+        for layer in range(model.n_layers):
             # x += out · attention(norm(x))
-            norm_rows(turn, region(layer, ATTN_NORM), call, model.attn_norm, layer, model.norm_eps,
-                      s, own)  # fmt: skip
+            norm_rows(turn, region(layer, ATTN_NORM), call, model.attn_norm, model.parts.attn_bias,
+                      layer, model.norm_eps, s, own)  # fmt: skip
             queries_keys_values(turn, call, layer, model, pool, batch, s, own)
             if call.n_spans == 0:
-                attend_parts(turn, call, layer, pool, batch, s, own)
+                attend_parts(turn, call, layer, model.parts, pool, batch, s, own)
             else:
-                attend_spans(turn, call, layer, pool, batch, s, own)
-            add_product(turn, region(layer, OUT), call, model.out, layer, s.mixed, s.x, own.out)
-            # x += down · (silu(gate · norm(x)) * (up · norm(x)))
-            norm_rows(turn, region(layer, MLP_NORM), call, model.mlp_norm, layer, model.norm_eps,
-                      s, own)  # fmt: skip
-            gate_and_up(turn, call, layer, model, s, own)
-            add_product(turn, region(layer, DOWN), call, model.down, layer, s.hidden, s.x, own.out)
+                attend_spans(turn, call, layer, model.parts, pool, batch, s, own)
+            out_and_mlp(turn, call, layer, model, s, own, model.parts.one_norm,
+                        model.parts.side_by_side)  # fmt: skip
         if call.n_logits > 0:
             logits(turn, call, model, batch, s, own)
 
         if finish(control, thread):
             return job
         last = job
+
+
+@part
+def out_and_mlp(
+    turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, one_norm: Any,
+    side_by_side: Any,
+) -> None:  # fmt: skip
+    """The rest of a layer, behind attention; where the MLP stands beside it, before it is added."""
+    parts = model.parts
+    if side_by_side is not None:
+        # Both read the stream as it entered the layer.
+        norm_rows(turn, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
+                  model.norm_eps, s, own)  # fmt: skip
+        gate_and_up(turn, call, layer, model, s, own, parts.act, parts.plain)
+    add_sublayer(turn, region(layer, OUT), call, model.out, parts.out_bias, parts.after_attn, layer,
+                 model.norm_eps, s.mixed, s, own)  # fmt: skip
+    if side_by_side is None:
+        # x += down · (silu(gate · norm(x)) * (up · norm(x)))
+        if one_norm is None:
+            norm_rows(turn, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
+                      model.norm_eps, s, own)  # fmt: skip
+        gate_and_up(turn, call, layer, model, s, own, parts.act, parts.plain)
+    add_sublayer(turn, region(layer, DOWN), call, model.down, parts.down_bias, parts.after_mlp,
+                 layer, model.norm_eps, s.hidden, s, own)  # fmt: skip
 
 
 @part
@@ -148,6 +160,7 @@ def take_own(thread: int, all_own: Own) -> Own:
         all_own.out[thread],
         all_own.half[thread],
         all_own.visible[thread],
+        all_own.hidden[thread],
         all_own.scores[thread],
         all_own.sums[thread],
         all_own.shrink[thread],
@@ -164,21 +177,24 @@ def embed_rows(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scra
     """x = the tokens' embeddings, or rows of images."""
     for tile in chunks(turn, 0, call.n_tiles):
         for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
-            embed_row(model.embed, batch.tokens[r], batch.images, s.x, r)
+            embed_row(model.embed, batch.tokens[r], batch.images, s.x, r,
+                      model.parts.embedding_scale)  # fmt: skip
+            add_position(model.parts.positions, batch.position[r], s.x, r)
 
 
 @part
 def norm_rows(
-    turn: Turn, at: int, call: Call, weight: Array, layer: int, eps: float, s: Scratch, own: Own
-) -> None:
-    """RMS norm of all rows, as activations; few rows are no region, but each thread's own work."""
+    turn: Turn, at: int, call: Call, weight: Any, bias: Any, layer: int, eps: float, s: Scratch,
+    own: Own,
+) -> None:  # fmt: skip
+    """The norm of all rows, as activations; few rows are no region, but each thread's own work."""
     if call.alone:
-        norm_tile(s.x, weight, layer, eps, 0, call.n_rows, call.normed, own.row, s.normed)
+        norm_tile(s.x, weight, bias, layer, eps, 0, call.n_rows, call.normed, own.row, s.normed)
     else:
         for tile in chunks(turn, at, call.n_tiles):
             first = tile * TILE
             n = min(TILE, call.n_rows - first)
-            norm_tile(s.x, weight, layer, eps, first, n, tile, own.row, s.normed)
+            norm_tile(s.x, weight, bias, layer, eps, first, n, tile, own.row, s.normed)
 
 
 @part
@@ -195,23 +211,24 @@ def queries_keys_values(
             n = min(TILE, call.n_rows - tile * TILE)
             matmul(model.qkv, layer, unit * n_blocks, n_blocks, s.normed, call.normed + tile, n,
                    own.out, 0, 0)  # fmt: skip
+            add_bias(model.parts.qkv_bias, layer, unit * call.head_dim, own.out, n, call.head_dim)
             place_head(unit, call, layer, tile * TILE, n, model, pool, batch, s, own)
 
 
 @part
 def attend_parts(
-    turn: Turn, call: Call, layer: int, pool: Pool, batch: Batch, s: Scratch, own: Own
+    turn: Turn, call: Call, layer: int, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own
 ) -> None:
     """Attention, a part and key head at a time."""
     n_heads = call.n_kv_heads
     for chunk in chunks(turn, region(layer, ATTEND), call.n_parts * n_heads):
         part = part_of(call.n_parts - 1 - chunk // n_heads, chunk % n_heads, layer, call, batch)
-        attend_all(part, pool, batch, s, own)  # the longest come first
+        attend_all(part, parts, pool, batch, s, own)  # the longest come first
 
 
 @part
 def attend_spans(
-    turn: Turn, call: Call, layer: int, pool: Pool, batch: Batch, s: Scratch, own: Own
+    turn: Turn, call: Call, layer: int, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own
 ) -> None:
     """Attention where a few rows see many keys: 512 keys at a time, then the chunks together."""
     n_heads = call.n_kv_heads
@@ -219,18 +236,63 @@ def attend_spans(
     for chunk in chunks(turn, region(layer, ATTEND), n_units * call.n_spans):
         span, unit = chunk // n_units, chunk % n_units
         part = part_of(unit // n_heads, unit % n_heads, layer, call, batch)
-        if batch.position[part.first + part.n_rows - 1] >= span * CHUNK:
-            attend_chunk(part, span * CHUNK, pool, batch, s, own)
+        last = batch.position[part.first + part.n_rows - 1]
+        if last >= span * CHUNK and span >= first_chunk(parts.windows, part, batch):
+            attend_chunk(part, span * CHUNK, parts, pool, batch, s, own)
             keep_chunk(part, span, call.n_heads, own.chunk, s.spread)
     for chunk in chunks(turn, region(layer, MERGE), call.n_rows * n_heads):
         row = chunk // n_heads
         part = Part(row, 1, batch.sequence[row], layer, chunk % n_heads, call.n_heads // n_heads)
-        merge_chunks(part, batch.position[row] // CHUNK + 1, call.n_heads, s, own)
+        merge_chunks(part, batch.position[row] // CHUNK + 1, call.n_heads, parts, batch, s, own)
+
+
+@part
+def add_sublayer(
+    turn: Turn, at: int, call: Call, w: Any, bias: Any, after: Any, layer: int, eps: float,
+    rows: Any, s: Scratch, own: Own,
+) -> None:  # fmt: skip
+    """x += w · rows, or the norm of that."""
+    if after is None:
+        add_product(turn, at, call, w, bias, layer, rows, s.x, own.out)
+    else:
+        put_product(turn, at, call, w, bias, layer, rows, s.added, own.out)
+        add_normed(turn, at + 1, call, after, layer, eps, s.added, s.x, own.row)
+
+
+@part
+def put_product(
+    turn: Turn, at: int, call: Call, w: Any, bias: Any, layer: int, rows: Any, y: Array, out: Array
+) -> None:
+    """y = w · rows."""
+    n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
+    for chunk in chunks(turn, at, n_units * call.n_bands):
+        first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
+        count = min(OUT_BLOCKS, w.values.shape[1] - first)
+        for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
+            n = min(TILE, call.n_rows - tile * TILE)
+            matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
+            add_bias(bias, layer, first * BLOCK, out, n, count * BLOCK)
+            for lane in range(n):
+                for k in range(count * BLOCK):
+                    y[tile * TILE + lane, first * BLOCK + k] = out[lane, k]
+
+
+@part
+def add_normed(
+    turn: Turn, at: int, call: Call, weight: Array, layer: int, eps: float, y: Array, x: Array,
+    row: Array,
+) -> None:  # fmt: skip
+    """x += norm(y)."""
+    for tile in chunks(turn, at, call.n_tiles):
+        for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
+            norm_row(y, r, weight, layer, eps, row)
+            for k in range(x.shape[1]):
+                x[r, k] += row[k]
 
 
 @part
 def add_product(
-    turn: Turn, at: int, call: Call, w: Any, layer: int, rows: Any, x: Array, out: Array
+    turn: Turn, at: int, call: Call, w: Any, bias: Any, layer: int, rows: Any, x: Array, out: Array
 ) -> None:
     """x += w · rows."""
     n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
@@ -240,35 +302,41 @@ def add_product(
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
             matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
+            add_bias(bias, layer, first * BLOCK, out, n, count * BLOCK)
             for lane in range(n):
                 add_row(x, tile * TILE + lane, first * BLOCK, out, lane, count * BLOCK)
 
 
 @part
 def gate_and_up(
-    turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own
-) -> None:
-    """The MLP's hidden activations: silu(gate) · up, 32 at a time."""
-    n_units = model.gate_up.values.shape[1] // 4  # 32 gates with their 32 ups
+    turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, act: Any,
+    plain: Any,
+) -> None:  # fmt: skip
+    """The MLP's hidden activations: silu(gate) · up or what the family has there, 32 at a time."""
+    n_blocks = 4 if plain is None else 2  # 32 gates with their 32 ups, or these alone
+    n_units = model.gate_up.values.shape[1] // n_blocks
     for chunk in chunks(turn, region(layer, GATE_UP), n_units * call.n_bands):
         unit, band = chunk % n_units, chunk // n_units
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
-            matmul(model.gate_up, layer, 4 * unit, 4, s.normed, call.normed + tile, n, own.out, 0,
-                   0)  # fmt: skip
+            matmul(model.gate_up, layer, n_blocks * unit, n_blocks, s.normed, call.normed + tile,
+                   n, own.out, 0, 0)  # fmt: skip
+            add_bias(model.parts.up_bias, layer, n_blocks * BLOCK * unit, own.out, n,
+                     n_blocks * BLOCK)  # fmt: skip
             for lane in range(n):
-                swiglu(own.out, lane, own.row)
+                hidden_row(act, plain, model.parts.kind, layer, own.out, lane, own.row)
                 put(s.hidden, tile, lane, GROUP * unit, own.row, 0, GROUP)
 
 
 @part
 def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch, own: Own) -> None:
     """Logits of the rows that want them; those rows are gathered into tiles of their own."""
-    at = region(model.attn_norm.shape[0], 0)
+    at = region(model.n_layers, 0)
     n_tiles = (call.n_logits + TILE - 1) // TILE
     for tile in chunks(turn, at, n_tiles):
         for i in range(tile * TILE, min(call.n_logits, (tile + 1) * TILE)):
-            norm_row(s.x, batch.logit_rows[i], model.final_norm, 0, model.norm_eps, own.row)
+            norm_one(s.x, batch.logit_rows[i], model.final_norm, model.parts.final_bias, 0,
+                     model.norm_eps, own.row)  # fmt: skip
             put(s.normed, tile, i % TILE, 0, own.row, 0, s.x.shape[1])
     n_blocks = s.logits.shape[1] // BLOCK
     for chunk in chunks(turn, at + 1, (n_blocks + HEAD_BLOCKS - 1) // HEAD_BLOCKS):
@@ -278,9 +346,9 @@ def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch,
             n = min(TILE, call.n_logits - tile * TILE)
             matmul(model.head, 0, first, count, s.normed, tile, n, s.logits, tile * TILE,
                    first * BLOCK)  # fmt: skip
-
-
-# --- the parts of a region ----------------------------------------------------------------------
+            for row in range(tile * TILE, tile * TILE + n):
+                finish_logits(model.parts.head_bias, model.parts.logit_cap, s.logits, row,
+                              first * BLOCK, count * BLOCK)  # fmt: skip
 
 
 @part
@@ -291,52 +359,3 @@ def part_of(part: int, head: int, layer: int, call: Call, batch: Batch) -> Part:
         first, batch.part_rows[part], batch.sequence[first], layer, head,
         call.n_heads // call.n_kv_heads,
     )  # fmt: skip
-
-
-@part
-def embed_row(table: Any, token: int, images: Array, x: Array, r: int) -> None:
-    """x[r] = the embedding of a token, or row -1 - token of `images`."""
-    if token >= 0:
-        embed(table, token, x, r)
-    else:
-        for d in range(x.shape[1]):
-            x[r, d] = images[-1 - token, d]
-
-
-@part
-def norm_tile(
-    x: Array, weight: Array, layer: int, eps: float, first: int, n: int, tile: int, row: Array,
-    rows: Any,
-) -> None:  # fmt: skip
-    """RMS norm of n ≤ 8 rows, as the activations of one tile."""
-    for lane in range(n):
-        norm_row(x, first + lane, weight, layer, eps, row)
-        put(rows, tile, lane, 0, row, 0, x.shape[1])
-
-
-@part
-def place_head(
-    unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pool,
-    batch: Batch, s: Scratch, own: Own,
-) -> None:  # fmt: skip
-    """Head `unit` of rows first … first + n, own.out[:n], to where it belongs.
-
-    Heads come in the order of `qkv`: all queries, all keys, all values. Queries go to q, turned and
-    scaled for the dot product; keys, turned, and values go to the cache.
-    """
-    group = call.n_heads // call.n_kv_heads
-    for lane in range(n):
-        r = first + lane
-        position = batch.position[r]
-        page, slot = batch.pages[batch.sequence[r], position // PAGE], position % PAGE
-        if unit < call.n_heads:
-            to = (unit // group * s.x.shape[0] + r) * group + unit % group
-            rope(own.out, lane, model.cos, model.sin, position, 1.0 / np.sqrt(call.head_dim), s.q,
-                 to)  # fmt: skip
-        elif unit < call.n_heads + call.n_kv_heads:
-            rope(own.out, lane, model.cos, model.sin, position, 1.0, own.out, lane)
-            head = unit - call.n_heads
-            append_key(pool.cells, page, layer, head, slot, own.out, lane, own.half)
-        else:
-            head = unit - call.n_heads - call.n_kv_heads
-            append_value(pool.cells, page, layer, head, slot, own.out, lane)

@@ -5,6 +5,7 @@ Shapes in `layout.py`: a page of the cache, the `Keys` that a query reads, the `
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def append_value(
 @kernel
 def attend(
     q: Array, q_row: int, n: int, visible: Array, keys: Keys, s: AttendScratch, state: Softmax,
-    first: int,
+    first: int, hidden: Any = None, cap: Any = None,
 ) -> None:  # fmt: skip
     """Softmax-weighted values of one chunk of keys, for n queries that share a key head.
 
@@ -70,6 +71,8 @@ def attend(
         visible: query i sees the keys below visible[first + i].
         s: scratch.
         state: out, in rows first … first + n.
+        hidden: query i doesn't see the first hidden[first + i] keys, or None.
+        cap: scores become cap · tanh(score / cap), or None.
     """
     head_dim = q.shape[1]
     for i in range(n):
@@ -80,13 +83,18 @@ def attend(
             page = keys.pages[keys.sequence, page_start // PAGE]
             seen = min(PAGE, visible[first + i] - page_start)
             new_best = best
-            for t in range(seen):
+            unseen = 0
+            if hidden is not None:
+                unseen = max(0, hidden[first + i] - page_start)
+            for t in range(unseen, seen):
                 score = np.float32(0.0)
                 for d in range(head_dim):
                     key = d * PAGE + t
                     score += q[q_row + i, d] * _stored(
                         keys.cells, page, keys.layer, keys.head, KEYS, key
                     )
+                if cap is not None:
+                    score = np.float32(cap * math.tanh(score / cap))
                 s.scores[i, t] = score
                 if score > new_best:
                     new_best = score
@@ -94,7 +102,7 @@ def attend(
             weight_sum *= shrink
             for d in range(head_dim):
                 state.mixed[first + i, d] *= shrink
-            for t in range(seen):
+            for t in range(unseen, seen):
                 weight = exp(s.scores[i, t] - new_best)
                 weight_sum += weight
                 for d in range(head_dim):

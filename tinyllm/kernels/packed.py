@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
 from tinyllm.kernels.formats import FORMATS, Format, Parts
-from tinyllm.kernels.layout import BLOCK
+from tinyllm.kernels.packed_vectors import qkv_order, up_names, up_order, vectors
 from tinyllm.weights import checkpoint_files, load_weights
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 with a layer axis; no
 
 CARRIED_FILE = "model.q4.safetensors"  # blocks of the file that the checkpoint came from
 SAMPLES = 64  # places of 4 kB in each file that the digest reads
+ADDING = ("o_proj.weight", "down_proj.weight")
 MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down")
 
 
@@ -63,10 +64,13 @@ def pack(
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
 
     def rows(name: str, form: Format) -> Parts:
-        blocks = carried.get(name) if carried else None
+        # What a sublayer adds is scaled here, once, and not at every token.
+        factor = config.residual_scale if name.endswith(ADDING) and not config.norm_after else 1.0
+        blocks = carried.get(name) if carried and factor == 1 else None
         if blocks is not None and blocks.kind in form.carry:
             return form.carry[blocks.kind](blocks)
-        return form.round(weights[name])
+        weight = weights[name]
+        return form.round(weight if factor == 1 else weight * np.float32(factor))
 
     def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
         matrices = []
@@ -81,27 +85,21 @@ def pack(
         matrix = of_tables.pack(*rows(name, of_tables))
         return type(matrix)(*(array[None] for array in matrix))
 
-    def norms(name: str) -> Array:
-        return np.stack([weights[f"{layer}.{name}.weight"] for layer in layers])
-
-    # 16 rows of gate, the same 16 of up, and so on.
-    hidden = np.arange(config.hidden_dim).reshape(-1, 1, BLOCK)
-    pairs = np.concatenate([hidden, hidden + config.hidden_dim], axis=1).reshape(-1)
     packed = {
         "embed": table("model.embed_tokens.weight"),
-        "qkv": stacked(lambda layer: [f"{layer}.self_attn.{n}_proj.weight" for n in "qkv"]),
+        "qkv": stacked(
+            lambda layer: [f"{layer}.self_attn.{n}_proj.weight" for n in "qkv"], qkv_order(config)
+        ),
         "out": stacked(lambda layer: [f"{layer}.self_attn.o_proj.weight"]),
         "gate_up": stacked(
-            lambda layer: [f"{layer}.mlp.{n}_proj.weight" for n in ("gate", "up")], pairs
+            lambda layer: [f"{layer}.mlp.{n}_proj.weight" for n in up_names(config)],
+            up_order(config),
         ),
         "down": stacked(lambda layer: [f"{layer}.mlp.down_proj.weight"]),
-        "attn_norm": norms("input_layernorm"),
-        "mlp_norm": norms("post_attention_layernorm"),
-        "final_norm": np.array(weights["model.norm.weight"])[None],
     }
     if not config.tie_embeddings:
         packed["head"] = table("lm_head.weight")
-    return packed
+    return packed | vectors(config, weights)
 
 
 # --- keeping it -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tinyllm.errors import CacheFull
 from tinyllm.kernels.arrays import Pool
 from tinyllm.kernels.layout import KEYS, PAGE, VALUES
 from tinyllm.kernels.packed import huge_zeros
+from tinyllm.kernels.parts import head_order
 
 
 class PagePool:
@@ -207,7 +208,9 @@ class PagedCache:
     def keys(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's keys, rotated: (length, n_kv_heads, head_dim) float32."""
         turned = self._stored(layer, KEYS)  # (pages, n_kv, head_dim · 64)
-        return self._in_order(turned.reshape(*turned.shape[:2], -1, PAGE).transpose(0, 3, 1, 2))
+        keys = self._in_order(turned.reshape(*turned.shape[:2], -1, PAGE).transpose(0, 3, 1, 2))
+        order = head_order(self.pool.config)
+        return keys if order is None else keys[..., np.argsort(order)]
 
     def values(self, layer: int) -> NDArray[np.float32]:
         """A copy of one layer's values: (length, n_kv_heads, head_dim) float32."""

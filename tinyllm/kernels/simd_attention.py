@@ -29,6 +29,7 @@ from tinyllm.kernels.simd import WHOLE_TILES, exp, exp_one
 from tinyllm.kernels.vectors import (
     add,
     at,
+    div,
     fma,
     horizontal_max,
     horizontal_sum,
@@ -123,6 +124,16 @@ def width_of(n: int) -> int:
     return max(1, min(4, KIND.sums // n))
 
 
+@part
+def cap_scores(cap: float, scores: Array, row: int) -> None:
+    """cap · tanh(score / cap) of a page's scores; tanh(x) = 1 - 2 / (e²ˣ + 1)."""
+    one, two = splat(np.float32(1.0)), splat(np.float32(2.0))
+    slope, height = splat(np.float32(2.0 / cap)), splat(np.float32(cap))
+    for t in range(0, PAGE, BLOCK):
+        power = exp(mul(load(scores, row + t), slope))
+        store(scores, row + t, mul(height, sub(one, div(two, add(power, one)))))
+
+
 def _make_attend(n: int) -> Callable[..., None]:
     width = width_of(n)
     score, mix = _make_score(n, width), _make_mix(n, width)
@@ -130,7 +141,7 @@ def _make_attend(n: int) -> Callable[..., None]:
     @part
     def attend_rows(
         q: Array, q_row: int, visible: Array, keys: Keys, s: AttendScratch, state: Softmax,
-        first: int,
+        first: int, hidden: Any, cap: Any,
     ) -> None:  # fmt: skip
         cells, mixed = keys.cells, state.mixed
         size = cells.shape[4]
@@ -161,10 +172,18 @@ def _make_attend(n: int) -> Callable[..., None]:
             for i in range(n):
                 seen = visible[first + i] - page_start
                 row = i * PAGE
+                if cap is not None:
+                    cap_scores(cap, s.scores, row)
                 s0 = keep_first(load(s.scores, row), seen, nothing)
                 s1 = keep_first(load(s.scores, row + 16), seen - 16, nothing)
                 s2 = keep_first(load(s.scores, row + 32), seen - 32, nothing)
                 s3 = keep_first(load(s.scores, row + 48), seen - 48, nothing)
+                if hidden is not None:
+                    unseen = hidden[first + i] - page_start
+                    s0 = keep_first(nothing, unseen, s0)
+                    s1 = keep_first(nothing, unseen - 16, s1)
+                    s2 = keep_first(nothing, unseen - 32, s2)
+                    s3 = keep_first(nothing, unseen - 48, s3)
                 best = horizontal_max(maximum(maximum(s0, s1), maximum(s2, s3)))
                 shrink = np.float32(1.0)  # e⁰, exactly
                 if best > state.top[first + i]:
@@ -201,18 +220,18 @@ _attend_3, _attend_4, _attend_8 = (_make_attend(n) for n in (3, 4, TILE))
 @uncached
 def attend(
     q: Array, q_row: int, n: int, visible: Array, keys: Keys, s: AttendScratch, state: Softmax,
-    first: int,
+    first: int, hidden: Any = None, cap: Any = None,
 ) -> None:  # fmt: skip
     """As `jit_attention.attend`; it computes whole bundles, so all rows need room for 8 more."""
     few = state.mixed.shape[1] % (WIDTH * BLOCK) == 0
     if few and n <= 3:
-        _attend_3(q, q_row, visible, keys, s, state, first)
+        _attend_3(q, q_row, visible, keys, s, state, first, hidden, cap)
     elif few and n <= 4:
-        _attend_4(q, q_row, visible, keys, s, state, first)
+        _attend_4(q, q_row, visible, keys, s, state, first, hidden, cap)
     elif WHOLE_TILES:
-        _attend_8(q, q_row, visible, keys, s, state, first)
+        _attend_8(q, q_row, visible, keys, s, state, first, hidden, cap)
     else:
-        _attend_4(q, q_row, visible, keys, s, state, first)
+        _attend_4(q, q_row, visible, keys, s, state, first, hidden, cap)
         _attend_4(q, q_row + 4, visible, keys, s, state, first + 4)
 
 

@@ -1,0 +1,93 @@
+"""One head of queries, keys or values of some rows: normed, turned, scaled, put in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyllm.kernels.arrays import Batch, Call, ModelArrays, Own, Pool, Scratch
+from tinyllm.kernels.build import part
+from tinyllm.kernels.dispatch import append_key, append_value, rope
+from tinyllm.kernels.layout import PAGE
+from tinyllm.kernels.parts import clipped, head_normed
+
+
+@part
+def place_head(
+    unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pool,
+    batch: Batch, s: Scratch, own: Own,
+) -> None:  # fmt: skip
+    """Head `unit` of rows first … first + n, own.out[:n], to where it belongs.
+
+    Heads come in the order of `qkv`: all queries, all keys, all values. Queries go to q, turned and
+    scaled for the dot product; keys, turned, and values go to the cache.
+    """
+    group, parts = call.n_heads // call.n_kv_heads, model.parts
+    for lane in range(n):
+        r = first + lane
+        position = batch.position[r]
+        page, slot = batch.pages[batch.sequence[r], position // PAGE], position % PAGE
+        angles = table_row(parts.turns, layer, position)
+        if unit < call.n_heads:
+            to = (unit // group * s.x.shape[0] + r) * group + unit % group
+            place_query(unit, layer, lane, angles, heated(parts.heat, position, model.score_scale),
+                        to, model, parts.norm_last, s, own)  # fmt: skip
+        elif unit < call.n_heads + call.n_kv_heads:
+            head = unit - call.n_heads
+            turn_key(head, layer, lane, angles, model, parts.norm_last, own)
+            append_key(pool.cells, page, layer, head, slot, own.out, lane, own.half)
+        else:
+            head = unit - call.n_heads - call.n_kv_heads
+            clipped(parts.clip, own.out, lane, call.head_dim)
+            append_value(pool.cells, page, layer, head, slot, own.out, lane)
+
+
+@part
+def table_row(turns: Any, layer: int, position: int) -> int:
+    """The row of cos and sin for a position: layers may have tables of their own, or not turn."""
+    if turns is None:
+        return position
+    at: int = turns[layer, 0] + turns[layer, 1] * position
+    return at
+
+
+@part
+def heated(heat: Any, position: int, scale: float) -> float:
+    """What a query's scores are multiplied by."""
+    if heat is None:
+        return scale
+    grown: float = scale * heat[position]
+    return grown
+
+
+@part
+def place_query(
+    head: int, layer: int, lane: int, angles: int, scale: float, to: int, model: ModelArrays,
+    norm_last: Any, s: Scratch, own: Own,
+) -> None:  # fmt: skip
+    """s.q[to] = a query, normed where the family does that, turned and scaled."""
+    parts, eps = model.parts, model.norm_eps
+    if norm_last is None:
+        head_normed(parts.q_norm, parts.q_norm_bias, layer, head, eps, own.out, lane)
+        clipped(parts.clip, own.out, lane, s.q.shape[1])
+        rope(own.out, lane, model.cos, model.sin, angles, scale, s.q, to)
+    else:
+        rope(own.out, lane, model.cos, model.sin, angles, 1.0, own.out, lane)
+        head_normed(parts.q_norm, parts.q_norm_bias, layer, head, eps, own.out, lane)
+        for d in range(s.q.shape[1]):
+            s.q[to, d] = own.out[lane, d] * np.float32(scale)
+
+
+@part
+def turn_key(
+    head: int, layer: int, lane: int, angles: int, model: ModelArrays, norm_last: Any, own: Own
+) -> None:
+    """own.out[lane] = a key, normed where the family does that, and turned."""
+    parts, eps = model.parts, model.norm_eps
+    if norm_last is None:
+        head_normed(parts.k_norm, parts.k_norm_bias, layer, head, eps, own.out, lane)
+        clipped(parts.clip, own.out, lane, own.half.shape[0])
+    rope(own.out, lane, model.cos, model.sin, angles, 1.0, own.out, lane)
+    if norm_last is not None:
+        head_normed(parts.k_norm, parts.k_norm_bias, layer, head, eps, own.out, lane)
