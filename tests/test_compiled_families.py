@@ -1,8 +1,8 @@
 """The compiled path's parts against the readable path's, on seeded models of every family.
 
 The readable path is held to the reference (tests/reference/test_families.py). Compiling a family
-takes half a minute, so that most run in the stage of long tests; a made-up model with many parts at once
-runs always.
+takes half a minute, so that most run in the stage of long tests; a made-up model with many parts at
+once runs always.
 """
 
 from __future__ import annotations

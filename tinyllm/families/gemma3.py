@@ -23,6 +23,7 @@ def read(keys: Keys) -> Fields:
         full=keys.get("rope_theta", float, 1e6),
         sliding=keys.get("rope_local_base_freq", float, 1e4),
     )  # fmt: skip
+    keys.must_be("attn_logit_softcapping", None)  # the reference has the key and does nothing
     window, every = keys.optional("sliding_window", int), keys.get("sliding_window_pattern", int, 6)
     if every < 1:
         raise ConfigError(f"sliding_window_pattern must be at least 1, not {every}")
@@ -30,7 +31,6 @@ def read(keys: Keys) -> Fields:
         "norm_after": True,
         "qk_norm": "each head",
         "attention_scale": scale(keys),
-        "score_cap": keys.optional("attn_logit_softcapping", float),
         "logit_cap": keys.optional("final_logit_softcapping", float),
         "layers": layers_of(
             keys, fields["n_layers"], window, lambda i: (i + 1) % every != 0, local="local"
