@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -12,13 +12,7 @@ PING = b": ping\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + to_json(data) + b"\n\n"
-
-
-async def events(chunks: AsyncIterator[Mapping[str, Any] | None]) -> AsyncIterator[bytes]:
-    """Chunks as events, None as a comment, and the mark of the end."""
-    async for chunk in chunks:
-        yield PING if chunk is None else event(chunk)
-    yield DONE
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event, with a name if it has one."""
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + to_json(data) + b"\n\n"

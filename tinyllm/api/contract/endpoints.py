@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tinyllm.api.contract import answers
+from tinyllm.api.contract import answers, response_answers
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import DIALECTS
+from tinyllm.api.contract.responses import ResponsesRequest
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
 
 Method = Literal["GET", "POST", "DELETE"]
@@ -67,6 +68,14 @@ ENDPOINTS = (
     Endpoint("completions", "POST", "/completions",
              "Go on with a text, or with token ids; no template is applied",
              answers.TextCompletion, CompletionRequest, answers.TextCompletion, (429, 500)),
+    Endpoint("responses", "POST", "/responses",
+             "Generate a response; its conversation can be gone on with by its id",
+             response_answers.ResponseOut, ResponsesRequest, response_answers.ResponseEvent,
+             (429, 500)),
+    Endpoint("retrieve_response", "GET", "/responses/{id}", "A kept response",
+             response_answers.ResponseOut, errors=(404,)),
+    Endpoint("delete_response", "DELETE", "/responses/{id}", "Forget a kept response",
+             response_answers.ResponseDeleted, errors=(404,)),
     Endpoint("replay", "GET", "/completions/{id}/replay",
              "Run a kept request again and compare every bit",
              answers.ReplayOut, errors=(404, 429, 503)),

@@ -127,8 +127,8 @@ def _operation(row: Endpoint, dialect: str) -> Json:
                 "type": "object",
                 "description": "One server-sent event, with stream: true. `data` is a "
                 f"{row.chunk.__name__} or, after a fault, an ErrorEnvelope; that of the last event "
-                "is [DONE].",
-                "properties": {"data": {"type": "string"}, "event": {"const": "message"}},
+                "is [DONE], save in a response's stream, whose events have names.",
+                "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
                 "required": ["data"],
             }
         }

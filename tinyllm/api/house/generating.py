@@ -1,7 +1,6 @@
 """The way of a generating request: down through contract, prompt and answer, and up again, once.
 
-Requests of every shape go this way. A shape says how a body is read, which plans it makes, and how
-its answer is written.
+Requests of every shape go this way; what is particular to one is in `shapes`.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from pydantic_core import to_json
@@ -21,18 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from tinyllm.api.answer import sse
 from tinyllm.api.answer.asking import Caller, score
-from tinyllm.api.answer.chunks import ChunkWriter, fold
 from tinyllm.api.answer.event_queue import ClientGone
-from tinyllm.api.answer.generation import Update
 from tinyllm.api.answer.run import Run
-from tinyllm.api.answer.text_chunks import TextChunkWriter, fold_text
-from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
-from tinyllm.api.contract.completions import CompletionRequest
-from tinyllm.api.contract.dialect import Dialect, S, dialect_of
-from tinyllm.api.contract.errors import ApiError, envelope, invalid, server_error
-from tinyllm.api.contract.fields import SESSION_ID, read
-from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.contract.dialect import S, dialect_of
+from tinyllm.api.contract.errors import ApiError, invalid, server_error
+from tinyllm.api.contract.fields import SESSION_ID
 from tinyllm.api.house.service import Service
+from tinyllm.api.house.shapes import Chunk, Shape, Writer
 from tinyllm.api.prompt.decide import Score
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.planner import Planner
@@ -40,73 +33,6 @@ from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
 
 MAX_HEADER = 1000  # characters of a list of names in a header
-
-Chunk = Mapping[str, Any]
-Plans = Sequence[Plan]
-
-
-class Writer(Protocol):
-    """Writes a run's updates as the chunks of one shape."""
-
-    def start(self) -> Iterable[Chunk]: ...
-    def push(self, update: Update) -> Iterable[Chunk]: ...
-    def end(self) -> Iterable[Chunk]: ...
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is particular to one shape of requests.
-
-    id_prefix: of the answer's id, by dialect.
-    read: a body → a valid request. ApiError.
-    plan: a request → its plans, one a prompt. ApiError.
-    write: a run → a writer of its chunks; the last argument says whether usage is wanted.
-    fold: all chunks → the whole answer.
-    """
-
-    id_prefix: Callable[[Dialect], str]
-    read: Callable[[Mapping[str, Any], Dialect], SampledRequest]
-    plan: Callable[[Planner, Any, Dialect, ServedModel, Score, Caller], Coroutine[Any, Any, Plans]]
-    write: Callable[[Run, float, bool], Writer]
-    fold: Callable[[Sequence[Any]], Chunk]
-
-
-async def _plan_chat(
-    planner: Planner,
-    request: ChatRequest,
-    dialect: Dialect,
-    model: ServedModel,
-    score: Score,
-    caller: Caller,
-) -> Plans:
-    return [await planner.chat(request, dialect, model, score, caller)]
-
-
-async def _plan_text(
-    planner: Planner,
-    request: CompletionRequest,
-    dialect: Dialect,
-    model: ServedModel,
-    score: Score,
-    caller: Caller,
-) -> Plans:
-    return await planner.completion(request, dialect, model, caller)
-
-
-CHAT = Shape(
-    id_prefix=lambda dialect: dialect.id_prefix,
-    read=read_chat,
-    plan=_plan_chat,
-    write=ChunkWriter,
-    fold=fold,
-)
-TEXT = Shape(
-    id_prefix=lambda dialect: "cmpl-",
-    read=lambda body, dialect: read(CompletionRequest, body),
-    plan=_plan_text,
-    write=TextChunkWriter,
-    fold=fold_text,
-)
 
 
 class Generating:
@@ -134,7 +60,7 @@ class Generating:
         try:
             score = self._scorer(caller, request.state.key)
             plans = await caller.while_here(
-                shape.plan(self._planner, asked, dialect, model, score, caller)
+                shape.plan(self._planner, dialect, model, score, caller)
             )
             if settings.log_content:
                 entry["request"] = asked.model_dump(exclude_unset=True)
@@ -156,8 +82,7 @@ class Generating:
             raise
         answer = _Answer(service, shape, run, caller, arrived, entry)
         if asked.stream:
-            wanted = bool(asked.stream_options and asked.stream_options.include_usage)
-            return _Streamed(answer.events(wanted), _headers(plans[0]))
+            return _Streamed(answer.events(), _headers(plans[0]))
         return json_response(await answer.whole(), headers=_headers(plans[0]))
 
     def _scorer(self, caller: Caller, key: str) -> Score:
@@ -192,39 +117,44 @@ class _Answer:
     async def whole(self) -> Chunk:
         """The fold of all chunks."""
         try:
-            chunks = [c async for c in self._chunks(None, include_usage=True) if c is not None]
+            writer = self._shape.writer(self._run, self._created, whole=True)
+            chunks = [c async for c in self._chunks(writer, None) if c is not None]
         except ClientGone:
             self._service.metrics.disconnects.inc()
             raise
         whole = self._shape.fold(chunks)
         if self._service.settings.log_content:
-            choices = whole["choices"]
-            self._entry["answer"] = [c.get("message", c.get("text")) for c in choices]
+            self._entry["answer"] = whole.get("choices", whole.get("output"))
         return whole
 
-    async def events(self, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """The stream's bytes; a fault on the way becomes its last event."""
-        chunks = self._chunks(self._service.settings.ping_interval, include_usage)
+        shape = self._shape
+        writer = shape.writer(self._run, self._created, whole=False)
+        chunks = self._chunks(writer, self._service.settings.ping_interval)
+        fault: ApiError | None = None
         try:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
-                    yield sse.PING if chunk is None else sse.event(chunk)
+                    yield sse.PING if chunk is None else shape.event(chunk)
         except ApiError as error:
-            self._entry["error"] = error.code
-            yield sse.event(envelope(error))
+            fault = error
         except ClientGone:
             raise
         except Exception:
-            self._entry["error"] = "server_error"
             self._service.log.exception("a stream failed")
-            yield sse.event(envelope(server_error()))
-        yield sse.DONE
+            fault = server_error()
+        if fault is not None:
+            self._entry["error"] = fault.code
+            for chunk in shape.failed(writer, fault):
+                yield shape.event(chunk)
+        if shape.last_event:
+            yield shape.last_event
 
     async def _chunks(
-        self, ping: float | None, include_usage: bool
+        self, writer: Writer, ping: float | None
     ) -> AsyncGenerator[Chunk | None, None]:
         """All chunks; None where there was silence for `ping` seconds."""
-        writer = self._shape.write(self._run, self._created, include_usage)
         try:
             for chunk in writer.start():
                 yield chunk

@@ -21,9 +21,10 @@ from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_fo
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
-from tinyllm.api.house.generating import CHAT, TEXT, Generating, json_response
+from tinyllm.api.house.generating import Generating, json_response
 from tinyllm.api.house.metrics import CONTENT_TYPE
 from tinyllm.api.house.service import Service
+from tinyllm.api.house.shapes import ChatShape, ResponsesShape, TextShape
 from tinyllm.api.prompt.chat import Layout
 from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.planner import Planner
@@ -58,11 +59,31 @@ class Api:
 
     async def chat_completions(self, request: Request) -> Response:
         """Generate an answer to a conversation."""
-        return await self._generating.answer(request, CHAT)
+        return await self._generating.answer(request, ChatShape())
 
     async def completions(self, request: Request) -> Response:
         """Go on with a text."""
-        return await self._generating.answer(request, TEXT)
+        return await self._generating.answer(request, TextShape())
+
+    async def responses(self, request: Request) -> Response:
+        """Generate a response, and keep it unless that is declined."""
+        shape = ResponsesShape(self._service.kept_responses, request.state.key)
+        return await self._generating.answer(request, shape)
+
+    async def retrieve_response(self, request: Request) -> Response:
+        """A kept response."""
+        id = request.path_params["id"]
+        kept = self._service.kept_responses.get(request.state.key, id)
+        if kept is None:
+            raise not_found(f"Response with id {id!r}")
+        return json_response(kept.response)
+
+    async def delete_response(self, request: Request) -> Response:
+        """Forget a kept response."""
+        id = request.path_params["id"]
+        if not self._service.kept_responses.delete(request.state.key, id):
+            raise not_found(f"Response with id {id!r}")
+        return json_response({"id": id, "object": "response", "deleted": True})
 
     async def replay(self, request: Request) -> Response:
         """Run a kept request again, and say whether every bit agrees."""

@@ -14,6 +14,7 @@ from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
 from tinyllm.api.house.body import BodyLimits, BodyReader
+from tinyllm.api.house.kept_responses import KeptResponses
 from tinyllm.api.house.metrics import Metrics
 from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
@@ -39,6 +40,7 @@ class Service:
         self.active = 0  # completion requests being answered
         self.started = time.time()
         self.sessions = Sessions(settings.max_sessions, settings.session_ttl)
+        self.kept_responses = KeptResponses()
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)

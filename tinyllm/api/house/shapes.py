@@ -1,0 +1,181 @@
+"""The shapes of generating requests: how each is read, planned and written. All go the same way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from tinyllm.api.answer import sse
+from tinyllm.api.answer.chunks import ChunkWriter, fold
+from tinyllm.api.answer.generation import Update
+from tinyllm.api.answer.response_events import ResponseWriter, messages_of
+from tinyllm.api.answer.run import Run
+from tinyllm.api.answer.text_chunks import TextChunkWriter, fold_text
+from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
+from tinyllm.api.contract.completions import CompletionRequest
+from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.contract.errors import ApiError, envelope
+from tinyllm.api.contract.fields import read
+from tinyllm.api.contract.response_answers import ResponseOut
+from tinyllm.api.contract.responses import ResponsesRequest, as_chat, replace_place
+from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.house.kept_responses import KeptResponses
+from tinyllm.api.prompt.decide import Score
+from tinyllm.api.prompt.plan import Plan
+from tinyllm.api.prompt.planner import Planner
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.turns import Client
+
+Chunk = Mapping[str, Any]
+
+
+class Writer(Protocol):
+    """Writes a run's updates as the chunks of one shape."""
+
+    def start(self) -> Iterable[Chunk]: ...
+    def push(self, update: Update) -> Iterable[Chunk]: ...
+    def end(self) -> Iterable[Chunk]: ...
+
+
+class Shape(ABC):
+    """One request on its way: made for it, first `read`, then `plan`, then `writer`."""
+
+    last_event = sse.DONE  # after the last chunk of a stream
+
+    @abstractmethod
+    def id_prefix(self, dialect: Dialect) -> str:
+        """Of the answer's id."""
+
+    @abstractmethod
+    def read(self, body: Mapping[str, Any], dialect: Dialect) -> SampledRequest:
+        """The valid request in a body. ApiError."""
+
+    @abstractmethod
+    async def plan(
+        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+    ) -> Sequence[Plan]:
+        """The plans of what was read, one a prompt. ApiError, and what `score` raises."""
+
+    @abstractmethod
+    def writer(self, run: Run, created: float, whole: bool) -> Writer:
+        """What writes the chunks: of a stream, or of what is folded into a whole answer."""
+
+    @abstractmethod
+    def fold(self, chunks: Sequence[Any]) -> Chunk:
+        """All chunks as the whole answer."""
+
+    def event(self, chunk: Chunk) -> bytes:
+        """A chunk of a stream on the wire."""
+        return sse.event(chunk)
+
+    def failed(self, writer: Writer, error: ApiError) -> Iterable[Chunk]:
+        """What a stream says of a fault on the way."""
+        return [envelope(error)]
+
+
+class ChatShape(Shape):
+    """/chat/completions."""
+
+    def id_prefix(self, dialect: Dialect) -> str:
+        return dialect.id_prefix
+
+    def read(self, body: Mapping[str, Any], dialect: Dialect) -> ChatRequest:
+        self._request = read_chat(body, dialect)
+        return self._request
+
+    async def plan(
+        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+    ) -> Sequence[Plan]:
+        return [await planner.chat(self._request, dialect, model, score, client)]
+
+    def writer(self, run: Run, created: float, whole: bool) -> Writer:
+        return ChunkWriter(run, created, whole or _wants_usage(self._request))
+
+    def fold(self, chunks: Sequence[Any]) -> Chunk:
+        return fold(chunks)
+
+
+class TextShape(Shape):
+    """/completions."""
+
+    def id_prefix(self, dialect: Dialect) -> str:
+        return "cmpl-"
+
+    def read(self, body: Mapping[str, Any], dialect: Dialect) -> CompletionRequest:
+        self._request = read(CompletionRequest, body)
+        return self._request
+
+    async def plan(
+        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+    ) -> Sequence[Plan]:
+        return await planner.completion(self._request, dialect, model, client)
+
+    def writer(self, run: Run, created: float, whole: bool) -> Writer:
+        return TextChunkWriter(run, created, whole or _wants_usage(self._request))
+
+    def fold(self, chunks: Sequence[Any]) -> Chunk:
+        return fold_text(chunks)
+
+
+class ResponsesShape(Shape):
+    """/responses: a chat in other words, whose answers may be kept.
+
+    Args:
+        kept: the app's kept responses.
+        key: whose they are.
+    """
+
+    last_event = b""
+
+    def __init__(self, kept: KeptResponses, key: str) -> None:
+        self._kept, self._key = kept, key
+
+    def id_prefix(self, dialect: Dialect) -> str:
+        return "resp_"
+
+    def read(self, body: Mapping[str, Any], dialect: Dialect) -> ResponsesRequest:
+        self._request = read(ResponsesRequest, body)
+        return self._request
+
+    async def plan(
+        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+    ) -> Sequence[Plan]:
+        request = self._request
+        history: Sequence[dict[str, Any]] = ()
+        if (previous := request.previous_response_id) is not None:
+            before = self._kept.get(self._key, previous)
+            if before is None:
+                message = f"Previous response with id {previous[:80]!r} not found."
+                raise ApiError(400, message, code="previous_response_not_found",
+                               loc=("previous_response_id",))  # fmt: skip
+            history = before.messages
+        chat, self._messages, places = as_chat(
+            request, history, lambda id: self._kept.item(self._key, id), model.engine.n_ctx
+        )
+        try:
+            return [await planner.chat(chat, dialect, model, score, client)]
+        except ApiError as error:
+            raise replace_place(error, places) from None
+
+    def writer(self, run: Run, created: float, whole: bool) -> Writer:
+        return ResponseWriter(run, self._request, created, self._keep)
+
+    def _keep(self, response: ResponseOut) -> None:
+        if self._request.kept:
+            self._kept.put(self._key, response, [*self._messages, *messages_of(response)])
+
+    def fold(self, chunks: Sequence[Any]) -> Chunk:
+        whole: Chunk = chunks[-1]["response"]
+        return whole
+
+    def event(self, chunk: Chunk) -> bytes:
+        return sse.event(chunk, chunk["type"])
+
+    def failed(self, writer: Writer, error: ApiError) -> Iterable[Chunk]:
+        assert isinstance(writer, ResponseWriter)
+        return writer.failed(error)
+
+
+def _wants_usage(request: SampledRequest) -> bool:
+    return bool(request.stream_options and request.stream_options.include_usage)
