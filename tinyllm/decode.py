@@ -310,6 +310,9 @@ class Session:
         image_positions, image_rows: (M,) and (M, dim): embeddings in place of the prompt's tokens
             there.
         name: the model's, for saved traces.
+        said: what the model has said already: the next draw is the one that comes after these.
+        cache: one that holds the first tokens of prompt and `said` already, fewer than all; the
+            session goes on with it instead of a new one.
 
     Raises:
         ValueError: an empty prompt.
@@ -329,6 +332,8 @@ class Session:
         image_positions: NDArray[np.int64] | None = None,
         image_rows: NDArray[np.float32] | None = None,
         name: str = "",
+        said: Sequence[int] = (),
+        cache: Cache | None = None,
     ) -> None:
         if not len(prompt):
             raise ValueError("the prompt is empty; give at least one token")
@@ -337,18 +342,21 @@ class Session:
         self.name = name
         self.prompt = [int(t) for t in prompt]
         self.image_positions, self.image_rows = image_positions, image_rows
-        self.sampler = Sampler(params or SamplingParams())
+        self.sampler = Sampler(params or SamplingParams()).at(said)
         self.steps: list[Step] = []
         self._readable = readable
         self._hooks = hooks or HookSet()
-        self._tokens = list(self.prompt)  # append-only: steps share it; a rewind starts another
+        self._tokens = [*self.prompt, *self.sampler.picked]  # append-only: steps share it
         self._choice: tuple[Step, Choice] | None = None  # what was looked at last
         self._replay: tuple[Step, Replay] | None = None
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = self._decoder_so_far()
         limit = runner.config.max_seq_len
-        self.cache: Cache = runner.new_cache(limit if capacity is None else min(capacity, limit))
+        self.cache: Cache = cache or runner.new_cache(
+            limit if capacity is None else min(capacity, limit)
+        )
         self._under = self._conditions()
-        self._logits = self._run(self.prompt, self.cache, self._under.hooks)  # of what comes next
+        unseen = self._tokens[self.cache.length :]
+        self._logits = self._run(unseen, self.cache, self._under.hooks)  # of what comes next
 
     @property
     def tokens(self) -> list[int]:
@@ -382,7 +390,7 @@ class Session:
         pick = self.sampler.pick(logits, forced=forced)
         step = Step(
             self,
-            index=len(self.steps),
+            index=len(self.sampler.picked) - 1,
             token=pick.token,
             text_delta=self._decoder.push(pick.token),
             logprob=pick.logprob,

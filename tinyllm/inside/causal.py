@@ -8,9 +8,9 @@ is touched: what earlier positions left in the cache stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,8 +125,43 @@ class Ablation:
         return self.logprob(ablate)
 
 
+class Effect(NamedTuple):
+    """What one part of the model does for a token, in nats of its log-probability."""
+
+    part: Literal["attn", "mlp", "head"]
+    layer: int
+    head: int  # -1 unless the part is a head
+    nats: float
+
+
+def effects(step: Step, layer: int | None = None) -> Iterator[Effect]:
+    """Zero each layer's attention and MLP in turn, then each head of one layer, one at a time.
+
+    Each costs a one-token forward on the readable path. `layer` as in `causal_map`, which folds
+    these; nobody else may use the step's session before the last one is taken.
+    """
+    model = step.replay.model
+    config = model.config
+    if layer is not None:
+        check_index("layer", layer, config.n_layers)
+        layer %= config.n_layers
+    with step.session._until(step, model) as cache:
+        ablated = Ablation(step, model, cache)
+        base = ablated.logprob()
+        attn = []
+        for i in range(config.n_layers):
+            attn.append(base - ablated.part(f"blocks.{i}.hook_attn_out"))
+            yield Effect("attn", i, -1, attn[-1])
+        for i in range(config.n_layers):
+            yield Effect("mlp", i, -1, base - ablated.part(f"blocks.{i}.hook_mlp_out"))
+        if layer is None:
+            layer = int(np.abs(attn).argmax())
+        for head in range(config.n_heads):
+            yield Effect("head", layer, head, base - ablated.head(layer, head))
+
+
 def causal_map(step: Step, layer: int | None = None) -> CausalMap:
-    """Zero each layer's attention and MLP in turn, then each head of one layer.
+    """What a step's token owes to each layer's attention and MLP, and to each head of one layer.
 
     Args:
         step: the step whose token is asked about.
@@ -136,28 +171,17 @@ def causal_map(step: Step, layer: int | None = None) -> CausalMap:
         The effects, from 2 · n_layers + n_heads + 1 one-token forwards on the readable path: 70 of
         30 to 50 ms each for SmolLM2-135M.
     """
-    replay = step.replay
-    model, config = replay.model, replay.model.config
-    if layer is not None:
-        check_index("layer", layer, config.n_layers)
-        layer %= config.n_layers
-    layers = range(config.n_layers)
-    with step.session._until(step, model) as cache:
-        ablated = Ablation(step, model, cache)
-        base = ablated.logprob()
-        attn = np.array([base - ablated.part(f"blocks.{i}.hook_attn_out") for i in layers])
-        mlp = np.array([base - ablated.part(f"blocks.{i}.hook_mlp_out") for i in layers])
-        layer = int(np.abs(attn).argmax()) if layer is None else layer
-        heads = np.array([base - ablated.head(layer, h) for h in range(config.n_heads)])
-    tokenizer = step.session.tokenizer
+    found = list(effects(step, layer))
+    replay, tokenizer = step.replay, step.session.tokenizer
+    layer = found[-1].layer
     return CausalMap(
         token=step.token,
         text=tokenizer.token_text(step.token),
-        logprob=base,
-        attn=attn,
-        mlp=mlp,
+        logprob=float(replay.logits[step.token]) - log_normalizer(replay.logits),
+        attn=np.array([e.nats for e in found if e.part == "attn"]),
+        mlp=np.array([e.nats for e in found if e.part == "mlp"]),
         layer=layer,
-        heads=heads,
+        heads=np.array([e.nats for e in found if e.part == "head"]),
         pattern=replay.activations["pattern", layer][:, 0],
         tokens=[tokenizer.token_text(t) for t in step.tokens_before],
     )
