@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.families_folder import FAMILIES, config_keys
+from tests.golden.families import LENGTHS, kept, load_goldens, tokens, write_checkpoint
 from tests.llama_folders import small_config
 from tinyllm import families
 from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
 from tinyllm.families.parts import Layer
 from tinyllm.families.tensors import Names, expected, source, split, take
+from tinyllm.model import Model
+from tinyllm.weights import load_weights
+
+GOLDENS = load_goldens()
 
 
 def keys_of(name: str, **changes: Any) -> dict[str, Any]:
@@ -118,3 +124,16 @@ def test_heads_that_are_fused_one_by_one() -> None:
     found = source(ours, names, config)
     taken = take(np.arange(4 * 3 * 16), found, ours, config)
     assert taken.tolist() == [48 * h + 16 + i for h in range(4) for i in range(16)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
+    """From config.json and the checkpoint's own names on, against stored float64 logits."""
+    golden = GOLDENS[name]
+    write_checkpoint(golden, tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    model = Model(config, load_weights(tmp_path, config))
+    logits = [model.forward(tokens(n), model.new_cache(n)) for n in LENGTHS]
+    tolerance = max(1e-4, 1e-5 * np.abs(golden.logits).max())
+    assert np.abs(golden.logits).max() > 0.1
+    np.testing.assert_allclose(kept(*logits), golden.logits, rtol=0, atol=tolerance)
