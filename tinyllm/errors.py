@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 
 class TinyllmError(Exception):
     """Base of every error that tinyllm raises on purpose."""
@@ -39,6 +41,10 @@ class TraceError(TinyllmError, ValueError):
     """A past step can't be looked at, or a saved trace can't be read."""
 
 
+# Marks that turn the direction of the text around them (Unicode TR 9): a line may read as another.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def printable(text: str, keep: str = "") -> str:
     r"""Somebody else's text for a terminal: control characters spelled out, `\x1b` for one.
 
@@ -47,5 +53,8 @@ def printable(text: str, keep: str = "") -> str:
     same, such as a line's end.
     """
     return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+        c.encode("unicode_escape").decode()
+        if c not in keep and (unicodedata.category(c) in ("Cc", "Cs") or c in _BIDI)
+        else c
+        for c in text
     )

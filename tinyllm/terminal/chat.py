@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from tinyllm.errors import TinyllmError
 from tinyllm.lm import LM
+from tinyllm.terminal.console import for_terminal
 
 HELP = """\
 /image PATH …   show the model pictures with the next message
@@ -139,7 +140,7 @@ class Chat:
                 if step.token in self.lm.tokenizer.eos_ids:
                     break
                 answer += step.text_delta
-                out.write(step.text_delta)
+                out.write(for_terminal(step.text_delta, out))
                 out.flush()
             else:
                 note = ", cut at the limit"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import platformdirs
 import typer
 
-from tinyllm.errors import TinyllmError
+from tinyllm.errors import TinyllmError, printable
 
 if TYPE_CHECKING:
     from tinyllm.lm import LM
@@ -47,8 +47,7 @@ def pull(
 @app.command("list")
 def list_models() -> None:
     """Show the models that are on this machine, and what they take."""
-    from rich.console import Console
-
+    from tinyllm.terminal.console import Console
     from tinyllm.terminal.models import print_list
 
     print_list(Console())
@@ -57,9 +56,8 @@ def list_models() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A model that is here")]) -> None:
     """Show one model: where it comes from, its shape, its files."""
-    from rich.console import Console
-
     from tinyllm.fetch import local
+    from tinyllm.terminal.console import Console
     from tinyllm.terminal.models import print_model
 
     print_model(local.get(name), Console())
@@ -128,9 +126,9 @@ def chat(
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from rich.console import Console
 
     from tinyllm.terminal.chat import Chat
+    from tinyllm.terminal.console import Console
 
     piped = None if sys.stdin.isatty() else sys.stdin.read().strip()
     once = "\n\n".join(text for text in (question, piped) if text)
@@ -198,7 +196,9 @@ def step(
         seed=seed,
     )
     application(Stepper(session, candidates)).run()
-    typer.echo(session.text)
+    from tinyllm.terminal.console import for_terminal
+
+    typer.echo(for_terminal(session.text, sys.stdout))
     if save is not None:
         typer.echo(f"saved: {session.trace().save(save)}", err=True)
 
@@ -210,10 +210,9 @@ def inspect(
     html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else")] = None,
 ) -> None:
     """Print a saved trace, or write it as one HTML file."""
-    from rich.console import Console
-
     from tinyllm.inside.inspect import export_html, print_trace
     from tinyllm.inside.trace_file import load_trace
+    from tinyllm.terminal.console import Console
 
     record = load_trace(trace)
     if html is not None:
@@ -250,9 +249,8 @@ def bench(
     """Measure speed, beside what the machine can do and, if wanted, beside llama.cpp."""
     import json
 
-    from rich.console import Console
-
     from tinyllm.measure import bench as benchmark
+    from tinyllm.terminal.console import Console
 
     _check_dtype(dtype)
     program = _peer(peer, "llama-bench")
@@ -279,9 +277,8 @@ def _language_model(model: str) -> Path:
 
 
 def _load(model: str, dtype: str, backend: str) -> LM:
-    from rich.console import Console
-
     from tinyllm.lm import load
+    from tinyllm.terminal.console import Console
 
     _check_dtype(dtype)
     if backend not in ("compiled", "reference"):
@@ -307,9 +304,8 @@ def quality(
     """Measure what each weight format costs in quality, against float32, on real text."""
     import json
 
-    from rich.console import Console
-
     from tinyllm.measure import quality as table
+    from tinyllm.terminal.console import Console
 
     program = _peer(peer, "llama-perplexity")
     if program is not None and peer_base is None:
@@ -355,5 +351,5 @@ def main() -> None:
     try:
         app()
     except TinyllmError as error:
-        typer.echo(f"tinyllm: {error}", err=True)
+        typer.echo(f"tinyllm: {printable(str(error))}", err=True)
         raise SystemExit(1) from None
