@@ -41,7 +41,7 @@ def seeded_weights(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 def configuration(name: str) -> ModelConfig:
     model_type, keys = config_keys(name)
-    own = {"n_embd": 128, "n_inner": 96} if model_type == "gpt2" else SIZES
+    own = {"n_embd": 128, "n_inner": 96, "n_positions": 128} if model_type == "gpt2" else SIZES
     if model_type in ("gpt_neox", "stablelm"):
         own = {"hidden_size": 128}
     if name == "llama longrope":  # whose factors fit its own heads; it is refused for them

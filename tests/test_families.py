@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import families_readme
 from tests.families_folder import FAMILIES, config_keys
 from tests.golden.families import LENGTHS, kept, load_goldens, tokens, write_checkpoint
 from tests.llama_folders import small_config
@@ -137,3 +138,8 @@ def test_logits_are_the_references(name: str, tmp_path: Path) -> None:
     tolerance = max(1e-4, 1e-5 * np.abs(golden.logits).max())
     assert np.abs(golden.logits).max() > 0.1
     np.testing.assert_allclose(kept(*logits), golden.logits, rtol=0, atol=tolerance)
+
+
+def test_the_readme_has_the_table_of_today() -> None:
+    text = families_readme.PATH.read_text(encoding="utf-8")
+    assert text == families_readme.with_table(text), "run python -m tests.families_readme"

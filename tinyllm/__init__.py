@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from tinyllm.errors import TinyllmError
 
 if TYPE_CHECKING:
+    from tinyllm.inside.architecture import compare
     from tinyllm.lm import LM, load
     from tinyllm.sampler import SamplingParams
 
-__all__ = ["LM", "SamplingParams", "TinyllmError", "load"]
+__all__ = ["LM", "SamplingParams", "TinyllmError", "compare", "load"]
 
 try:
     __version__ = version("tinyllm")
@@ -39,6 +40,10 @@ def __getattr__(name: str) -> object:
         from tinyllm.sampler import SamplingParams
 
         return SamplingParams
+    if name == "compare":
+        from tinyllm.inside.architecture import compare
+
+        return compare
     if name in INSIDE:
         return import_module(f"tinyllm.inside.{name}")
     raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")

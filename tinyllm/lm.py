@@ -16,6 +16,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.decode import Generation, Session, Step
 from tinyllm.errors import ImageError
 from tinyllm.fetch import catalog, resolve
+from tinyllm.inside.architecture import Architecture
 from tinyllm.inside.explain import Explanation, explain
 from tinyllm.inside.hooks import (
     HookFn,
@@ -261,6 +262,10 @@ class LM:
         return self.session(prompt, capacity=len(prompt.tokens) + max_tokens, **sampling)
 
     # Looking inside -----------------------------------------------------------------------------
+
+    def architecture(self) -> Architecture:
+        """What the model is made of, as a table: parts, parameters, bytes of KV cache a token."""
+        return Architecture.of(self.config, self.name)
 
     def hook_points(self) -> HookPoints:
         """Every hook point: name, shape, the checkpoint's tensor, the line of model.py."""

@@ -1,0 +1,58 @@
+"""The table of what runs in tinyllm/families/README.md: `python -m tests.families_readme`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.families_folder import FAMILIES as SMALL
+from tests.families_folder import config_keys
+from tinyllm.compiled import READABLE_ALONE
+from tinyllm.config import ModelConfig
+from tinyllm.families import FAMILIES
+from tinyllm.inside.architecture import Architecture, compare
+
+PATH = Path(__file__).parent.parent / "tinyllm" / "families" / "README.md"
+BEGIN, END = "<!-- families -->", "<!-- end -->"
+# What a description adds to Llama is read from a small configuration of it.
+TOLD = ("positions", "layers", "norms", "queries and keys", "scores", "MLP", "residual stream",
+        "logits", "biases")  # fmt: skip
+
+
+def small(model_type: str) -> ModelConfig:
+    """The first small configuration of a family."""
+    name = next(name for name, (kind, _) in SMALL.items() if kind == model_type)
+    return ModelConfig.from_hf({"model_type": model_type, **config_keys(name)[1]})
+
+
+def compiles(config: ModelConfig) -> bool:
+    """Whether the compiled path has all its parts (of other shapes it may ask multiples of 32)."""
+    return config.qk_norm != "whole" and not READABLE_ALONE & set(config.beyond_llama())
+
+
+def table() -> str:
+    """A row a family."""
+    rows = ["| family | model_type | architecture | compiled | differs from Llama in |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    llama = small("llama")
+    for family in FAMILIES:
+        config = small(family.model_type)
+        parts = compare(llama, config).differing
+        differing = ", ".join(part for part in TOLD if part in parts) or "—"
+        if Architecture.of(config).parts["scores"] == Architecture.of(llama).parts["scores"]:
+            differing = differing.replace("scores, ", "")
+        rows.append(
+            f"| {family.name} | `{family.model_type}` | `{family.architecture}` | "
+            f"{'yes' if compiles(config) else 'no'} | {differing} |"
+        )
+    return "\n".join(rows)
+
+
+def with_table(text: str) -> str:
+    """The page with the table of today."""
+    new = f"{BEGIN}\n{table()}\n{END}"
+    return re.sub(f"{BEGIN}.*{END}", lambda _: new, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PATH.write_text(with_table(PATH.read_text(encoding="utf-8")), encoding="utf-8")
