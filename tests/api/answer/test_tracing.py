@@ -408,18 +408,18 @@ def test_others_go_on_and_a_client_that_goes_away_frees_its_place(
         while b": ping" not in seen:
             seen += sock.recv(4096)
     sock.close()
-    until(lambda: gated.service.trace_worker._free == 1)
+    until(lambda: gated.service.trace_worker.free == 1)
     Gated.gate.set()
     steps = steps_of(ask(gated, O, stream, temperature=0, trace={"lens": 1}))
     assert [len(s["lens"][0]["top"]) for s in steps] == [1] * 8
-    assert gated.service.trace_worker._free == 1
+    assert gated.service.trace_worker.free == 1
 
 
 def test_a_look_past_the_deadline_ends_with_an_error(gated: Live) -> None:
     response = gated.chat(O, {"trace": {"lens": 1}})
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "request_timeout"
-    assert gated.service.trace_worker._free == 1
+    assert gated.service.trace_worker.free == 1
 
 
 def test_a_server_that_stops_says_so(gated: Live) -> None:
@@ -449,7 +449,7 @@ def test_a_fault_in_looking_is_the_servers_own(
     response = gated.chat(O, {"trace": {"lens": 1}})
     assert response.status_code == 500
     assert "secret" not in response.text
-    assert gated.service.trace_worker._free == 1
+    assert gated.service.trace_worker.free == 1
 
 
 def test_a_long_prompt_is_looked_into_behind_its_chunks(

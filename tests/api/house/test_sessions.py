@@ -20,6 +20,15 @@ def test_bounds() -> None:
     assert sessions.get("k", "s2") is None and len(sessions) == 0
 
 
+def test_one_key_doesnt_push_out_anothers() -> None:
+    sessions = Sessions(4, ttl=60)
+    sessions.record("quiet", "s", "r", 0.0, None)
+    for i in range(20):
+        sessions.record("loud", f"s{i}", "r", 0.0, None)
+    assert len(sessions) == 4
+    assert sessions.get("quiet", "s") is not None and sessions.get("loud", "s19") is not None
+
+
 def test_requests_are_bounded_and_counted() -> None:
     sessions = Sessions(3, ttl=60)
     for i in range(KEPT_REQUESTS + 5):

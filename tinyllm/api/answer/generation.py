@@ -133,7 +133,9 @@ class Generation:
             # The plan has checked that both are there.
             assert self._trace_worker is not None and readable is not None
             n, tokenizer = self._request.n, plan.model.tokenizer
-            self._inside = self._trace_worker.open(readable, tokenizer, plan.prompt, trace, n)
+            self._inside = self._trace_worker.open(
+                readable, tokenizer, plan.prompt, trace, n, self._request.share
+            )
             caller.attach(self._inside)
         self._event_queue = submit(self.plan.model.engine, self._request, waker, caller)
 

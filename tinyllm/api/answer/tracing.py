@@ -12,9 +12,11 @@ import contextlib
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -198,12 +200,13 @@ class TraceWorker:
     """Where looks inside are made, for one app: a thread, and so many requests at a time.
 
     Args:
-        places: requests that may be looked into at once.
+        places: requests that may be looked into at once; one more is for a share that has none.
     """
 
     def __init__(self, places: int) -> None:
         self.closed = False
-        self._free = places
+        self._places = places
+        self._taken: Counter[str] = Counter()  # by share
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=_give_way)
 
@@ -214,18 +217,26 @@ class TraceWorker:
         prompt: Prompt,
         trace: Trace,
         n: int,
+        share: str = "",
     ) -> Inside:
         """A place for one request, until it is cancelled. ApiError 429 when all are taken."""
         with self._lock:
-            if not self._free:
+            if self.free + (not self._taken[share]) <= 0:
                 message = "Other requests are being traced inside the model; try again."
                 raise too_many(message, retry_after=5)
-            self._free -= 1
-        return Inside(model, tokenizer, prompt, trace, n, self._leave)
+            self._taken[share] += 1
+        return Inside(model, tokenizer, prompt, trace, n, partial(self._leave, share))
 
-    def _leave(self) -> None:
+    @property
+    def free(self) -> int:
+        """Places that anybody may have."""
+        return self._places - self._taken.total()
+
+    def _leave(self, share: str) -> None:
         with self._lock:
-            self._free += 1
+            self._taken[share] -= 1
+            if not self._taken[share]:
+                del self._taken[share]
 
     def look(
         self, inside: Inside, event: Token, step: StepRecord, drawn: Sequence[int]

@@ -7,7 +7,7 @@ engine finds what is reusable by itself.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,7 +43,7 @@ class Sessions:
     """All sessions, those used longest ago first. Used on the event loop's thread alone.
 
     Args:
-        max_sessions: more, and the one used longest ago is forgotten.
+        max_sessions: more, and the key that has most loses the one used longest ago.
         ttl: seconds after which an unused one is forgotten.
         clock: seconds since the epoch.
     """
@@ -73,8 +73,9 @@ class Sessions:
             {"id": request_id, "created": started, "seconds": now - started, "usage": usage}
         )
         self._sessions[key, id] = session
-        while len(self._sessions) > self._max_sessions:
-            self._sessions.popitem(last=False)
+        if len(self._sessions) > self._max_sessions:  # whoever has most gives one up
+            most = Counter(owner for owner, _ in self._sessions).most_common(1)[0][0]
+            del self._sessions[next(place for place in self._sessions if place[0] == most)]
 
     def get(self, key: str, id: str) -> Session | None:
         """The session of that key, if it is remembered."""
