@@ -323,7 +323,7 @@ def test_weights_that_do_not_fit(served: Served) -> None:
     config = json.loads(served.files["config.json"])
     served.files[shard] = whole
     served.files["config.json"] = json.dumps({**config, "intermediate_size": 100}).encode()
-    with pytest.raises(WeightsError, match=r"shape \(.*\), config\.json asks for"):
+    with pytest.raises(WeightsError, match=r"shape \(.*\), but config\.json asks for"):
         fetch.resolve(f"hf:{REPO}")
     served.files["config.json"] = json.dumps(config).encode()
     assert fetch.resolve(f"hf:{REPO}").is_dir()  # the mended repository is fetched
