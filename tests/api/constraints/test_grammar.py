@@ -111,8 +111,9 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
     assert made["additionalProperties"] is False and made["required"] == ["a"]
     opened = {"type": "object", "properties": {"a": {}}, "additionalProperties": True}
     assert json.loads(prepared(opened))["additionalProperties"] is True
-    both = {"allOf": [{"type": "object", "properties": {"a": {}}}]}
-    assert "additionalProperties" not in prepared(both)
+    one = {"type": "object", "properties": {"a": {}}}
+    assert "additionalProperties" not in prepared({"allOf": [one, {"minProperties": 1}]})
+    assert json.loads(prepared({"allOf": [one]}))["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,10 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
     [
         {"type": "string", "format": "password"},
         {"type": "array", "uniqueItems": False, "items": {"type": "null"}},
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": True},
+        {"type": "object", "propertyNames": {}},
+        {"type": "object", "propertyNames": True},
+        {"allOf": [{"type": "integer"}], "title": "one of one"},
         {"type": "object", "properties": {"format": {"type": "string", "format": "int64"}}},
         {"type": "object", "properties": {"a": True, "b": False}},
         {"type": "object", "properties": {"a": {}}, "required": ["a", "other"]},

@@ -125,14 +125,13 @@ def test_response_format_json_object_parses(scripted: Live, prefix: str) -> None
     assert response.json()["choices"][0]["finish_reason"] == "stop"
 
 
-def test_json_that_is_never_closed_is_cut_by_max_tokens(scripted: Live, prefix: str) -> None:
+def test_json_that_has_no_room_is_refused(scripted: Live, prefix: str) -> None:
     schema = {"type": "string", "minLength": 5000}
     body = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
         "max_tokens": 20,
     }
-    (choice,) = scripted.chat(prefix, body).json()["choices"]
-    assert choice["finish_reason"] == "length"
+    assert scripted.chat(prefix, body).json()["error"]["code"] == "max_tokens_too_small"
 
 
 @pytest.mark.parametrize(
@@ -247,10 +246,15 @@ def test_tool_call_deltas_are_streamed(scripted: Live, prefix: str) -> None:
 
 
 def test_tool_call_cut_by_max_tokens_is_length(scripted: Live, prefix: str) -> None:
-    for limit in (1, 8, 20):
-        body = {"tools": [TIME], "tool_choice": "required", "max_tokens": limit}
-        (choice,) = scripted.chat(prefix, body).json()["choices"]
-        assert choice["finish_reason"] == "length"
+    body = {"tools": [TIME], "tool_choice": "required", "max_tokens": 1}
+    error = scripted.chat(prefix, body).json()["error"]
+    assert error["code"] == "max_tokens_too_small"
+    body["max_tokens"] = int(error["message"].split("takes ")[1].split(".")[0])
+    response = scripted.chat(prefix, body)
+    (choice,) = response.json()["choices"]
+    assert choice["finish_reason"] == "length"
+    for call in calls_of(response):
+        json.loads(call["function"]["arguments"])
 
 
 def test_tool_without_parameters_takes_none(scripted: Live, prefix: str) -> None:

@@ -44,6 +44,7 @@ class ChunkWriter:
         self._model = plan.named
         self._n = plan.n
         self._calls = plan.calls
+        self._logprobs = plan.logprobs
         self._exclude = plan.hide_thought
         self._scores = plan.model.domain_aligned
         self._include_usage = include_usage or self._dialect.usage_always
@@ -167,6 +168,8 @@ class ChunkWriter:
         }
         if piece.logprobs:
             choice["logprobs"] = {"content": list(piece.logprobs), "refusal": None}
+        elif self._logprobs:
+            choice["logprobs"] = {"content": [], "refusal": None}
         elif self._dialect.eager_role:
             choice["logprobs"] = None
         if piece.steps:

@@ -233,7 +233,8 @@ class Generation:
         piece = reader.finish()
         called = self._called[event.index] | bool(piece.calls)
         finish: Finish = "length"
-        if event.reason == "stop":
+        cut = self._guides is not None and self._guides.cut(event.index)
+        if event.reason == "stop" and not cut:
             finish = "tool_calls" if called else "stop"
         self.finishes.append(finish)
         confidence = _confidence(reader.sum_logprob, reader.n_tokens)

@@ -96,6 +96,15 @@ class Matcher:
         mask = np.unpackbits(bits.view(np.uint8), bitorder="little", count=self._vocab_size)
         return mask.view(np.bool_)
 
+    @property
+    def accepting(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    def copy(self) -> Matcher:
+        """An independent matcher at the same place."""
+        return Matcher(self._matcher.deep_copy(), self._vocab_size)
+
     def forced(self) -> Sequence[int]:
         """The tokens of the one string that can come next, in the tokenizer's own cut of it."""
         tokens: list[int] = self._matcher.compute_ff_tokens()
@@ -123,7 +132,9 @@ class Grammars:
     def __init__(
         self, tokenizer: Vocabulary, vocab_size: int, eos_ids: Sequence[int], keep: int = 64
     ) -> None:
-        wrapper = TokenizerWrapper(_Wrapped(tokenizer, eos_ids[0]))
+        wrapped = _Wrapped(tokenizer, eos_ids[0])
+        wrapper = TokenizerWrapper(wrapped)
+        self.tokens: Sequence[bytes] = wrapped.tokens
         self._vocab_size = vocab_size
         self._tokenizer = LLTokenizer(
             wrapper, n_vocab=vocab_size, eos_token=list(eos_ids), slices=LLTokenizer.json_slices()
@@ -202,6 +213,8 @@ def prepared(schema: Mapping[str, Any]) -> str:
     if len(text) > MAX_SCHEMA_BYTES:
         raise UnsupportedSchema(f"it has {len(text)} bytes, more than {MAX_SCHEMA_BYTES}")
     own: dict[str, Any] = json.loads(text)
+    _tidy(own, close=False)
+    text = json.dumps(own)
     combined = any(f'"{keyword}"' in text for keyword in _COMBINING)
     _tidy(own, close=not combined)
     own["x-guidance"] = _JSON_STYLE
@@ -239,6 +252,13 @@ def _tidy(node: Any, close: bool) -> None:
         del node["format"]
     if node.get("uniqueItems") is False:
         del node["uniqueItems"]
+    if node.get("propertyNames") in ({}, True, {"type": "string"}):  # any object's are
+        node.pop("propertyNames", None)
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        match node.get(keyword):
+            case [dict(only)] if not only.keys() & (node.keys() - {keyword}):
+                del node[keyword]
+                node.update(only)
     properties, required = node.get("properties"), node.get("required", [])
     if close and isinstance(properties, dict) and properties and isinstance(required, list):
         alone = not ({"anyOf", "oneOf", "$ref"} & node.keys())

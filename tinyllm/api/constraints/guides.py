@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.api.constraints.grammar import Grammar, Matcher
+from tinyllm.api.constraints.closing import Closing, Format
+from tinyllm.api.constraints.grammar import Matcher
 from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
@@ -27,6 +28,7 @@ class ChoiceGuide:
         matcher: what the answer must fit; None leaves it free.
         stops: strings that end the answer.
         stop_ids: tokens that end the answer.
+        closing: of the matcher; ends the answer within `max_tokens`.
     """
 
     def __init__(
@@ -36,9 +38,13 @@ class ChoiceGuide:
         matcher: Matcher | None = None,
         stops: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
+        closing: Closing | None = None,
+        max_tokens: int = 0,
     ) -> None:
         self._thinking = Thinking(think)
         self._matcher = matcher
+        self._closing = closing
+        self._n_left = max_tokens
         self._stops = StopStrings(stops) if stops else None
         self._decoder = StreamDecoder(tokenizer)
         self._stop_ids = stop_ids
@@ -48,6 +54,11 @@ class ChoiceGuide:
         """Why the grammar was given up, if it was."""
         return self._matcher.error if self._matcher is not None else ""
 
+    @property
+    def cut(self) -> bool:
+        """Whether the answer was made to end, since its tokens were."""
+        return self._closing is not None and self._closing.begun
+
     def allowed(self) -> NDArray[np.bool_] | None:
         if self._matcher is None or not self._thinking.answering:
             return None
@@ -55,19 +66,25 @@ class ChoiceGuide:
         if not mask.any():  # the grammar gave up: end here, `error` says why
             mask = mask.copy()
             mask[list(self._stop_ids)] = True
+        elif self._closing is not None:
+            mask = self._closing.allowed(mask, self._n_left)
         return mask
 
     def forced(self) -> Sequence[int]:
         if self._matcher is not None and self._thinking.answering:
-            return self._matcher.forced()
+            way = self._closing.forced() if self._closing is not None else ()
+            return way or self._matcher.forced()
         return self._thinking.forced()
 
     def accept(self, token: int) -> bool:
+        self._n_left -= 1
         kind = self._thinking.push(token)
         if kind != "answer":
             return kind == "thought" and token in self._stop_ids
         if token in self._stop_ids:
             return True
+        if self._closing is not None:
+            self._closing.accept(token)
         done = self._matcher is not None and self._matcher.accept(token)
         if self._stops is not None:
             self._stops.push(self._decoder.push(token))
@@ -85,18 +102,26 @@ class Guides:
         self,
         tokenizer: Tokenizer,
         think: ThinkSpec | None,
-        grammar: Grammar | None,
+        format: Format | None,
         stops: Sequence[str],
         stop_ids: frozenset[int],
+        max_tokens: int,
     ) -> None:
-        self._tokenizer, self._think, self._grammar = tokenizer, think, grammar
+        self._tokenizer, self._think, self._format = tokenizer, think, format
+        self._max_tokens = max_tokens
         self._stops, self._stop_ids = stops, stop_ids
         self._first: dict[int, ChoiceGuide] = {}  # by choice; those of a replay aren't noted
 
     def __call__(self, index: int) -> ChoiceGuide:
         """A fresh guide for choice `index`. On the engine's thread."""
-        matcher = None if self._grammar is None else self._grammar.matcher()
-        guide = ChoiceGuide(self._tokenizer, self._think, matcher, self._stops, self._stop_ids)
+        matcher = closing = None
+        if self._format is not None:
+            matcher = self._format.grammar.matcher()
+            closing = self._format.closing(matcher, self._stop_ids)
+        guide = ChoiceGuide(
+            self._tokenizer, self._think, matcher, self._stops, self._stop_ids,
+            closing, self._max_tokens,
+        )  # fmt: skip
         self._first.setdefault(index, guide)
         return guide
 
@@ -104,6 +129,11 @@ class Guides:
         """Why a choice's grammar was given up, if it was."""
         guide = self._first.get(index)
         return "" if guide is None else guide.error
+
+    def cut(self, index: int) -> bool:
+        """Whether a choice was made to end, since its tokens were."""
+        guide = self._first.get(index)
+        return guide is not None and guide.cut
 
     @property
     def nbytes(self) -> int:

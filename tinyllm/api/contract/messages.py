@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
 from tinyllm.api.contract.fields import FunctionName, Open
 
@@ -77,7 +77,9 @@ class UserMessage(Open):
 
 class CalledFunction(Open):
     name: FunctionName
-    arguments: str = Field(description="JSON text")
+    arguments: Annotated[str, AfterValidator(lambda text: text if text.strip() else "{}")] = Field(
+        description="JSON text; nothing, or blanks, mean no arguments"
+    )
 
 
 class ToolCall(Open):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from tinyllm.api.contract.fields import FunctionName, Open
+from tinyllm.api.contract.fields import FunctionName, Open, fail
 
 
 class Function(Open):
@@ -14,6 +14,26 @@ class Function(Open):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="A JSON Schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _an_object(self) -> Function:
+        kind = _root_type(self.parameters or {})
+        if kind is not None and kind != "object" and kind != ["object"]:
+            raise fail('parameters must be a JSON Schema of type "object"', "parameters")
+        return self
+
+
+def _root_type(schema: dict[str, Any]) -> Any:
+    """The type of a schema's root, its `$ref`s followed; None if it says nothing of it."""
+    node: Any = schema
+    for _ in range(16):
+        ref = node.get("$ref") if isinstance(node, dict) else None
+        if not isinstance(ref, str) or not ref.startswith("#/"):
+            break
+        node = schema
+        for key in ref[2:].split("/"):
+            node = node.get(key) if isinstance(node, dict) else None
+    return node.get("type") if isinstance(node, dict) else None
 
 
 class Tool(Open):

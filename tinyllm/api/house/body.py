@@ -97,6 +97,12 @@ async def _read(request: Request, limits: BodyLimits) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > limits.whole:
         raise _too_large(limits.whole)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(
+            415, f"A body in the coding {coding[:40]!r} is not read: send it as it is.",
+            code="unsupported_content_encoding", headers={"Accept-Encoding": "identity"},
+        )  # fmt: skip
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

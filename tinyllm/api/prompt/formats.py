@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from tinyllm.api.constraints.closing import Format, margin_of, strings_are_free
 from tinyllm.api.constraints.grammar import Grammar, TooComplex, UnsupportedSchema, json_grammar
-from tinyllm.api.constraints.tool_calls import calls_grammar
+from tinyllm.api.constraints.least import least
+from tinyllm.api.constraints.tool_calls import calls_grammar, write_call
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.tools import JsonFormat, NamedTool, SchemaFormat, Tool
@@ -27,18 +31,20 @@ def answer_format(
     tools: Sequence[Tool],
     first: Sequence[Tool],
     gone: Callable[[], bool],
-) -> tuple[Grammar | None, str]:
+) -> tuple[Format | None, str]:
     """What the answer must fit, and the same in words for the prompt.
 
     Raises ApiError, and GivenUp once `gone` says that nobody waits for it any more.
     """
     wanted = request.response_format
     if tools:
-        return _calls_grammar(request, model, tools, first, gone), ""
+        grammar = _calls_grammar(request, model, tools, first, gone)
+        parallel = request.parallel_tool_calls is not False
+        return _format_of_calls(grammar, model, tools, parallel), ""
     if isinstance(wanted, JsonFormat):
         text = json_grammar({"type": "object"})
         grammar = _compiled(model, text, gone, "response_format")
-        return grammar, "Answer with a JSON object and nothing else."
+        return _format(grammar, model, ()), "Answer with a JSON object and nothing else."
     if isinstance(wanted, SchemaFormat):
         place = ("response_format", "json_schema", "schema")
         schema = wanted.json_schema.json_schema or {}
@@ -46,8 +52,32 @@ def answer_format(
             text = json_grammar(schema)
         except UnsupportedSchema as error:
             raise _unsupported(error, *place) from None
-        return _compiled(model, text, gone, *place), "Answer with JSON and nothing else."
+        grammar = _compiled(model, text, gone, *place)
+        return _format(grammar, model, (schema,)), "Answer with JSON and nothing else."
     return None, ""
+
+
+def _format(
+    grammar: Grammar, model: ServedModel, schemas: Sequence[Mapping[str, Any]], more: str = ""
+) -> Format:
+    """With what it takes to end an answer; `more` is a text that may be begun besides."""
+
+    def count(text: str) -> int:
+        return len(model.tokenizer.encode(text))
+
+    margin = margin_of(schemas, count) + (count(more) if more else 0)
+    return Format(grammar, model.token_forms, margin, strings_are_free(schemas))
+
+
+def _format_of_calls(
+    grammar: Grammar, model: ServedModel, tools: Sequence[Tool], parallel: bool
+) -> Format:
+    schemas = [tool.function.parameters or {} for tool in tools]
+    calls = (
+        write_call(tool.function.name, json.loads(least(schema, schema)))
+        for tool, schema in zip(tools, schemas, strict=True)
+    )
+    return _format(grammar, model, schemas, max(calls, key=len) if parallel else "")
 
 
 def _calls_grammar(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllm.api.constraints.grammar import Grammar
+from tinyllm.api.constraints.closing import Format
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.answers import Truncation
@@ -23,7 +23,7 @@ class Plan:
     stop_ids: tokens that end an answer.
     logprobs, top_logprobs: whether tokens are shown with theirs, and with how many others.
     echo: the answer begins with the prompt; `score_prompt`: and with its log-probabilities.
-    grammar: what the answer must fit; `calls` says that it is calls of tools.
+    format: what the answer must fit; `calls` says that it is calls of tools.
     decided: what `tool_choice: auto` came to.
     ignored: names of parameters that have no effect.
     """
@@ -44,7 +44,7 @@ class Plan:
     trace: Trace | None = None
     think: ThinkSpec | None = None
     hide_thought: bool = False
-    grammar: Grammar | None = None
+    format: Format | None = None
     calls: bool = False
     decided: Literal["call", "words"] | None = None
     truncation: Truncation | None = None
@@ -52,9 +52,11 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        return bool(self.think or self.grammar or self.stops)
+        return bool(self.think or self.format or self.stops)
 
     def guides(self) -> Guides:
         """What makes a fresh guide for each choice."""
         tokenizer = self.model.tokenizer
-        return Guides(tokenizer, self.think, self.grammar, self.stops, self.stop_ids)
+        return Guides(
+            tokenizer, self.think, self.format, self.stops, self.stop_ids, self.max_tokens
+        )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import Dialect
-from tinyllm.api.contract.errors import Loc, context_length_exceeded, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid
 from tinyllm.api.contract.fields import unknown_fields
 from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
 from tinyllm.api.contract.sampling import MAX_PROMPTS, SampledRequest
@@ -63,11 +64,21 @@ class Planner:
         workers = self._workshop.for_conversation(
             bool(conversation.pictures), call or request.response_format is not None
         )
-        plan = await workers.run(
-            client.share,
-            self._plan_chat,
-            *(request, dialect, conversation, call, first, ignored, lambda: client.gone),
-        )
+
+        async def plan_it() -> Plan:
+            return await workers.run(
+                client.share,
+                self._plan_chat,
+                *(request, dialect, conversation, call, first, ignored, lambda: client.gone),
+            )
+
+        try:
+            plan = await plan_it()
+        except ApiError as error:
+            if error.code != TOO_SHORT or request.effective_tool_choice() != "auto" or not call:
+                raise
+            call = False  # words have room where a call has none
+            plan = await plan_it()
         undecided = conversation.has_tool_results() or request.continue_final_message
         if request.effective_tool_choice() != "auto" or undecided:
             return plan
@@ -134,7 +145,7 @@ class Planner:
         model = conversation.model
         params, n = _sampling(request, model), self._n(request)
         tools = callable_tools(request) if call else ()
-        grammar, words = answer_format(request, model, tools, first, gone)
+        format, words = answer_format(request, model, tools, first, gone)
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
         listed = first if first and len(tools) > MAX_LISTED else tools
@@ -145,6 +156,9 @@ class Planner:
             prompt, think = open_thinking(prompt, think, model)
         max_tokens = self._room(request.limit, prompt, model)
         self._check_trace(request, model, len(prompt.tokens), n)
+        shortest = format.shortest() if format is not None and max_tokens else 0
+        if max_tokens < shortest + (len(think.close) + 1 if think is not None and shortest else 0):
+            raise _too_short(max_tokens, shortest, think, request)
         return Plan(
             model=model,
             named=request.model,
@@ -159,9 +173,9 @@ class Planner:
             logprobs=bool(request.logprobs),
             top_logprobs=request.top_logprobs or 0,
             trace=request.trace,
-            think=think.fitted(max_tokens) if think is not None else None,
+            think=think.fitted(max_tokens - shortest) if think is not None else None,
             hide_thought=bool(request.reasoning and request.reasoning.exclude),
-            grammar=grammar,
+            format=format,
             calls=bool(tools),
             truncation=rendered.truncation,
             ignored=tuple(ignored),
@@ -269,6 +283,23 @@ class Planner:
                 "trace",
                 field,
             )
+
+
+TOO_SHORT = "max_tokens_too_small"
+
+
+def _too_short(
+    max_tokens: int, shortest: int, think: ThinkSpec | None, request: ChatRequest
+) -> ApiError:
+    thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
+    name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
+    return ApiError(
+        400,
+        f"{name} leaves {max_tokens} tokens; the shortest answer that fits the schema takes "
+        f"{shortest}{thought}.",
+        code=TOO_SHORT,
+        loc=(name,),
+    )
 
 
 def _n_ctx(model: ServedModel) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from tinyllm.api.constraints.closing import TokenForms
 from tinyllm.api.constraints.grammar import Grammars
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.engine.replay import Recording
@@ -54,6 +55,13 @@ class ServedModel:
         if self.base is not None:
             return self.base.grammars
         return Grammars(self.tokenizer, self.vocab_size, self.tokenizer.eos_ids)
+
+    @cached_property
+    def token_forms(self) -> TokenForms:
+        """What ending a structured answer needs to know of the vocabulary."""
+        if self.base is not None:
+            return self.base.token_forms
+        return TokenForms(self.grammars.tokens, self.vocab_size)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -1,0 +1,247 @@
+"""Structured answers that end: numbers of bounded length, and a way to close that still fits.
+
+A grammar lets through what is valid, however long: at temperature 0 a small model may write digits
+for ever. So digits are bounded to what every common reader takes exactly (15 of a double's), and
+when the tokens that are left just suffice to close what is open, closing is all that is allowed.
+
+The way to close is found by trying: from a copy of the grammar's state, tokens are taken that end
+things (a quote inside a string, a brace, the shortest value where one is due) until the grammar is
+content. It needn't be the shortest way of all; it is a way, and what it costs is known.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyllm.api.constraints.grammar import Grammar, Matcher
+from tinyllm.api.constraints.json_text import DIGITS, JsonText
+from tinyllm.api.constraints.least import openings
+
+MAX_DIGITS = 15  # of a number: what a double holds exactly
+MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
+MAX_STEPS = 200  # of one try
+ENOUGH = 2  # ways, of which the shorter is taken
+TRIES = 8  # beyond the first, where a pattern leaves no obvious way
+
+Mask = NDArray[np.bool_]
+
+# What ends a string, and what ends or fills anything else, best first.
+_IN_STRING = (b'"}', b'"]', b'"')
+_ELSEWHERE = (b"}", b"]", b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9", b"null",
+              b"true", b"false", b'""', b"[]", b"{}", b'"', b"[", b"{", b",", b", ", b":", b": ",
+              b"-", b".")  # fmt: skip
+# What patterns and formats tend to ask for inside a string.
+_HINTS = (b"@", b".", b"-", b":", b"/", b"T", b"Z", b"P", b"a", b"b", b"x", b"0", b"1", b"com")
+
+
+class TokenForms:
+    """What closing needs to know of a vocabulary: which tokens are digits, quotes, plain text."""
+
+    def __init__(self, known: Sequence[bytes], vocab_size: int) -> None:
+        # Tables are often padded beyond the tokens that there are.
+        self.tokens = tokens = [*known, *[b""] * (vocab_size - len(known))][:vocab_size]
+        ids: dict[bytes, int] = {}
+        for i, raw in enumerate(tokens):
+            ids.setdefault(raw, i)
+        self.in_string = [ids[raw] for raw in _IN_STRING if raw in ids]
+        self.elsewhere = [ids[raw] for raw in _ELSEWHERE if raw in ids]
+        self.hints = [ids[raw] for raw in _HINTS if raw in ids]
+        self.leading_digits = np.array([_leading_digits(raw) for raw in tokens], np.int16)
+        # Inside a string these leave everything as open as it was.
+        self.plain = np.array([_is_plain(raw) for raw in tokens])
+        self.lengths = np.array([len(raw) for raw in tokens], np.int16)
+
+
+def _leading_digits(raw: bytes) -> int:
+    """Digits at a token's start, a point among them."""
+    n = 0
+    for byte in raw:
+        if byte in DIGITS:
+            n += 1
+        elif byte != 0x2E:
+            break
+    return n
+
+
+def _is_plain(raw: bytes) -> bool:
+    return bool(raw) and raw.isascii() and raw.decode("ascii").isprintable() and not (
+        set(raw) & set(b'"\\')
+    )  # fmt: skip
+
+
+def bounded(mask: Mask, text: JsonText, forms: TokenForms) -> Mask:
+    """A grammar's mask without digits past the bound, unless only digits may follow."""
+    if not text.in_number:
+        return mask
+    left = (MAX_EXPONENT if text.in_exponent else MAX_DIGITS) - text.n_digits
+    less: Mask = mask & (forms.leading_digits <= max(left, 0))
+    return less if less.any() else mask
+
+
+def way_to_close(matcher: Matcher, text: JsonText, forms: TokenForms) -> list[int] | None:
+    """Tokens after which the grammar is content; None if no way was found."""
+    way = _try(matcher, text, forms, None)
+    if way is not None:
+        return way
+    ways = (_try(matcher, text, forms, random.Random(seed)) for seed in range(TRIES))
+    found = (way for way in ways if way is not None)
+    return min(islice(found, ENOUGH), key=len, default=None)
+
+
+def _try(
+    matcher: Matcher, text: JsonText, forms: TokenForms, rng: random.Random | None
+) -> list[int] | None:
+    matcher, text = matcher.copy(), text.copy()
+    way: list[int] = []
+    while not matcher.accepting:
+        if len(way) >= MAX_STEPS or matcher.error:
+            return None
+        following: list[int | None] = [*matcher.forced()]
+        following = following or [_choice(matcher, text, forms, rng)]
+        for token in following:
+            if token is None:
+                return None
+            matcher.accept(token)
+            text.push(forms.tokens[token])
+            way.append(token)
+    return way
+
+
+def _choice(
+    matcher: Matcher, text: JsonText, forms: TokenForms, rng: random.Random | None
+) -> int | None:
+    """The token that ends most; where none does, a long one, or any."""
+    mask = bounded(matcher.allowed(), text, forms)
+    for token in forms.in_string if text.in_string else forms.elsewhere:
+        if mask[token]:
+            return token
+    allowed = np.flatnonzero(mask)
+    if not len(allowed):
+        return None
+    hints = [token for token in forms.hints if mask[token]]
+    if rng is not None and hints and rng.random() < 0.7:
+        return rng.choice(hints)
+    if rng is None or rng.random() < 0.3:
+        return int(allowed[np.argmax(forms.lengths[allowed])])
+    return int(allowed[rng.randrange(len(allowed))])
+
+
+class Closing:
+    """Keeps one choice's way to close within the tokens that it has left.
+
+    Args:
+        matcher: of the choice.
+        forms: of the vocabulary.
+        margin: tokens by which the way may get longer with one token of the answer.
+        free_strings: text inside a string never changes the way.
+        stop_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        forms: TokenForms,
+        margin: int,
+        free_strings: bool,
+        stop_ids: frozenset[int],
+    ) -> None:
+        self._matcher, self._forms = matcher, forms
+        self._margin, self._free_strings = margin, free_strings
+        self._stop_ids = list(stop_ids)
+        self._text = JsonText()
+        self._known = 0  # an upper bound of the way's length; 0: nothing is known yet
+        self._standing: list[int] | None = None  # the way from here, while it is known
+        self._free_now = False  # plain text leaves the way as it is
+        self._way: list[int] = []  # that is being gone
+        self.begun = False  # closing has been forced on the answer
+
+    def allowed(self, mask: Mask, n_left: int) -> Mask:
+        """What of `mask` may come when `n_left` tokens are left, this one among them."""
+        mask = bounded(mask, self._text, self._forms)
+        if n_left > self._known + self._margin and self._known:
+            return mask
+        way = self._standing
+        if way is None:
+            way = way_to_close(self._matcher, self._text, self._forms)
+        if way is None:  # nothing to hold on to: the answer may be cut
+            self._known = n_left
+            return mask
+        self._standing, self._known = way, max(1, len(way))
+        # Where a quote ends all and nearly any text may come before it, such text costs nothing.
+        self._free_now = (
+            self._free_strings
+            and self._text.in_string
+            and bool(way)
+            and self._forms.tokens[way[0]].startswith(b'"')
+            and 2 * int(mask[self._forms.plain].sum()) > int(self._forms.plain.sum())
+        )
+        if n_left > len(way) + self._margin:
+            return mask
+        only = np.zeros_like(mask)
+        if not way:  # all is closed, and what might be opened now couldn't be
+            only[self._stop_ids] = mask[self._stop_ids]
+            return only if only.any() else mask
+        if self._free_now and n_left > len(way) + 1:
+            only = mask & self._forms.plain
+        else:
+            self._way, self.begun = way, True
+        only[way[0]] = True
+        return only
+
+    def forced(self) -> Sequence[int]:
+        """What is left of the way that is being gone."""
+        return self._way
+
+    def accept(self, token: int) -> None:
+        """Take note of a token of the answer."""
+        self._way = self._way[1:] if self._way and self._way[0] == token else []
+        same = self._free_now and self._forms.plain[token]
+        self._free_now = False
+        if self._standing and self._standing[0] == token:
+            self._standing = self._standing[1:]
+        elif not same:
+            self._standing = None
+            self._known += self._margin if self._known else 0
+        self._text.push(self._forms.tokens[token])
+
+
+@dataclass(frozen=True)
+class Format:
+    """What an answer must fit: a grammar, and what it takes to end an answer under it."""
+
+    grammar: Grammar
+    forms: TokenForms
+    margin: int
+    free_strings: bool
+
+    def closing(self, matcher: Matcher, stop_ids: frozenset[int]) -> Closing:
+        """Of one choice, at its start."""
+        return Closing(matcher, self.forms, self.margin, self.free_strings, stop_ids)
+
+    def shortest(self) -> int:
+        """Tokens of a short answer that fits; 0 if none was found."""
+        way = way_to_close(self.grammar.matcher(), JsonText(), self.forms)
+        return len(way or ())
+
+
+BASE_MARGIN = 6  # tokens: braces, commas and quotes that one token may open
+
+
+def margin_of(schemas: Iterable[Mapping[str, Any]], count: Callable[[str], int]) -> int:
+    """Tokens that may be needed to end what one token has begun; `count` counts a text's."""
+    texts = {text for schema in schemas for text in openings(schema, schema)}
+    return BASE_MARGIN + max(map(count, texts), default=0)
+
+
+def strings_are_free(schemas: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a string may end wherever it is."""
+    text = json.dumps(list(schemas))
+    return not any(f'"{keyword}"' in text for keyword in ("pattern", "format", "minLength"))
