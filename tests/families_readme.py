@@ -10,13 +10,9 @@ from tests.families_folder import config_keys
 from tinyllm.compiled import READABLE_ALONE
 from tinyllm.config import ModelConfig
 from tinyllm.families import FAMILIES
-from tinyllm.inside.architecture import Architecture, compare
 
 PATH = Path(__file__).parent.parent / "tinyllm" / "families" / "README.md"
 BEGIN, END = "<!-- families -->", "<!-- end -->"
-# What a description adds to Llama is read from a small configuration of it.
-TOLD = ("positions", "layers", "norms", "queries and keys", "scores", "MLP", "residual stream",
-        "logits", "biases")  # fmt: skip
 
 
 def small(model_type: str) -> ModelConfig:
@@ -34,13 +30,9 @@ def table() -> str:
     """A row a family."""
     rows = ["| family | model_type | architecture | compiled | differs from Llama in |",
             "|---|---|---|---|---|"]  # fmt: skip
-    llama = small("llama")
     for family in FAMILIES:
         config = small(family.model_type)
-        parts = compare(llama, config).differing
-        differing = ", ".join(part for part in TOLD if part in parts) or "—"
-        if Architecture.of(config).parts["scores"] == Architecture.of(llama).parts["scores"]:
-            differing = differing.replace("scores, ", "")
+        differing = ", ".join(part.replace("_", " ") for part in config.beyond_llama()) or "—"
         rows.append(
             f"| {family.name} | `{family.model_type}` | `{family.architecture}` | "
             f"{'yes' if compiles(config) else 'no'} | {differing} |"

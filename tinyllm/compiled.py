@@ -32,7 +32,7 @@ from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.cache import sources_hash
 from tinyllm.kernels.formats import format_of
 from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
-from tinyllm.kernels.packed import in_huge_memory, load_packed, pack
+from tinyllm.kernels.packed import load_packed, pack
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.parts import TENSORS, make_parts, rotation_tables
 from tinyllm.kernels.processor import JIT
@@ -85,7 +85,7 @@ class CompiledModel:
             packed, digest, reading = load_packed(Path(weights), config, dtype)
             self._fingerprint = hashlib.sha256(f"{path} {digest}".encode()).hexdigest()[:12]
         else:
-            packed, reading = in_huge_memory(pack(config, weights, dtype)), None
+            packed, reading = pack(config, weights, dtype), None
             self._fingerprint = weights_fingerprint(config, weights, path)
         packed.setdefault("head", packed["embed"])
         tables = rotation_tables(config)

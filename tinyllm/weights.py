@@ -45,10 +45,17 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
     raw: NDArray[np.uint8]  # a view of the mapping
+    start: int  # where it begins in the file
 
     def read(self) -> NDArray[np.float32]:
-        """Its values as float32, read-only; a view where they are float32 already."""
-        return _to_float32(self.raw, self.dtype, self.shape, f"{self.path}: tensor {self.name}")
+        """Its values as float32, read-only; a view where they are float32 already.
+
+        What has to be widened is read past the mapping, whose pages would stay beside the copy.
+        """
+        raw = self.raw
+        if self.dtype != "F32":
+            raw = np.fromfile(self.path, np.uint8, self.raw.size, offset=self.start)
+        return _to_float32(raw, self.dtype, self.shape, f"{self.path}: tensor {self.name}")
 
 
 class Checkpoint(Mapping[str, NDArray[np.float32]]):
@@ -264,7 +271,7 @@ def index_file(path: Path, keep: Callable[[str], bool] | None = None) -> Iterato
             continue
         begin, end = entry["data_offsets"]
         raw = mapped[data_start + begin : data_start + end]
-        yield Stored(path, name, entry["dtype"], tuple(entry["shape"]), raw)
+        yield Stored(path, name, entry["dtype"], tuple(entry["shape"]), raw, data_start + begin)
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
@@ -300,10 +307,10 @@ def _to_float32(
     if dtype == "F32":
         array = raw.view(np.float32) if raw.ctypes.data % 4 == 0 else raw.copy().view(np.float32)
     elif dtype == "F16":
-        array = raw.copy().view(np.float16).astype(np.float32)
+        array = raw.view(np.float16).astype(np.float32)
     elif dtype == "BF16":
         # A bfloat16 is the upper half of a float32.
-        array = (raw.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        array = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     elif dtype == "F8_E4M3":
         array = E4M3[raw]
     elif dtype == "F8_E8M0":  # a power of two

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tinyllm import model as model_module
 from tinyllm.config import ModelConfig
-from tinyllm.errors import ConfigError
+from tinyllm.errors import ConfigError, HookError
 from tinyllm.inside.hooks import EMBED, FINAL, HookPoint, match_names, points_by_name
 from tinyllm.inside.replay import ActivationCache, check_index, run_with_cache
 from tinyllm.kernels import reference as ops
@@ -168,6 +168,11 @@ def explain(
         HookError: an unknown hook point.
         ValueError: an index that is out of range, or that this array doesn't have.
     """
+    if beyond := model.config.beyond_llama():
+        raise HookError(
+            f"explain knows a Llama's formulas; this {model.config.family} differs in "
+            f"{', '.join(beyond)}: look at the array itself with run_with_cache"
+        )
     (name,) = match_names(model.config, [name])
     point = points_by_name(model.config)[name]
     layer = point.layer

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.errors import HookError
 from tinyllm.inside.hooks import FINAL, Hook, HookTap, NamesFilter, hook_points, match_names
-from tinyllm.kernels import reference as ops
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Model
 from tinyllm.runner import Array
@@ -303,10 +302,9 @@ class Replay:
     def lens_logits(self) -> Array:
         """Every depth's stream through final norm and unembedding, (n_layers + 1, vocab_size)."""
         model = self.model
-        norm, eps = model.weights["model.norm.weight"], model.config.norm_eps
-        normed = ops.rms_norm(self.hidden_states, norm, eps)
+        normed = model.norm("model.norm", self.hidden_states)
         normed[-1] = self.activations[FINAL.suffix][-1]  # a hook there counts
-        return ops.linear(normed, model.head_weight)
+        return model.unembed(normed)
 
     def logit_lens(self, k: int, target: int, tokenizer: Tokenizer) -> LogitLens:
         """The lens as a table of the k likeliest tokens at each depth."""

@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
 from tinyllm.kernels.formats import FORMATS, Format, Parts
 from tinyllm.kernels.packed_vectors import qkv_order, up_names, up_order, vectors
-from tinyllm.weights import checkpoint_files, load_weights
+from tinyllm.weights import Checkpoint, checkpoint_files
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 with a layer axis; no
 
 CARRIED_FILE = "model.q4.safetensors"  # blocks of the file that the checkpoint came from
 SAMPLES = 64  # places of 4 kB in each file that the digest reads
+ROUNDED_ROWS = 4096  # of a table, at a time: rounding takes several times their room
 ADDING = ("o_proj.weight", "down_proj.weight")
 MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down")
 
@@ -70,20 +70,32 @@ def pack(
         if blocks is not None and blocks.kind in form.carry:
             return form.carry[blocks.kind](blocks)
         weight = weights[name]
-        return form.round(weight if factor == 1 else weight * np.float32(factor))
+        rounded = []
+        for first in range(0, len(weight), ROUNDED_ROWS):
+            some = weight[first : first + ROUNDED_ROWS]
+            rounded.append(form.round(some if factor == 1 else some * np.float32(factor)))
+        if len(rounded) == 1:
+            return rounded[0]
+        return tuple(np.concatenate(arrays) for arrays in zip(*rounded, strict=True))
 
     def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
-        matrices = []
-        for layer in layers:
+        whole: Any = None
+        for i, layer in enumerate(layers):  # one at a time: no more than a layer is held twice
             parts = [rows(name, form) for name in names(layer)]
             joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-            matrices.append(form.pack(*(a if order is None else a[order] for a in joined)))
-        return type(matrices[0])(*(np.stack(arrays) for arrays in zip(*matrices, strict=True)))
+            matrix = form.pack(*(a if order is None else a[order] for a in joined))
+            if whole is None:
+                whole = type(matrix)(
+                    *(huge_zeros((len(layers), *a.shape), a.dtype) for a in matrix)
+                )
+            for stack, array in zip(whole, matrix, strict=True):
+                stack[i] = array
+        return whole
 
     def table(name: str) -> Any:
         of_tables = FORMATS[form.table]
         matrix = of_tables.pack(*rows(name, of_tables))
-        return type(matrix)(*(array[None] for array in matrix))
+        return in_huge_memory({name: type(matrix)(*(array[None] for array in matrix))})[name]
 
     packed = {
         "embed": table("model.embed_tokens.weight"),
@@ -99,7 +111,7 @@ def pack(
     }
     if not config.tie_embeddings:
         packed["head"] = table("lm_head.weight")
-    return packed | vectors(config, weights)
+    return packed | in_huge_memory(vectors(config, weights))
 
 
 # --- keeping it -----------------------------------------------------------------------------------
@@ -169,15 +181,13 @@ def load_packed(
             from tinyllm.files.carried import load_blocks  # needed once a checkpoint
 
             carried = load_blocks(folder)
-        made = pack(config, load_weights(folder, config), dtype, carried)
+        made = pack(config, Checkpoint(folder, config), dtype, carried)
         _write(path, made, digest)
         return made
 
     found = _read(path, digest)
     if found is None:
-        made = make()
-        if (found := _read(path, digest)) is None:
-            return made, digest, None
+        return make(), digest, None
     packed, reading = found
     reading.remake = make
     return packed, digest, reading
@@ -191,7 +201,7 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(f"{config} {dtype}".encode())
-    for name in ("layout.py", "quantize.py", "formats.py", "packed.py"):
+    for name in ("layout.py", "quantize.py", "formats.py", "packed.py", "packed_vectors.py"):
         digest.update((here / name).read_bytes())
     files = checkpoint_files(folder)
     if _takes_blocks(dtype) and (folder / CARRIED_FILE).is_file():
@@ -217,13 +227,32 @@ def _write(path: Path, packed: Packed, digest: str) -> bool:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file(tensors, temporary, metadata={"digest": digest, **kinds, **sums})
+        _save(tensors, temporary, {"digest": digest, **kinds, **sums})
         temporary.replace(path)
     except (OSError, safetensors.SafetensorError):
         with contextlib.suppress(OSError):
             temporary.unlink()
         return False
     return True
+
+
+def _save(tensors: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) -> None:
+    """A safetensors file, written array by array: the library's writer holds all of it twice."""
+    kinds = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    # The widest items first, so that each array begins at a multiple of its own.
+    ordered = sorted(tensors.items(), key=lambda entry: -entry[1].itemsize)
+    for name, array in ordered:
+        header[name] = {"dtype": kinds[array.dtype], "shape": list(array.shape),
+                        "data_offsets": [at, at + array.nbytes]}  # fmt: skip
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in ordered:
+            np.ascontiguousarray(array).tofile(file)
 
 
 def _tensors(packed: Packed) -> dict[str, Array]:
