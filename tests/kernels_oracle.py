@@ -18,6 +18,7 @@ from tinyllm.kernels.layout import (
     Q8_SCALES,
     F32Rows,
     Int8Rows,
+    Int16Rows,
 )
 
 F64 = NDArray[np.float64]
@@ -48,6 +49,10 @@ def activation(rows: Any, tile: int, lane: int, k: int) -> float:
     """Input k of one token."""
     if isinstance(rows, F32Rows):
         return float(rows.values[tile, k // GROUP, lane, k % GROUP])
+    if isinstance(rows, Int16Rows):
+        scale = float(rows.scales[tile, k // GROUP, lane])
+        value, rest = (a[tile, k // GROUP, lane, k % GROUP] for a in (rows.values, rows.rest))
+        return scale * (254 * int(value) + int(rest))
     assert isinstance(rows, Int8Rows)
     scale = float(rows.scales[tile, k // GROUP, lane])
     return scale * int(rows.values[tile, k // GROUP, lane, k % GROUP])

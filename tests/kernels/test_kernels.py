@@ -19,7 +19,7 @@ from numba.core.errors import TypingError
 from tests import kernels_oracle as oracle
 from tests import naive
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import jit, jit_attention, numbers, quantize
+from tinyllm.kernels import jit, jit_attention, jit_int16, numbers, quantize
 from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.build import kernel
 from tinyllm.kernels.formats import FORMATS, Dtype, format_of
@@ -34,6 +34,7 @@ from tinyllm.kernels.layout import (
     check_arrays,
     empty_f32_rows,
     empty_int8_rows,
+    empty_int16_rows,
 )
 from tinyllm.kernels.paged import PagePool
 from tinyllm.kernels.processor import JIT
@@ -41,7 +42,7 @@ from tinyllm.kernels.processor import JIT
 IMPLEMENTATIONS: list[ModuleType] = [jit]
 ATTENTION: list[ModuleType] = [jit_attention]
 if JIT:
-    from tinyllm.kernels import simd, simd_attention, vectors
+    from tinyllm.kernels import simd, simd_attention, simd_int16, vectors
 
     IMPLEMENTATIONS.append(simd)
     ATTENTION.append(simd_attention)
@@ -67,16 +68,22 @@ def stacked(weight: np.ndarray, kind: str, layers: int = 2) -> Any:
 def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
     """x (n, K) as activations in tile 1 of 2."""
     form = FORMATS[kind]
-    put = getattr(kernels, form.put, None) or getattr(jit, form.put)
+    put = kernel_of(kernels, form.put) or kernel_of(jit, form.put)
     rows = form.empty_rows(2 * TILE, x.shape[1])
     for i, row in enumerate(x):
         put(rows, 1, i, 0, np.ascontiguousarray(row), 0, x.shape[1])
     return rows
 
 
+def kernel_of(kernels: ModuleType, name: str) -> Any:
+    """A kernel of `jit` or `simd`, or of the module beside it for 16 bits."""
+    beside = jit_int16 if kernels is jit else simd_int16
+    return getattr(kernels, name, None) or getattr(beside, name, None)
+
+
 def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.ndarray:
-    name = next(form.name for form in FORMATS.values() if form.packed is type(w))
-    kernel = getattr(kernels, f"matmul_{name}")
+    form = next(f for f in FORMATS.values() if f.packed is type(w) and f.activations is type(rows))
+    kernel = kernel_of(kernels, f"matmul_{form.name}")
     blocks = -(-n_rows // 16)
     out = np.zeros((TILE + 1, 16 * blocks + 3), np.float32)
     kernel(w, 1, 0, blocks, rows, 1, n, out, 1, 2)
@@ -101,7 +108,7 @@ def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
     got = matmul(kernels, w, rows, n, n_rows)
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
     # … and the format itself is near what it stands for.
-    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "q4": 0.3}[kind]
+    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "q4": 0.3}[FORMATS[kind].weights]
     exact = x.astype(np.float64) @ weight.astype(np.float64).T
     assert np.abs(got - exact).max() <= near * np.sqrt(groups * GROUP) * 30
 
@@ -120,14 +127,14 @@ def test_a_token_has_the_same_bits_in_any_tile(kernels: ModuleType, kind: str) -
 
 
 @pytest.mark.skipif(not JIT, reason="there is only one implementation here")
-@pytest.mark.parametrize("kind", ["q8", "q4"])
+@pytest.mark.parametrize("kind", ["q8a8", "q4a8"])
 def test_integer_arithmetic_agrees_to_the_bit(kind: str) -> None:
     """Scales of 1 leave integers alone, which float32 holds exactly: no rounding to differ by."""
     rng = np.random.default_rng(1)
     for _ in range(20):
         x = rng.integers(-127, 128, (3, 96)).astype(np.float32)
         x[:, ::GROUP] = 127  # so that every group's scale is 1
-        if kind == "q8":
+        if kind == "q8a8":
             values = rng.integers(-127, 128, (16, 96)).astype(np.int8)
             packed: Any = quantize.pack_q8(values, np.ones((16, 3), np.float16))
         else:
@@ -140,6 +147,34 @@ def test_integer_arithmetic_agrees_to_the_bit(kind: str) -> None:
         for kernels in IMPLEMENTATIONS:
             got = matmul(kernels, w, make_rows(kernels, x, kind), 3, 16)
             assert np.array_equal(got, want)
+
+
+@pytest.mark.skipif(not JIT, reason="there is only one implementation here")
+@pytest.mark.parametrize("kind", ["q8", "q4"])
+@pytest.mark.parametrize("edge", [False, True], ids=["random", "at the edge"])
+def test_sixteen_bits_are_exact(kind: str, edge: bool) -> None:
+    """One group, weights' scale 1: what comes out is the integer dot product times one scale."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        x = rng.standard_normal((5, GROUP)).astype(np.float32)
+        low, high = (-128, 127) if kind == "q8" else (0, 15)
+        values = rng.integers(low, high + 1, (16, GROUP))
+        if edge:  # the largest sums that there are
+            values = rng.choice([low, high], (16, GROUP))
+            x = np.where(values[:5] == low, -1, 1).astype(np.float32)
+        one = np.ones((16, 1), np.float16)
+        packed: Any = (
+            quantize.pack_q8(values.astype(np.int8), one)
+            if kind == "q8"
+            else quantize.pack_q4(values.astype(np.uint8), one, 0 * one)
+        )
+        w = type(packed)(*(np.stack([a, a]) for a in packed))
+        for kernels in IMPLEMENTATIONS:
+            rows = make_rows(kernels, x, kind)
+            stands = 254 * rows.values[1, 0, :5].astype(np.int64) + rows.rest[1, 0, :5]
+            dots = (stands @ values.T).astype(np.float32)
+            got = matmul(kernels, w, rows, 5, 16)
+            assert np.array_equal(got, dots * rows.scales[1, 0, :5, None])
 
 
 @pytest.mark.skipif(not JIT, reason="only vectors assume a layout")
@@ -170,30 +205,41 @@ def test_arrays_are_checked_before_kernels_see_them() -> None:
 # --- activations --------------------------------------------------------------------------------
 
 
+INTEGERS = {"put_int8": (empty_int8_rows, 127), "put_int16": (empty_int16_rows, 127 * 254)}
+integers = pytest.mark.parametrize("put", list(INTEGERS))
+
+
 @both
-def test_put_int8(kernels: ModuleType) -> None:
+@integers
+def test_put_integers(kernels: ModuleType, put: str) -> None:
     rng = np.random.default_rng(2)
+    empty, largest = INTEGERS[put]
     for scale in (1.0, 1e-30, 1e30):
         x = (rng.standard_normal(3 * GROUP) * scale).astype(np.float32)
-        rows = empty_int8_rows(16, 4 * GROUP)
-        kernels.put_int8(rows, 1, 5, GROUP, x, 0, 3 * GROUP)
+        rows = empty(16, 4 * GROUP)
+        kernel_of(kernels, put)(rows, 1, 5, GROUP, x, 0, 3 * GROUP)
         back = [oracle.activation(rows, 1, 5, k) for k in range(4 * GROUP)]
         assert not np.any(back[:GROUP])
         worst = np.abs(np.array(back[GROUP:]) - x).reshape(3, -1).max(axis=1)
-        assert np.all(worst <= np.abs(x).reshape(3, -1).max(axis=1) / 127 * 0.5001)
+        # Float32's own rounding of x / step is as large as 16 bits' last places.
+        bound = np.abs(x).reshape(3, -1).max(axis=1) / largest * (0.5001 if largest < 128 else 0.52)
+        assert np.all(worst <= bound)
         for g in range(3):
             total = int(rows.values[1, g + 1, 5].astype(np.int64).sum())
+            if put == "put_int16":
+                total = 254 * total + int(rows.rest[1, g + 1, 5].astype(np.int64).sum())
             assert rows.starts[1, g + 1, 5] == -128 * total
             assert rows.sums[1, g + 1, 5] == rows.scales[1, g + 1, 5] * np.float32(total)
 
 
 @both
+@integers
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_put_int8_of_extremes(kernels: ModuleType, extreme: float) -> None:
+def test_put_integers_of_extremes(kernels: ModuleType, put: str, extreme: float) -> None:
     x = np.full(GROUP, 0.0, np.float32)
     x[7] = extreme
-    rows = empty_int8_rows(8, GROUP)
-    kernels.put_int8(rows, 0, 0, 0, x, 0, GROUP)
+    rows = INTEGERS[put][0](8, GROUP)
+    kernel_of(kernels, put)(rows, 0, 0, 0, x, 0, GROUP)
     got = oracle.activation(rows, 0, 0, 7)
     if np.isfinite(extreme):
         assert got == pytest.approx(extreme, rel=0.01, abs=1e-36)
@@ -204,12 +250,13 @@ def test_put_int8_of_extremes(kernels: ModuleType, extreme: float) -> None:
 @pytest.mark.skipif(not JIT, reason="there is only one implementation here")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=GROUP, max_size=GROUP))
-def test_put_int8_agrees_to_the_bit(numbers: list[float]) -> None:
+def test_put_integers_agrees_to_the_bit(numbers: list[float]) -> None:
     x = np.array(numbers, np.float32)
-    plain, vectors = empty_int8_rows(8, GROUP), empty_int8_rows(8, GROUP)
-    jit.put_int8(plain, 0, 3, 0, x, 0, GROUP)
-    simd.put_int8(vectors, 0, 3, 0, x, 0, GROUP)
-    assert all(np.array_equal(a, b) for a, b in zip(plain, vectors, strict=True))
+    for put, (empty, _) in INTEGERS.items():
+        plain, vectors = empty(8, GROUP), empty(8, GROUP)
+        kernel_of(jit, put)(plain, 0, 3, 0, x, 0, GROUP)
+        kernel_of(simd, put)(vectors, 0, 3, 0, x, 0, GROUP)
+        assert all(np.array_equal(a, b) for a, b in zip(plain, vectors, strict=True))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -440,7 +487,7 @@ def test_odd_widths_are_refused() -> None:
 
 def test_formats_are_named_once() -> None:
     assert tuple(FORMATS) == get_args(Dtype)
-    with pytest.raises(ValueError, match="dtype must be one of f32, bf16, q8, q4, not 'q5'"):
+    with pytest.raises(ValueError, match="must be one of f32, bf16, q8, q4, q8a8, q4a8, not"):
         format_of("q5")
 
 

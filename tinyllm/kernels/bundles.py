@@ -17,7 +17,7 @@ from numba.core.errors import TypingError
 
 from tinyllm.kernels import emit, processor
 from tinyllm.kernels.emit import F32X16, I32, I32X16, LANES, constant
-from tinyllm.kernels.layout import GROUP
+from tinyllm.kernels.layout import GROUP, REST
 from tinyllm.kernels.vectors import Emit, f32x16, i32x16, literal, op, operation, stored_type
 
 types: Any = _types  # numba is typed in parts, differently from release to release
@@ -108,6 +108,51 @@ def _dots(
     return sums
 
 
+def _dots_of_both(
+    builder: Any, high: Any, low: Any, n: int, dot4: Any, weights: Sequence[Any], values: Any,
+    rest: Any, begin: Any,
+) -> Any:  # fmt: skip
+    """`_dots` of a group's weights with both bytes of each activation: a pair of bundles.
+
+    Where the registers hold the sums of both, each vector of weights is used for both at once.
+    """
+    if processor.KIND.sums < 2 * n:
+        first = _dots(builder, high, n, dot4, weights, values, begin)
+        second = _dots(builder, low, n, dot4, weights, rest, begin)
+    else:
+        first, second = high, low
+        for j, vector in enumerate(weights):
+            place = builder.add(begin, ir.Constant(begin.type, 4 * j))
+            first = _dots(builder, first, n, dot4, [vector], values, place)
+            second = _dots(builder, second, n, dot4, [vector], rest, place)
+    pair = ir.Constant(ir.ArrayType(high.type, 2), ir.Undefined)
+    return builder.insert_value(builder.insert_value(pair, first, 0), second, 1)
+
+
+def _q8_weights(builder: Any, packed: Any, begin: Any) -> list[Any]:
+    """A group's weights of a Q8: 8 vectors, in the form that this processor multiplies."""
+    vectors = []
+    for j in range(GROUP // 4):
+        place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
+        vector = emit.load(builder, packed, place, I32X16)
+        if processor.KIND.signed:  # byte - 128: the top bit flipped
+            vector = builder.xor(vector, constant(I32X16, 0x80808080))
+        vectors.append(vector)
+    return vectors
+
+
+def _q4_weights(builder: Any, packed: Any, begin: Any) -> list[Any]:
+    """A group's nibbles of a Q4 as bytes: 8 vectors, of inputs 0 … 15 (low nibbles) and on."""
+    mask, four = constant(I32X16, 0x0F0F0F0F), constant(I32X16, 4)
+    low, high = [], []
+    for j in range(GROUP // 8):
+        place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
+        both = emit.load(builder, packed, place, I32X16)
+        low.append(builder.and_(both, mask))
+        high.append(builder.and_(builder.lshr(both, four), mask))
+    return low + high
+
+
 def _check_dots(acc: Any, weights: Any, rows: Any) -> None:
     if acc.dtype != i32x16 or weights.dtype != types.uint8 or rows.dtype != types.int8:
         raise TypingError(f"dots of {weights} and {rows} can't be added to {acc}")
@@ -121,17 +166,11 @@ def q8_dots(typing_context, acc, weights, at, rows, offset):  # type: ignore[no-
     """
     del typing_context
     _check_dots(acc, weights, rows)
-    kind = processor.KIND
+    dot4 = processor.KIND.dot4
 
     def code(builder: Any, sums: Any, packed: Any, begin: Any, data: Any, to: Any) -> Any:
-        vectors = []
-        for j in range(GROUP // 4):
-            place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
-            vector = emit.load(builder, packed, place, I32X16)
-            if kind.signed:  # byte - 128: the top bit flipped
-                vector = builder.xor(vector, constant(I32X16, 0x80808080))
-            vectors.append(vector)
-        return _dots(builder, sums, acc.count, kind.dot4, vectors, data, to)
+        vectors = _q8_weights(builder, packed, begin)
+        return _dots(builder, sums, acc.count, dot4, vectors, data, to)
 
     return op(acc, [acc, weights, at, rows, offset], code)
 
@@ -141,19 +180,49 @@ def q4_dots(typing_context, acc, weights, at, rows, offset):  # type: ignore[no-
     """As `q8_dots`, for a group of a Q4: low nibbles are inputs 0 … 15, high ones 16 … 31."""
     del typing_context
     _check_dots(acc, weights, rows)
-    kind = processor.KIND
+    dot4 = processor.KIND.dot4_nibbles
 
     def code(builder: Any, sums: Any, packed: Any, begin: Any, data: Any, to: Any) -> Any:
-        mask, four = constant(I32X16, 0x0F0F0F0F), constant(I32X16, 4)
-        low, high = [], []
-        for j in range(GROUP // 8):
-            place = builder.add(begin, ir.Constant(begin.type, 4 * LANES * j))
-            both = emit.load(builder, packed, place, I32X16)
-            low.append(builder.and_(both, mask))
-            high.append(builder.and_(builder.lshr(both, four), mask))
-        return _dots(builder, sums, acc.count, kind.dot4_nibbles, low + high, data, to)
+        vectors = _q4_weights(builder, packed, begin)
+        return _dots(builder, sums, acc.count, dot4, vectors, data, to)
 
     return op(acc, [acc, weights, at, rows, offset], code)
+
+
+@operation
+def q8_dots_of_both(typing_context, high, low, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
+    """(high, low), each as `q8_dots`: with the activations' `values` and with their `rest`."""
+    del typing_context
+    _check_dots(high, weights, values)
+    _check_dots(low, weights, rest)
+    n, dot4 = high.count, processor.KIND.dot4
+
+    def code(b: Any, first: Any, second: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
+        return _dots_of_both(b, first, second, n, dot4, _q8_weights(b, packed, begin), *of_tokens)
+
+    return op(types.UniTuple(high, 2), [high, low, weights, at, values, rest, offset], code)
+
+
+@operation
+def q4_dots_of_both(typing_context, high, low, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
+    """(high, low), each as `q4_dots`: with the activations' `values` and with their `rest`."""
+    del typing_context
+    _check_dots(high, weights, values)
+    _check_dots(low, weights, rest)
+    n, dot4 = high.count, processor.KIND.dot4_nibbles
+
+    def code(b: Any, first: Any, second: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
+        return _dots_of_both(b, first, second, n, dot4, _q4_weights(b, packed, begin), *of_tokens)
+
+    return op(types.UniTuple(high, 2), [high, low, weights, at, values, rest, offset], code)
+
+
+@operation
+def join_each(typing_context, high, low):  # type: ignore[no-untyped-def]
+    """254 · high[i] + low[i], int32: both bytes' dot products as that of 16 bits."""
+    del typing_context
+    parts = constant(I32X16, REST)
+    return _bundle_op(high, [high, low], high.count, lambda b, i, x, y: b.add(b.mul(x, parts), y))
 
 
 @operation

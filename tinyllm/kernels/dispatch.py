@@ -12,29 +12,31 @@ from typing import Any
 
 from numba.extending import overload
 
-from tinyllm.kernels import jit, jit_attention
+from tinyllm.kernels import jit, jit_attention, jit_int16
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.processor import JIT
 
 if JIT:
-    from tinyllm.kernels import simd, simd_attention
+    from tinyllm.kernels import simd, simd_attention, simd_int16
 
     fast: ModuleType = simd
     fast_attention: ModuleType = simd_attention
+    MODULES: list[ModuleType] = [simd, simd_int16, jit, jit_int16]
 else:
     fast, fast_attention = jit, jit_attention
+    MODULES = [jit, jit_int16]
 
 Kernel = Callable[..., None]
 
 
 def kernel_of(name: str) -> Kernel:
     """A kernel by its name: in vectors, or as loops where there is no other form of it."""
-    found: Kernel = getattr(fast, name, None) or getattr(jit, name)
+    found: Kernel = next(vars(module)[name] for module in MODULES if name in vars(module))
     return found
 
 
 MATMUL = {(f.packed, f.activations): kernel_of(f"matmul_{f.name}") for f in FORMATS.values()}
-EMBED = {f.packed: kernel_of(f"embed_{f.name}") for f in FORMATS.values()}
+EMBED = {f.packed: kernel_of(f"embed_{f.weights}") for f in FORMATS.values()}
 PUT = {f.activations: kernel_of(f.put) for f in FORMATS.values()}
 
 append_key, append_value = fast_attention.append_key, fast_attention.append_value

@@ -1,13 +1,16 @@
 """Weight formats, a record each: all that packing, multiplying and choosing need to know of one.
 
 A new format is a record here, its functions in `layout.py` and `quantize.py`, and its kernels in
-`jit.py` (`matmul_NAME`, `embed_NAME`) and `simd.py` (`matmul_NAME`).
+`jit.py` (`matmul_NAME`, `embed_NAME`) and `simd.py` (`matmul_NAME`), or the modules beside them.
+
+What integers of 8 and 4 bits are multiplied with has 16 bits (`layout.Int16Rows`): then the answers
+are those of the weights. `q8a8` and `q4a8` are the same weights with activations of 8 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels import layout, quantize
 
-Dtype = Literal["f32", "bf16", "q8", "q4"]
+Dtype = Literal["f32", "bf16", "q8", "q4", "q8a8", "q4a8"]
 Parts = tuple[NDArray[Any], ...]
 """A matrix in a format, its rows in order: float32 values, or integers and their scales."""
 
@@ -25,6 +28,7 @@ class Format:
     """How weights are held, and what they are multiplied with."""
 
     name: str
+    weights: str  # the format that has these weights first: they are packed once, and kept by that
     packed: type  # a matrix in the kernels' layout
     activations: type  # what it is multiplied with
     empty_rows: Callable[[int, int], Any]  # (tokens, width) → room for those
@@ -66,6 +70,7 @@ def _carry_q4(blocks: Any) -> Parts:
 
 _F32 = Format(
     name="f32",
+    weights="f32",
     packed=layout.F32,
     activations=layout.F32Rows,
     empty_rows=layout.empty_f32_rows,
@@ -81,6 +86,7 @@ _F32 = Format(
 )
 _BF16 = Format(
     name="bf16",
+    weights="bf16",
     packed=layout.BF16,
     activations=layout.F32Rows,
     empty_rows=layout.empty_f32_rows,
@@ -96,10 +102,11 @@ _BF16 = Format(
 )
 _Q8 = Format(
     name="q8",
+    weights="q8",
     packed=layout.Q8,
-    activations=layout.Int8Rows,
-    empty_rows=layout.empty_int8_rows,
-    put="put_int8",
+    activations=layout.Int16Rows,
+    empty_rows=layout.empty_int16_rows,
+    put="put_int16",
     bytes_per_weight=layout.Q8_BYTES / (layout.GROUP * layout.BLOCK),
     arithmetic="int8",
     kv_dtype="f16",
@@ -112,10 +119,11 @@ _Q8 = Format(
 )
 _Q4 = Format(
     name="q4",
+    weights="q4",
     packed=layout.Q4,
-    activations=layout.Int8Rows,
-    empty_rows=layout.empty_int8_rows,
-    put="put_int8",
+    activations=layout.Int16Rows,
+    empty_rows=layout.empty_int16_rows,
+    put="put_int16",
     bytes_per_weight=layout.Q4_BYTES / (layout.GROUP * layout.BLOCK),
     arithmetic="int8",
     kv_dtype="f16",
@@ -127,7 +135,21 @@ _Q4 = Format(
     carry={"Q4_0": _carry_q4, "Q4_1": _carry_q4},
 )
 
-FORMATS: dict[str, Format] = {record.name: record for record in (_F32, _BF16, _Q8, _Q4)}
+
+def _with_8_bits(form: Format) -> Format:
+    """The same weights, with activations of 8 bits: quicker to multiply, further from float32."""
+    return replace(
+        form,
+        name=f"{form.name}a8",
+        activations=layout.Int8Rows,
+        empty_rows=layout.empty_int8_rows,
+        put="put_int8",
+    )
+
+
+FORMATS: dict[str, Format] = {
+    record.name: record for record in (_F32, _BF16, _Q8, _Q4, _with_8_bits(_Q8), _with_8_bits(_Q4))
+}
 
 
 def format_of(name: str) -> Format:

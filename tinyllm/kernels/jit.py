@@ -198,7 +198,7 @@ def matmul_bf16(
 
 
 @kernel
-def matmul_q8(
+def matmul_q8a8(
     w: Q8,
     layer: int,
     first: int,
@@ -226,7 +226,7 @@ def matmul_q8(
 
 
 @kernel
-def matmul_q4(
+def matmul_q4a8(
     w: Q4,
     layer: int,
     first: int,
@@ -238,7 +238,7 @@ def matmul_q4(
     out_row: int,
     column: int,
 ) -> None:
-    """As matmul_q8, plus each group's minimum times the sum of its activations."""
+    """As matmul_q8a8, plus each group's minimum times the sum of its activations."""
     for i in range(n):
         for b in range(count):
             for r in range(BLOCK):

@@ -27,6 +27,8 @@ BLOCK = 16  # rows of a matrix in one vector
 TILE = 8  # tokens in one register-blocked product
 GROUP = 32  # inputs that share a scale
 
+REST = 254  # parts of a step of 8 bits that `Int16Rows.rest` counts
+
 # Where in a group's bytes things begin.
 Q8_SCALES = GROUP * BLOCK
 Q8_BYTES = Q8_SCALES + 2 * BLOCK
@@ -74,8 +76,25 @@ class F32Rows(NamedTuple):
     values: Array  # (tiles, G, 8, 32) float32
 
 
+class Int16Rows(NamedTuple):
+    """Activations for Q8 and Q4 in 16 bits, as two signed bytes: scale · (254 · value + rest).
+
+    A product with 8-bit weights is then two exact dot products of bytes. `rest` is what rounding to
+    `value` left, in 254ths, so that both are -127 … 127: some processors need the room at the edge.
+    """
+
+    values: Array  # (tiles, G, 8, 32) int8
+    rest: Array  # (tiles, G, 8, 32) int8
+    scales: Array  # (tiles, G, 8) float32
+    starts: Array  # (tiles, G, 8) int32: -128 · Σ (254 · values + rest)
+    sums: Array  # (tiles, G, 8) float32: scale · Σ (254 · values + rest)
+
+
 class Int8Rows(NamedTuple):
-    """Activations for Q8 and Q4: scale · value, one scale per token and group."""
+    """Activations for Q8 and Q4 in 8 bits: scale · value, one scale per token and group.
+
+    Half the products of `Int16Rows`; most greedy answers part from float32's within 40 tokens.
+    """
 
     values: Array  # (tiles, G, 8, 32) int8
     scales: Array  # (tiles, G, 8) float32
@@ -86,6 +105,12 @@ class Int8Rows(NamedTuple):
 def empty_f32_rows(n_rows: int, width: int) -> F32Rows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
     return F32Rows(np.zeros((-(-n_rows // TILE), -(-width // GROUP), TILE, GROUP), np.float32))
+
+
+def empty_int16_rows(n_rows: int, width: int) -> Int16Rows:
+    """Room for `n_rows` tokens of `width` inputs; zeros."""
+    rows = empty_int8_rows(n_rows, width)
+    return Int16Rows(rows.values, np.zeros_like(rows.values), *rows[1:])
 
 
 def empty_int8_rows(n_rows: int, width: int) -> Int8Rows:

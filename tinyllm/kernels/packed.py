@@ -172,6 +172,7 @@ def load_packed(
     Raises:
         WeightsError: as `load_weights`.
     """
+    dtype = FORMATS[dtype].weights
     digest = checkpoint_digest(folder, config, dtype)
     path = folder / ".packed" / f"{dtype}.safetensors"
 

@@ -288,7 +288,7 @@ def _int8_inputs(rows: Int8Rows, tile: int, lane: int) -> Any:
     )
 
 
-def _make_matmul(
+def make_matmul(
     make_tile: Callable[[int], Tile], inputs_of: Callable[[Any, int, int], Any]
 ) -> Callable[..., None]:
     """The product of a format, from its tiles; `inputs_of` points at a tile's activations.
@@ -329,7 +329,7 @@ def _make_matmul(
 
 
 # As their namesakes in `jit.py`.
-matmul_f32 = _make_matmul(_make_f32_tile, _f32_inputs)
-matmul_bf16 = _make_matmul(_make_bf16_tile, _f32_inputs)
-matmul_q8 = _make_matmul(_make_q8_tile, _int8_inputs)
-matmul_q4 = _make_matmul(_make_q4_tile, _int8_inputs)
+matmul_f32 = make_matmul(_make_f32_tile, _f32_inputs)
+matmul_bf16 = make_matmul(_make_bf16_tile, _f32_inputs)
+matmul_q8a8 = make_matmul(_make_q8_tile, _int8_inputs)
+matmul_q4a8 = make_matmul(_make_q4_tile, _int8_inputs)
