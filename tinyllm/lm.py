@@ -29,7 +29,7 @@ from tinyllm.inside.hooks import (
     needs_readable_path,
 )
 from tinyllm.inside.replay import ActivationCache, run_with_cache
-from tinyllm.kernels.formats import Dtype, format_of
+from tinyllm.kernels.formats import Asked, format_of
 from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
@@ -47,7 +47,7 @@ PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token id
 def load(
     name_or_path: str | os.PathLike[str] = "smollm2-135m-instruct",
     *,
-    dtype: Dtype = "f32",
+    dtype: Asked = "auto",
     backend: Backend = "auto",
     threads: int | None = None,
     kv_cache_mb: int = 512,
@@ -58,21 +58,24 @@ def load(
         name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json;
             or a card that names parts, see `tinyllm.parts`), a wheel or GGUF file, or
             hf:OWNER/NAME[@REVISION].
-        dtype: how the weights are held: f32, bf16, q8 (8 bits in groups of 32) or q4.
+        dtype: how the weights are held: f32, bf16, q8 (8 bits in groups of 32) or q4; q8a8 and q4a8
+            with activations of 8 bits, too. "auto": f32 in numpy, and in kernels what the
+            checkpoint holds, so that nothing is rounded (`kernels/own_format.py`).
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
-            "auto" takes numpy for f32 and kernels for the rest.
+            "auto" takes numpy for f32 and "auto", and kernels for the rest.
         threads: of the compiled backend; default: the processor's.
         kv_cache_mb: memory of the compiled backend's pool of KV pages.
 
     Raises:
         FetchError, ConfigError, WeightsError, TokenizerError: each names the file and the remedy.
     """
-    format_of(dtype)
+    if dtype != "auto":
+        format_of(dtype)
     if backend not in ("auto", "reference", "compiled"):
         raise ValueError(f"backend must be auto, reference or compiled, not {backend!r}")
     if backend == "auto":
-        backend = "reference" if dtype == "f32" else "compiled"
-    if backend == "reference" and dtype != "f32":
+        backend = "reference" if dtype in ("auto", "f32") else "compiled"
+    if backend == "reference" and dtype not in ("auto", "f32"):
         raise ValueError(f"the reference backend computes in f32; for {dtype} use the compiled one")
     return LM(
         resolve(name_or_path),
@@ -96,7 +99,7 @@ class LM:
     """
 
     def __init__(
-        self, folder: Path, *, dtype: Dtype = "f32", compiled: bool = False,
+        self, folder: Path, *, dtype: Asked = "auto", compiled: bool = False,
         threads: int | None = None, kv_cache_mb: int = 512,
     ) -> None:  # fmt: skip
         self.parts = Parts.of(folder)
@@ -121,9 +124,12 @@ class LM:
         """The readable numpy model, whichever path generates."""
         return Model(self.config, load_weights(self.folder, self.config))
 
-    def _compile(self, dtype: Dtype, threads: int | None, kv_cache_mb: int) -> Runner:
+    def _compile(self, dtype: Asked, threads: int | None, kv_cache_mb: int) -> Runner:
         from tinyllm.compiled import CompiledModel  # numba is only imported when it is used
+        from tinyllm.kernels.own_format import own_format
 
+        if dtype == "auto":
+            dtype = own_format(self.folder)
         return CompiledModel(
             self.config,
             self.folder,

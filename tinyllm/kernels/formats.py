@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from tinyllm.kernels import layout, quantize
 
 Dtype = Literal["f32", "bf16", "q8", "q4", "q8a8", "q4a8"]
+Asked = Literal["auto", Dtype]
+"""What a user may ask for: a format, or the checkpoint's own (`own_format.py`)."""
+
 Parts = tuple[NDArray[Any], ...]
 """A matrix in a format, its rows in order: float32 values, or integers and their scales."""
 

@@ -158,8 +158,8 @@ class Reading:
 
 
 def _takes_blocks(dtype: str) -> bool:
-    """Whether a file's own blocks are used: at 4 bits, as that file has them."""
-    return dtype == "q4"
+    """Whether a file's own blocks can be used as that file has them."""
+    return bool(FORMATS[dtype].carry)
 
 
 def load_packed(

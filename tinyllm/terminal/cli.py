@@ -90,7 +90,9 @@ def serve(context: typer.Context) -> None:
 
 
 Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
-Dtype = Annotated[str, typer.Option(help="How weights are held: f32, bf16, q8 or q4")]
+Dtype = Annotated[
+    str, typer.Option(help="How weights are held: auto, f32, bf16, q8, q4, q8a8 or q4a8")
+]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
 TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest up to this mass")]
@@ -115,7 +117,7 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 0.95,
     seed: Seed = None,
-    dtype: Dtype = "f32",
+    dtype: Dtype = "auto",
     backend: Backend = "compiled",
     history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
 ) -> None:
@@ -173,7 +175,7 @@ def step(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = None,
-    dtype: Dtype = "f32",
+    dtype: Dtype = "auto",
     backend: Backend = "compiled",
     save: Annotated[
         Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
@@ -227,7 +229,7 @@ def inspect(
 @app.command()
 def bench(
     model: Model = "smollm2-135m-instruct",
-    dtype: Dtype = "q8",
+    dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Of the kernels")] = 2,
     prefill: Annotated[int, typer.Option(min=0, help="Tokens of a prompt; 0 skips it")] = 512,
     decode: Annotated[int, typer.Option(min=0, help="Tokens one at a time; 0 skips it")] = 128,
@@ -249,6 +251,7 @@ def bench(
     """Measure speed, beside what the machine can do and, if wanted, beside llama.cpp."""
     import json
 
+    from tinyllm.kernels.own_format import own_format
     from tinyllm.measure import bench as benchmark
     from tinyllm.terminal.console import Console
 
@@ -256,12 +259,14 @@ def bench(
     program = _peer(peer, "llama-bench")
     if program is not None and not peer_model:
         raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
+    folder = _language_model(model)
+    dtype = own_format(folder) if dtype == "auto" else dtype
     options = benchmark.BenchOptions(
         dtype, threads, prefill, decode, batch, context, rounds, busy, program, peer_model or []
     )
     console = Console(stderr=True)
     with console.status("loading") as status:
-        result = benchmark.run(_language_model(model), options, status.update)
+        result = benchmark.run(folder, options, status.update)
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -340,9 +345,9 @@ def _peer(option: str | None, kind: str) -> Path | None:
 def _check_dtype(dtype: str) -> None:
     from tinyllm.kernels.formats import FORMATS
 
-    if dtype not in FORMATS:
+    if dtype not in ("auto", *FORMATS):
         raise typer.BadParameter(
-            f"{dtype!r} is not one of {', '.join(FORMATS)}", param_hint="--dtype"
+            f"{dtype!r} is not one of auto, {', '.join(FORMATS)}", param_hint="--dtype"
         )
 
 

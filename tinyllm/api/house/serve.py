@@ -33,6 +33,8 @@ from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
 from tinyllm.errors import printable
 from tinyllm.fetch import is_here, resolve
+from tinyllm.kernels.formats import Dtype
+from tinyllm.kernels.own_format import own_format
 from tinyllm.parts import Parts
 from tinyllm.tokenizer import Tokenizer
 
@@ -78,11 +80,18 @@ def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LazyVisio
     return vision
 
 
+_EIGHT_BITS: dict[Dtype, Dtype] = {"q8": "q8a8", "q4": "q4a8"}  # --activations 8
+
+
 def _language_model(parts: Parts, settings: Settings) -> ServedModel:
     """What models share that have it in common: loaded, its engine running."""
+    dtype = settings.dtype
+    if settings.backend == "compiled" and settings.activations == "8":
+        own = own_format(parts.language_model) if dtype == "auto" else dtype
+        dtype = _EIGHT_BITS.get(own, own)
     lm = tinyllm.load(
         parts.language_model,
-        dtype=settings.dtype,
+        dtype=dtype,
         backend=settings.backend,
         threads=settings.threads or None,
         kv_cache_mb=settings.kv_cache_mb,

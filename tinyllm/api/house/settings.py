@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 from tinyllm.api.house.origins import is_loopback
-from tinyllm.kernels.formats import Dtype
+from tinyllm.kernels.formats import Asked
 
 MiB = 1024 * 1024
 
@@ -37,7 +37,13 @@ class Settings:
         ("smollm2-135m-instruct", "smollm2-135m-vision"),
         "name or folder of a model to serve; repeatable, the first is the default",
     )
-    dtype: Dtype = _flag("q8", "what the weights are computed in")  # noqa: RUF009
+    dtype: Asked = _flag(  # noqa: RUF009
+        "auto",
+        "what the weights are computed in; auto: what the checkpoint holds, without rounding",
+    )
+    activations: Literal["16", "8"] = _flag(
+        "16", "bits of what q8 and q4 weights are multiplied with; 8 is quicker, answers change"
+    )
     backend: Literal["compiled", "reference"] = _flag(
         "compiled", "compiled kernels, or the readable numpy forward (f32 alone)"
     )
