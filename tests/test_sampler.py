@@ -19,7 +19,9 @@ from tinyllm.sampler import (
     SamplingParams,
     apply_logit_bias,
     apply_mask,
+    apply_min_p,
     apply_penalties,
+    apply_repetition_penalty,
     apply_temperature,
     apply_top_k,
     apply_top_p,
@@ -582,3 +584,21 @@ def test_the_chi_square_test_can_tell() -> None:
         p = exact_distribution(RAW, held_against, {}, [True] * 300)
         statistic, df = chi_square(draws, p)
         assert statistic > chi_square_limit(df)
+
+
+def test_min_p_keeps_what_is_likely_beside_the_best() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    kept = [int(np.isfinite(apply_min_p(logits, p)).sum()) for p in (0.0, 0.05, 0.2, 0.5, 0.7, 1.0)]
+    assert kept == [4, 4, 3, 2, 1, 1]
+
+
+def test_the_penalty_of_repetitions_is_the_reference_implementations() -> None:
+    """As in transformers: positive logits are divided, negative ones multiplied."""
+    logits = np.array([2.0, -2.0, 1.0, -1.0], np.float32)
+    penalised = apply_repetition_penalty(logits, np.array([0, 1]), 2.0)
+    assert penalised.tolist() == [1.0, -4.0, 1.0, -1.0]
+    assert logits.tolist() == [2.0, -2.0, 1.0, -1.0]
+    sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=3.0), prompt=[0])
+    assert sampler.pick(logits).token == 2  # 0 stands in the prompt
+    assert sampler.pick(logits).token == 0  # 2 stands in the answer now
+    assert sampler.fork().pick(logits).token == sampler.pick(logits).token

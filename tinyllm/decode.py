@@ -342,7 +342,7 @@ class Session:
         self.name = name
         self.prompt = [int(t) for t in prompt]
         self.image_positions, self.image_rows = image_positions, image_rows
-        self.sampler = Sampler(params or SamplingParams()).at(said)
+        self.sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
         self.steps: list[Step] = []
         self._readable = readable
         self._hooks = hooks or HookSet()

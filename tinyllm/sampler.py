@@ -1,6 +1,7 @@
 """From logits to a token: pure filters over one vector, then one draw.
 
-The order is fixed: mask, penalties and bias, temperature, top-k, top-p, draw. A filter removes a
+The order is fixed: mask, penalties and bias, temperature, top-k, top-p, min-p, draw (that of
+transformers, whose penalty of repetitions comes before the others). A filter removes a
 token by setting its logit to -inf, so that every stage can be looked at by itself.
 
 Randomness is counter-based: draw t of stream i under seed s is a pure function of (s, i, t). So
@@ -36,6 +37,9 @@ class SamplingParams:
     seed: 64-bit; None draws one at random.
     presence_penalty, frequency_penalty: -2 … 2, subtracted once, or once an occurrence, from the
         logits of tokens generated so far.
+    min_p: keep tokens of at least this share of the likeliest one's probability, 0 … 1.
+    repetition_penalty: 0.01 … 10, divides the logits of tokens in prompt and answer, or multiplies
+        negative ones; 1 does nothing.
     logit_bias: token id → added to its logit, -100 … 100.
     """
 
@@ -46,10 +50,14 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         _check_range("temperature", self.temperature, 0.0, 2.0)
         _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if not _is_int(self.top_k) or self.top_k < -1:
@@ -91,6 +99,18 @@ def apply_penalties(
     ids = np.fromiter(counts.keys(), np.int64, len(counts))
     times = np.fromiter(counts.values(), np.float32, len(counts))
     out[ids] -= np.float32(presence) + np.float32(frequency) * times
+    return out
+
+
+def apply_repetition_penalty(logits: Logits, seen: NDArray[np.int64], penalty: float) -> Logits:
+    """Make tokens less likely that stand in the prompt or the answer: `seen`, each id once.
+
+    Keskar et al. 2019, https://arxiv.org/abs/1909.05858, with the sign's case as in transformers.
+    """
+    if penalty == 1.0 or not len(seen):
+        return logits
+    out, chosen, factor = logits.copy(), logits[seen], np.float32(penalty)
+    out[seen] = np.where(chosen < 0, chosen * factor, chosen / factor)
     return out
 
 
@@ -148,6 +168,17 @@ def apply_top_p(logits: Logits, top_p: float) -> Logits:
     mass_before = np.cumsum(p_order) - p_order  # of the likelier tokens
     n_keep = max(1, int(np.count_nonzero(mass_before < top_p * mass)))
     return _keep_only(logits, order[:n_keep])
+
+
+def apply_min_p(logits: Logits, min_p: float) -> Logits:
+    """Keep tokens whose probability is at least `min_p` times the likeliest one's.
+
+    Nguyen et al. 2024, https://arxiv.org/abs/2407.01082.
+    """
+    if min_p <= 0.0:
+        return logits
+    floor = float(logits.max()) + math.log(min_p)
+    return np.where(logits >= floor, logits, np.float32(-np.inf))
 
 
 def best_ids(logits: Logits, k: int) -> NDArray[np.intp]:
@@ -228,12 +259,17 @@ class Sampler:
     Args:
         params: how to choose; a missing seed is drawn here, and kept in `self.seed`.
         stream: which of a request's n choices this is.
+        prompt: its ids, which the penalty of repetitions counts in.
     """
 
-    def __init__(self, params: SamplingParams, stream: int = 0) -> None:
+    def __init__(
+        self, params: SamplingParams, stream: int = 0, prompt: Sequence[int] | NDArray[Any] = ()
+    ) -> None:
         self.params = params
         self.stream = stream
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        repeats = params.repetition_penalty != 1.0
+        self._prompt = frozenset(int(id) for id in prompt) if repeats else frozenset[int]()
         self.picked: list[int] = []
         self._counts: dict[int, int] = {}
 
@@ -244,13 +280,23 @@ class Sampler:
         params = self.params
         x = apply_mask(logits, allowed)
         stages = [("raw", logits), ("mask", x)]
-        x = apply_penalties(x, self._counts, params.presence_penalty, params.frequency_penalty)
-        x = apply_logit_bias(x, params.logit_bias)
+        x = self._penalised(x)
         stages.append(("penalties", x))
         stages.append(("temperature", x := apply_temperature(x, params.temperature)))
         stages.append(("top_k", x := apply_top_k(x, params.top_k)))
-        stages.append(("top_p", apply_top_p(x, params.top_p)))
+        stages.append(("top_p", x := apply_top_p(x, params.top_p)))
+        if params.min_p > 0.0:
+            stages.append(("min_p", apply_min_p(x, params.min_p)))
         return stages
+
+    def _penalised(self, x: Logits) -> Logits:
+        """With every penalty and bias."""
+        params = self.params
+        if params.repetition_penalty != 1.0:
+            seen = np.array(sorted(self._prompt | self._counts.keys()), np.int64)
+            x = apply_repetition_penalty(x, seen, params.repetition_penalty)
+        x = apply_penalties(x, self._counts, params.presence_penalty, params.frequency_penalty)
+        return apply_logit_bias(x, params.logit_bias)
 
     def pick(
         self,
@@ -281,9 +327,7 @@ class Sampler:
 
     def _choose(self, logits: Logits, allowed: NDArray[np.bool_] | None) -> tuple[int, str]:
         params = self.params
-        x = apply_mask(logits, allowed)
-        x = apply_penalties(x, self._counts, params.presence_penalty, params.frequency_penalty)
-        x = apply_logit_bias(x, params.logit_bias)
+        x = self._penalised(apply_mask(logits, allowed))
         best = int(np.argmax(x))  # the first on ties; NaN sorts first, so it is seen here
         if not x[best] > -np.inf:
             problem = "hold NaN" if np.isnan(x[best]) else "allow no token at all"
@@ -297,7 +341,8 @@ class Sampler:
     def _draw(self, x: Logits, u: float) -> int:
         params = self.params
         x = apply_temperature(x, params.temperature)
-        return draw(apply_top_p(apply_top_k(x, params.top_k), params.top_p), u)
+        x = apply_top_p(apply_top_k(x, params.top_k), params.top_p)
+        return draw(apply_min_p(x, params.min_p), u)
 
     def _uniform(self) -> float:
         return uniform(self.seed, self.stream, len(self.picked))
@@ -321,6 +366,6 @@ class Sampler:
 
     def at(self, picked: Sequence[int]) -> Sampler:
         """An independent sampler with the same seed and stream that has picked these tokens."""
-        twin = Sampler(self.params, self.stream)
+        twin = Sampler(self.params, self.stream, tuple(self._prompt))
         twin.seed, twin.picked, twin._counts = self.seed, list(picked), dict(Counter(picked))
         return twin

@@ -21,7 +21,7 @@ def begin_choices(job: Job, caches: Sequence[Cache], scratch: RowScratch) -> lis
             LiveChoice(
                 job=job,
                 index=i,
-                sampler=CompiledSampler(job.request.params, i, scratch),
+                sampler=CompiledSampler(job.request.params, i, scratch, job.request.prompt.tokens),
                 guide=guide,
                 cache=cache,
                 lookup=Lookup(job.ids, job.max_tokens),

@@ -5,6 +5,9 @@ What is drawn is the same; a test holds the two together. See `kernels/draw.py` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,10 +49,20 @@ class RowScratch:
 class CompiledSampler(Sampler):
     """One choice's draws, fast."""
 
-    def __init__(self, params: SamplingParams, stream: int, scratch: RowScratch) -> None:
-        super().__init__(params, stream)
+    def __init__(
+        self,
+        params: SamplingParams,
+        stream: int,
+        scratch: RowScratch,
+        prompt: Sequence[int] | NDArray[Any] = (),
+    ) -> None:
+        super().__init__(params, stream, prompt)
         self._scratch = scratch
-        self._penalises = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        self._penalises = (
+            params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+            or params.repetition_penalty != 1.0
+        )
         self._biased = np.array(list(params.logit_bias), np.int64)
         self._biases = np.array(list(params.logit_bias.values()), np.float32)
 
@@ -80,6 +93,8 @@ class CompiledSampler(Sampler):
 
     def _draw(self, x: Logits, u: float) -> int:
         row, params = self._scratch, self.params
+        if params.min_p > 0.0:
+            return super()._draw(x, u)
         x = apply_temperature(x, params.temperature)
         row.fill(x)
         return int(kernels.draw(x, row.top, row.exps, row.sums, params.top_k, params.top_p, u))

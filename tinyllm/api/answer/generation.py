@@ -113,7 +113,7 @@ class Generation:
                 think=plan.think,
                 calls=plan.calls,
                 stops=plan.stops,
-                silent=plan.model.silent_ids,
+                silent=plan.model.silent_ids | plan.stop_ids,
                 logprobs=plan.logprobs,
             )
             for _ in range(n)

@@ -29,6 +29,8 @@ class ChoiceGuide:
         stops: strings that end the answer.
         stop_ids: tokens that end the answer.
         closing: of the matcher; ends the answer within `max_tokens`.
+        min_tokens: before these no token may end it, if there is another.
+        vocab_size: of the logits; the tokenizer's if not given.
     """
 
     def __init__(
@@ -40,7 +42,10 @@ class ChoiceGuide:
         stop_ids: frozenset[int] = frozenset(),
         closing: Closing | None = None,
         max_tokens: int = 0,
+        min_tokens: int = 0,
+        vocab_size: int = 0,
     ) -> None:
+        self._min_left = min_tokens
         self._thinking = Thinking(think)
         self._matcher = matcher
         self._closing = closing
@@ -48,6 +53,7 @@ class ChoiceGuide:
         self._stops = StopStrings(stops) if stops else None
         self._decoder = StreamDecoder(tokenizer)
         self._stop_ids = stop_ids
+        self._vocab_size = vocab_size or tokenizer.vocab_size
 
     @property
     def error(self) -> str:
@@ -60,7 +66,22 @@ class ChoiceGuide:
         return self._closing is not None and self._closing.begun
 
     def allowed(self) -> NDArray[np.bool_] | None:
-        if self._matcher is None or not self._thinking.answering:
+        if not self._thinking.answering:
+            return None
+        if self._min_left > 0:
+            return self._without_stops()
+        return self._fitting()
+
+    def _without_stops(self) -> NDArray[np.bool_] | None:
+        """What may come while the answer must not end."""
+        mask = self._fitting()
+        mask = np.ones(self._vocab_size, np.bool_) if mask is None else mask.copy()
+        mask[list(self._stop_ids)] = False
+        return mask if mask.any() else self._fitting()
+
+    def _fitting(self) -> NDArray[np.bool_] | None:
+        """What the grammar lets through."""
+        if self._matcher is None:
             return None
         mask = self._matcher.allowed()
         if not mask.any():  # the grammar gave up: end here, `error` says why
@@ -78,6 +99,7 @@ class ChoiceGuide:
 
     def accept(self, token: int) -> bool:
         self._n_left -= 1
+        self._min_left -= 1
         kind = self._thinking.push(token)
         if kind != "answer":
             return kind == "thought" and token in self._stop_ids
@@ -106,7 +128,10 @@ class Guides:
         stops: Sequence[str],
         stop_ids: frozenset[int],
         max_tokens: int,
+        min_tokens: int = 0,
+        vocab_size: int = 0,
     ) -> None:
+        self._min_tokens, self._vocab_size = min_tokens, vocab_size
         self._tokenizer, self._think, self._format = tokenizer, think, format
         self._max_tokens = max_tokens
         self._stops, self._stop_ids = stops, stop_ids
@@ -120,7 +145,7 @@ class Guides:
             closing = self._format.closing(matcher, self._stop_ids)
         guide = ChoiceGuide(
             self._tokenizer, self._think, matcher, self._stops, self._stop_ids,
-            closing, self._max_tokens,
+            closing, self._max_tokens, self._min_tokens, self._vocab_size,
         )  # fmt: skip
         self._first.setdefault(index, guide)
         return guide

@@ -54,8 +54,41 @@ class ChatRequest(SampledRequest):
     add_generation_prompt: bool | None = Field(
         None, description="Accepted as the opposite of continue_final_message"
     )
+    guided_json: dict[str, Any] | str | None = Field(
+        None, description="Another name of response_format: a JSON Schema"
+    )
+    structured_outputs: dict[str, Any] | None = Field(
+        None, description='Another name of response_format: {"json": a JSON Schema}'
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Handed to the chat template; enable_thinking as reasoning.enabled"
+    )
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, body: Any) -> Any:
+        """`guided_json` and `structured_outputs.json` as the response_format that they are."""
+        if not isinstance(body, Mapping):
+            return body
+        schema, outputs = body.get("guided_json"), body.get("structured_outputs")
+        if isinstance(outputs, Mapping):
+            for name in outputs.keys() - {"json"}:
+                if outputs[name] is not None:
+                    raise fail("Only a JSON Schema can be followed", "structured_outputs", name)
+            schema = schema or outputs.get("json")
+        if schema is None:
+            return body
+        if body.get("response_format") is not None:
+            raise fail("Give either response_format or its other names", "response_format")
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError:
+                raise fail("It must be a JSON Schema", "guided_json") from None
+        named = {"name": "guided", "schema": schema}
+        return {**body, "response_format": {"type": "json_schema", "json_schema": named}}
 
     @model_validator(mode="after")
     def _rules(self) -> ChatRequest:
@@ -67,6 +100,8 @@ class ChatRequest(SampledRequest):
         self._check_tools()
         self._check_reasoning()
         self._check_conversation()
+        for name in _OUR_KWARGS & (self.chat_template_kwargs or {}).keys():
+            raise fail(f"{name} has a parameter of its own", "chat_template_kwargs", name)
         if self.continue_final_message:
             self._check_continuation()
         return self
@@ -163,6 +198,9 @@ class ChatRequest(SampledRequest):
         return self.tool_choice
 
 
+# What the server itself tells the template.
+_OUR_KWARGS = {"messages", "tools", "add_generation_prompt", "continue_final_message",
+               "image_token", "chat_template"}  # fmt: skip
 _CHOICES = ("auto", "none", "required")
 
 

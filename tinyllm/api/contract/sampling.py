@@ -78,6 +78,17 @@ class SampledRequest(Open):
     seed: AnyInt | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        None, description="Keep tokens of at least this share of the likeliest one's probability"
+    )
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = Field(
+        None, description="Divides the logits of tokens in prompt and answer; 1 does nothing"
+    )
+    min_tokens: Natural | None = Field(None, description="No token may end an answer before these")
+    ignore_eos: bool | None = Field(None, description="Go on past the model's own end of an answer")
+    stop_token_ids: Annotated[list[Natural], Field(max_length=64)] | None = Field(
+        None, description="More tokens that end an answer; they are not shown"
+    )
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ are put into words here, in the way that the default model was found to follow b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyllm.api.constraints.thinking import ThinkSpec, budget_for
 from tinyllm.api.contract.answers import Truncation
-from tinyllm.api.contract.chat_completions import ChatRequest
+from tinyllm.api.contract.chat_completions import ChatRequest, Reasoning
 from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid
 from tinyllm.api.contract.messages import (
     AssistantMessage,
@@ -44,6 +44,7 @@ class Layout:
     think: bool = False
     format: str = ""  # how the answer must look, in words
     continues: bool = False  # the last message is gone on with
+    kwargs: Mapping[str, Any] = field(default_factory=dict)  # of the caller, for the template
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Conversation:
         extra: dict[str, Any] = {}
         if layout.tools and native:
             extra["tools"] = [tool.model_dump(exclude_none=True) for tool in layout.tools]
+        extra |= layout.kwargs
         if layout.continues:
             extra["continue_final_message"] = True
         if "enable_thinking" in self.template:
@@ -300,6 +302,10 @@ def think_spec(request: ChatRequest, model: ServedModel) -> ThinkSpec | None:
     effort = request.reasoning_effort or (reasoning.effort if reasoning else None)
     wanted = effort is not None or (reasoning is not None and (
         reasoning.max_tokens is not None or reasoning.enabled))  # fmt: skip
+    enabled = (request.chat_template_kwargs or {}).get("enable_thinking")
+    if reasoning is None and effort is None and enabled is not None:
+        reasoning = Reasoning(enabled=bool(enabled))
+        wanted = bool(enabled)
     if (reasoning is not None and reasoning.enabled is False) or effort == "none":
         return None
     if not wanted and not native:

@@ -20,7 +20,7 @@ from tinyllm.sampler import SamplingParams
 class Plan:
     """What the engine is asked, and how its tokens are to be read.
 
-    stop_ids: tokens that end an answer.
+    stop_ids: tokens that end an answer, once it has `min_tokens`.
     logprobs, top_logprobs: whether tokens are shown with theirs, and with how many others.
     echo: the answer begins with the prompt; `score_prompt`: and with its log-probabilities.
     format: what the answer must fit; `calls` says that it is calls of tools.
@@ -37,6 +37,7 @@ class Plan:
     n: int = 1
     stops: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
     logprobs: bool = False
     top_logprobs: int = 0
     echo: bool = False
@@ -52,11 +53,18 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        return bool(self.think or self.format or self.stops)
+        return bool(self.think or self.format or self.stops or self.min_tokens)
 
     def guides(self) -> Guides:
         """What makes a fresh guide for each choice."""
         tokenizer = self.model.tokenizer
         return Guides(
-            tokenizer, self.think, self.format, self.stops, self.stop_ids, self.max_tokens
+            tokenizer,
+            self.think,
+            self.format,
+            self.stops,
+            self.stop_ids,
+            self.max_tokens,
+            self.min_tokens,
+            self.model.vocab_size,
         )

@@ -149,7 +149,8 @@ class Planner:
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
         listed = first if first and len(tools) > MAX_LISTED else tools
-        layout = Layout(tuple(listed), think is not None, words, continues)
+        kwargs = request.chat_template_kwargs or {}
+        layout = Layout(tuple(listed), think is not None, words, continues, kwargs)
         rendered = conversation.fit(layout, request.truncate_len(dialect), _n_ctx(model))
         prompt = rendered.prompt
         if think is not None:
@@ -169,7 +170,8 @@ class Planner:
             n=n,
             # Stop strings end words; a call ends where its grammar does.
             stops=() if tools else request.stops,
-            stop_ids=model.stop_ids,
+            stop_ids=_stop_ids(request, model),
+            min_tokens=request.min_tokens or 0,
             logprobs=bool(request.logprobs),
             top_logprobs=request.top_logprobs or 0,
             trace=request.trace,
@@ -219,7 +221,8 @@ class Planner:
                     max_tokens=self._room(request.limit, prompt, model),
                     n=n,
                     stops=request.stops,
-                    stop_ids=model.stop_ids,
+                    stop_ids=_stop_ids(request, model),
+                    min_tokens=request.min_tokens or 0,
                     logprobs=request.logprobs is not None,
                     top_logprobs=request.logprobs or 0,
                     echo=bool(request.echo),
@@ -336,8 +339,19 @@ def _sampling(request: SampledRequest, model: ServedModel) -> SamplingParams:
         seed=request.seed,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
         logit_bias=bias,
     )
+
+
+def _stop_ids(request: SampledRequest, model: ServedModel) -> frozenset[int]:
+    """The tokens that end an answer. ApiError for one that isn't in the vocabulary."""
+    for i, id in enumerate(request.stop_token_ids or ()):
+        if id >= model.vocab_size:
+            raise invalid(f"The vocabulary has {model.vocab_size} tokens.", "stop_token_ids", i)
+    own = frozenset() if request.ignore_eos else model.stop_ids
+    return own | frozenset(request.stop_token_ids or ())
 
 
 def _is_token_id(key: str) -> bool:

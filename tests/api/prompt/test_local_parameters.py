@@ -1,0 +1,107 @@
+"""Parameters that users of local servers send: they work, and what can't is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.api.support import MODEL, PREFIXES, Live, S
+from tinyllm.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.parametrize("prefix", PREFIXES)
+ANSWER = "The capital of France is Paris."
+SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
+
+def content(server: Live, prefix: str, **body: Any) -> str:
+    response = server.chat(prefix, body)
+    assert response.status_code == 200, response.text
+    assert "x-ignored-params" not in response.headers
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def test_stop_token_ids_end_an_answer_and_are_not_shown(
+    scripted: Live, prefix: str, tokenizer: Tokenizer
+) -> None:
+    [paris] = tokenizer.encode(" Paris")
+    assert content(scripted, prefix, stop_token_ids=[paris]) == "The capital of France is"
+
+
+def test_min_tokens_keep_an_answer_from_ending(scripted: Live, prefix: str) -> None:
+    answer = scripted.chat(prefix, {"min_tokens": 12, "max_tokens": 20}).json()
+    assert answer["usage"]["completion_tokens"] > 12
+    assert answer["choices"][0]["message"]["content"].startswith(ANSWER)
+
+
+def test_ignore_eos_goes_on(scripted: Live, prefix: str) -> None:
+    answer = scripted.chat(prefix, {"ignore_eos": True, "max_tokens": 20}).json()
+    assert answer["usage"]["completion_tokens"] == 20
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetitions_are_counted_in_the_prompt_too(
+    scripted: Live, prefix: str, penalty: float, tokenizer: Tokenizer
+) -> None:
+    """The script's tokens are 12 above the others' few: a strong penalty is needed to turn it."""
+    assert content(scripted, prefix, repetition_penalty=penalty, max_tokens=3)
+    said = {"role": "user", "content": ANSWER}
+    turned = content(scripted, prefix, messages=[said], repetition_penalty=10, max_tokens=1)
+    assert turned != "The"
+
+
+def test_min_p_is_a_stage_of_the_trace(scripted: Live, prefix: str) -> None:
+    body = {"min_p": 0.5, "temperature": 1, "seed": 1, "trace": {"stages": True, "candidates": 5}}
+    choice = scripted.chat(prefix, {**body, "max_tokens": 2}).json()["choices"][0]
+    stages = [stage["name"] for stage in choice["trace"]["steps"][0]["stages"]]
+    assert stages == ["raw", "mask", "penalties", "temperature", "top_k", "top_p", "min_p"]
+    assert choice["trace"]["steps"][0]["stages"][-1]["n_kept"] == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"guided_json": SCHEMA}, {"guided_json": json.dumps(SCHEMA)},
+     {"structured_outputs": {"json": SCHEMA}}],
+)  # fmt: skip
+def test_other_names_of_a_schema(scripted: Live, prefix: str, more: dict[str, Any]) -> None:
+    assert set(json.loads(content(scripted, prefix, **more))) == {"ok"}
+
+
+def test_thinking_is_turned_on_and_off_by_the_templates_word(scripted: Live, prefix: str) -> None:
+    def thought(**body: Any) -> bool:
+        return "reasoning" in scripted.chat(prefix, body).json()["choices"][0]["message"]
+
+    on, off = ({"chat_template_kwargs": {"enable_thinking": wanted}} for wanted in (True, False))
+    assert thought(**on) and not thought(**off) and not thought()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": SCHEMA, "response_format": {"type": "text"}}, "response_format"),
+        ({"response_format": {"type": "grammar", "grammar": "a"}}, "response_format"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    scripted: Live, prefix: str, body: dict[str, Any], param: str
+) -> None:
+    response = scripted.chat(prefix, body)
+    assert response.status_code == (422 if prefix == S else 400)
+    assert response.json()["error"]["param"] == param
+
+
+def test_text_completions_know_them_too(scripted: Live, prefix: str, tokenizer: Tokenizer) -> None:
+    [paris] = tokenizer.encode(" Paris")
+    body = {"model": MODEL, "temperature": 0, "max_tokens": 30, "stop_token_ids": [paris],
+            "prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"}  # fmt: skip
+    answer = scripted.post(f"{prefix}/completions", body).json()
+    assert answer["choices"][0]["text"] == "The capital of France is"
