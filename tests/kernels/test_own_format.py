@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 
 import tinyllm
+from tests.fetch.files import write_gguf
 from tests.llama_folders import write_folder
 from tinyllm.errors import WeightsError
-from tinyllm.files.carried import FILE_NAME, save_blocks
-from tinyllm.files.gguf import Blocks
+from tinyllm.fetch.convert import convert
 from tinyllm.kernels.own_format import own_format
 
 
@@ -21,29 +21,20 @@ def test_of_floats(tmp_path: Path, stored: str, own: str) -> None:
     assert own_format(tmp_path) == own
 
 
-def blocks(kind: str) -> Blocks:
-    rng, scales = np.random.default_rng(0), np.ones((4, 1), np.float16)
-    if kind == "Q8_0":
-        return Blocks(kind, q=rng.integers(-127, 128, (4, 32)).astype(np.int8), scales=scales)
-    nibbles = rng.integers(0, 256, (4, 1, 16)).astype(np.uint8)
-    return Blocks(kind, q=nibbles, scales=scales, mins=None if kind == "Q4_0" else scales)
-
-
 @pytest.mark.parametrize(
     ("kinds", "own"),
     [
-        (["Q4_1", "Q4_1"], "q4"),
-        (["Q4_0", "Q4_1"], "q4"),
-        (["Q8_0", "Q8_0"], "q8"),
-        (["Q4_1", "Q8_0"], "f32"),
+        ([Kind.Q4_1], "q4"),
+        ([Kind.Q4_0, Kind.Q4_1], "q4"),
+        ([Kind.Q8_0], "q8"),
+        ([Kind.Q4_1, Kind.Q8_0], "f32"),
+        ([Kind.Q5_0], "f32"),
     ],
 )
-def test_of_blocks(tmp_path: Path, kinds: list[str], own: str) -> None:
+def test_of_blocks(tmp_path: Path, kinds: list[Kind], own: str) -> None:
     """The table may be of another kind: it is q8 at 4 bits, too."""
-    write_folder(tmp_path)
-    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(len(kinds))]
-    tensors = {name: blocks(kind) for name, kind in zip(names, kinds, strict=True)}
-    save_blocks(tmp_path / FILE_NAME, tensors | {"model.embed_tokens.weight": blocks("Q8_0")})
+    written = {f"blk.{i}.": kind for i, kind in enumerate(kinds * 2)}
+    convert(write_gguf(tmp_path / "m.gguf", Kind.Q8_0, by_prefix=written), tmp_path)
     assert own_format(tmp_path) == own
 
 

@@ -11,6 +11,11 @@ import transformers
 from numpy.typing import NDArray
 
 
+def the_gguf_file(folder: Path) -> dict[str, str]:
+    """How transformers is told that a folder's weights are in a GGUF file, if they are."""
+    return {"gguf_file": "model.gguf"} if (folder / "model.gguf").is_file() else {}
+
+
 class Reference:
     """A checkpoint folder as transformers runs it.
 
@@ -21,7 +26,7 @@ class Reference:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
         # sdpa: the eager attention takes its softmax in float32.
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa"
+            folder, dtype=dtype, attn_implementation="sdpa", **the_gguf_file(folder)
         ).eval()
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def reference(weights_folder: Path) -> Any:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     return transformers.LlamaForCausalLM.from_pretrained(
-        weights_folder, dtype=torch.float64, attn_implementation="eager"
+        weights_folder, dtype=torch.float64, attn_implementation="eager", gguf_file="model.gguf"
     ).eval()
 
 

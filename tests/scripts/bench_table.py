@@ -66,7 +66,9 @@ def torch_prefill(folder: Path) -> dict[str, Callable[[], float]]:
     ids = torch.arange(100, 100 + PREFILL)[None]
     timers = {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        model = transformers.LlamaForCausalLM.from_pretrained(
+            folder, dtype=dtype, gguf_file="model.gguf"
+        ).eval()
 
         def run(model: Any = model) -> float:
             with torch.inference_mode():

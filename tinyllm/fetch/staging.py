@@ -77,11 +77,14 @@ def staged(destination: Path) -> Iterator[Path]:
 
 
 def flush(folder: Path) -> None:
-    """Have every file of the folder on disk, readable as the user's umask says."""
+    """Have every file of the folder on disk, readable as the user's umask says.
+
+    A file with another name elsewhere is the user's own, linked: that stays as it is.
+    """
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)  # safetensors writes files that only the owner may read
             with path.open("rb+") as file:
                 os.fsync(file.fileno())

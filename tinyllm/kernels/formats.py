@@ -45,7 +45,7 @@ class Format:
     unpack: Callable[[Any, int], Parts]  # … and back, so many rows
     restore: Callable[..., NDArray[np.float32]]  # parts → what they stand for
     carry: Mapping[str, Callable[[Any], Parts]] = field(default_factory=dict)
-    """The same parts from a GGUF file's blocks (`files.carried.Blocks`) of a kind, unrounded."""
+    """The same parts from a GGUF file's blocks (`files.blocks.Blocks`) of a kind, unrounded."""
 
     def matrix(self, weight: NDArray[np.float32]) -> Any:
         """One matrix, (rows, inputs), in the kernels' layout, without the layer axis."""

