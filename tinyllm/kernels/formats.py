@@ -38,6 +38,7 @@ class Format:
     put: str  # the kernel that fills them
     bytes_per_weight: float
     arithmetic: Literal["int8", "f32"]  # which of the machine's peaks its products are held to
+    products: int  # of that arithmetic, that a weight and an activation take
     kv_dtype: Literal["f16", "f32"]  # of the KV cache, unless asked otherwise
     table: str  # the format of the embedding and the head, of which every rounding is seen
     round: Callable[[NDArray[np.float32]], Parts]
@@ -80,6 +81,7 @@ _F32 = Format(
     put="put_f32",
     bytes_per_weight=4,
     arithmetic="f32",
+    products=1,
     kv_dtype="f32",
     table="f32",
     round=_as_it_is,
@@ -96,6 +98,7 @@ _BF16 = Format(
     put="put_f32",
     bytes_per_weight=2,
     arithmetic="f32",
+    products=1,
     kv_dtype="f16",
     table="bf16",
     round=_as_it_is,  # while packing
@@ -112,6 +115,7 @@ _Q8 = Format(
     put="put_int16",
     bytes_per_weight=layout.Q8_BYTES / (layout.GROUP * layout.BLOCK),
     arithmetic="int8",
+    products=2,
     kv_dtype="f16",
     table="q8",
     round=quantize.quantize_q8,
@@ -129,6 +133,7 @@ _Q4 = Format(
     put="put_int16",
     bytes_per_weight=layout.Q4_BYTES / (layout.GROUP * layout.BLOCK),
     arithmetic="int8",
+    products=2,
     kv_dtype="f16",
     table="q8",
     round=quantize.quantize_q4,
@@ -147,6 +152,7 @@ def _with_8_bits(form: Format) -> Format:
         activations=layout.Int8Rows,
         empty_rows=layout.empty_int8_rows,
         put="put_int8",
+        products=1,
     )
 
 

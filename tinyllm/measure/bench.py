@@ -100,7 +100,7 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     limit = statistics.median(bandwidth)
     peak = machine.peaks(options.threads)
     kind = FORMATS[options.dtype].arithmetic
-    operations = matrix_operations(config)
+    operations = matrix_operations(config) * FORMATS[options.dtype].products
     result |= {
         "bytes_per_token": read,
         "operations_per_token": operations,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tinyllm.kernels import jit, processor, reference
+from tinyllm.kernels import jit, jit_int16, processor, reference
 from tinyllm.kernels.build import uncached
 from tinyllm.kernels.dispatch import put
 from tinyllm.kernels.formats import FORMATS
@@ -31,11 +31,14 @@ STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
 
 def implementations(kernel: str) -> dict[str, Callable[..., None]]:
     """Name → the product as loops, and in vectors."""
-    found = {"loops (jit.py)": getattr(jit, kernel)}
+    loops = jit if hasattr(jit, kernel) else jit_int16
+    found = {f"loops ({loops.__name__.rpartition('.')[2]}.py)": getattr(loops, kernel)}
     if JIT:
-        from tinyllm.kernels import simd
+        from tinyllm.kernels import simd, simd_int16
 
-        found[f"vectors (simd.py), {processor.NAME}"] = getattr(simd, kernel)
+        vectors = simd if hasattr(simd, kernel) else simd_int16
+        name = f"vectors ({vectors.__name__.rpartition('.')[2]}.py), {processor.NAME}"
+        found[name] = getattr(vectors, kernel)
     return found
 
 
@@ -86,7 +89,7 @@ def main() -> None:
     limit = machine.read_bandwidth(1)
     peak = machine.peaks(1).get(form.arithmetic)
     nbytes = sum(array.nbytes for array in w)
-    operations = 2 * options.tokens * weight.size
+    operations = 2 * form.products * options.tokens * weight.size
     want = reference.linear(x.astype(np.float64), exact.astype(np.float64))
     table = Table("", "largest error", "ms", "GB/s", "of bandwidth", "Gop/s", "of peak")
 
@@ -115,7 +118,7 @@ def main() -> None:
     console.print(table)
     console.print(
         "The error is relative to the largest output, against float64 on the same weights"
-        + (": what rounding the activations to 8 bits costs." if form.arithmetic == "int8" else ".")
+        + (": what rounding the activations costs." if form.arithmetic == "int8" else ".")
     )
 
 
