@@ -8,7 +8,7 @@ is touched: what earlier positions left in the cache stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -158,6 +158,33 @@ def effects(step: Step, layer: int | None = None) -> Iterator[Effect]:
             layer = int(np.abs(attn).argmax())
         for head in range(config.n_heads):
             yield Effect("head", layer, head, base - ablated.head(layer, head))
+
+
+def owed(
+    step: Step,
+    parts: Sequence[tuple[Literal["attn", "mlp", "head"], int, int]],
+    go_on: Callable[[], None] = lambda: None,
+) -> list[Effect]:
+    """The effects of some parts alone, (part, layer, head) each; `go_on` is called before each.
+
+    Raises:
+        ValueError: a layer or head that the model doesn't have.
+    """
+    model = step.replay.model
+    out = []
+    with step.session._until(step, model) as cache:
+        ablated = Ablation(step, model, cache)
+        base = ablated.logprob()
+        for part, layer, head in parts:
+            check_index("layer", layer, model.config.n_layers)
+            check_index("head", head, model.config.n_heads)
+            go_on()
+            if part == "head":
+                out.append(Effect(part, layer, head, base - ablated.head(layer, head)))
+            else:
+                target = f"blocks.{layer}.hook_{part}_out"
+                out.append(Effect(part, layer, -1, base - ablated.part(target)))
+    return out
 
 
 def causal_map(step: Step, layer: int | None = None) -> CausalMap:

@@ -1,15 +1,15 @@
 """A look at one token of a text: every view that was asked for, as a pure function of token ids.
 
-The server keeps no debugger state. `Looker` opens a `Session` behind the text's first tokens, takes
-the token that stands next as its step, and reads off what was asked: the views are the notebook's
-own, so their numbers are a `Step`'s to the bit.
+The server keeps no debugger state. A `Session` is opened behind the text's first tokens, the token
+that stands next is its step, and what was asked is read off: the views are the notebook's own, so
+their numbers are a `Step`'s to the bit.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +38,6 @@ class Want:
     attention: (layer, heads) with None for all; layer None for all layers.
     lens: k of the logit lens.
     activations: a hook point's name.
-    explain: a number by name and indices; see `Step.explain`.
     timing, cache: as they say.
     """
 
@@ -47,7 +46,6 @@ class Want:
     attention: tuple[int | None, Sequence[int] | None] | None = None
     lens: int = 0
     activations: str = ""
-    explain: dict[str, Any] = field(default_factory=dict)
     timing: bool = False
     cache: bool = False
 

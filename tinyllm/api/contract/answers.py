@@ -250,14 +250,31 @@ class ReplayOut(TypedDict):
     first_difference: Difference | None
 
 
+class Piece(TypedDict):
+    text: str  # U+FFFD stands for bytes of half a character
+    bytes: str  # hexadecimal
+    special: bool
+
+
 class Tokens(TypedDict):
     tokens: list[int]
     count: int
     max_model_len: int
+    pieces: NotRequired[list[Piece]]
 
 
 class Text(TypedDict):
     text: str
+    pieces: NotRequired[list[Piece]]
+
+
+class Index(TypedDict):
+    name: Literal["tinyllm"]
+    page: str
+    base_urls: list[str]
+    openapi: str
+    health: str
+    needs_key: bool
 
 
 class Health(TypedDict):

@@ -12,6 +12,7 @@ from tinyllm.api.contract import answers, response_answers
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import DIALECTS
+from tinyllm.api.contract.look import LookAnswer, LookRequest
 from tinyllm.api.contract.responses import ResponsesRequest
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
 
@@ -76,6 +77,8 @@ ENDPOINTS = (
              response_answers.ResponseOut, errors=(404,)),
     Endpoint("delete_response", "DELETE", "/responses/{id}", "Forget a kept response",
              response_answers.ResponseDeleted, errors=(404,)),
+    Endpoint("look", "POST", "/look", "What went on inside before one token of a text was drawn",
+             LookAnswer, LookRequest, errors=(429, 500)),
     Endpoint("replay", "GET", "/completions/{id}/replay",
              "Run a kept request again and compare every bit",
              answers.ReplayOut, errors=(404, 429, 503)),
@@ -91,6 +94,8 @@ ENDPOINTS = (
              answers.SessionOut, errors=(404,)),
     Endpoint("delete_session", "DELETE", "/sessions/{id}", "Forget a session",
              answers.SessionDeleted, errors=(404,)),
+    Endpoint("index", "GET", "/", "The page that looks inside; for programs, where things are",
+             answers.Index, shared=False),
     Endpoint("health", "GET", "/health", "Whether the server can answer: 200, or 503 and why",
              answers.Health, errors=(503,), shared=False),
     Endpoint("metrics", "GET", "/metrics", "Counters in Prometheus text", PROMETHEUS, shared=False),

@@ -41,7 +41,7 @@ def document(authenticated: bool) -> Json:
     for row in ENDPOINTS:
         for dialect, path in row.paths():
             operation = _operation(row, dialect)
-            if authenticated and path != "/health":
+            if authenticated and path not in ("/", "/health"):
                 operation["security"] = [{"key": []}]
                 operation["responses"]["401"] = _error(401)
             paths.setdefault(path, {})[row.method.lower()] = operation

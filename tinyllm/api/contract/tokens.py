@@ -14,6 +14,7 @@ class TokenizeRequest(Open):
     model: str | None = None
     text: str | None = Field(None, description="Text as a user would type it")
     messages: list[Message] | None = Field(None, min_length=1, description="Or a conversation")
+    pieces: bool | None = Field(None, description="With each token's text and bytes")
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizeRequest:
@@ -27,3 +28,4 @@ class DetokenizeRequest(Open):
 
     model: str | None = None
     tokens: list[Natural] = Field(fail_fast=True)
+    pieces: bool | None = Field(None, description="With each token's text and bytes")

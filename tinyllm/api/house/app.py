@@ -21,6 +21,7 @@ from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.dialect import dialect_of
 from tinyllm.api.contract.errors import ApiError, error_response, server_error, status_error
 from tinyllm.api.contract.fields import SESSION_ID
+from tinyllm.api.house import web
 from tinyllm.api.house.origins import Origins
 from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
@@ -31,6 +32,7 @@ from tinyllm.api.prompt.served import ServedModel
 
 log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+OPEN = frozenset(("/", "/health"))  # without a key: they tell nothing
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -161,7 +163,7 @@ class Frame:
         self._origins.check(headers, (scope.get("server") or ("",))[0])
         if (answer := self._origins.preflight(scope["method"], headers)) is not None:
             return answer
-        if scope["path"] != "/health":
+        if scope["path"] not in OPEN and not scope["path"].startswith(web.PREFIX):
             entry["key"] = self._service.authorize(headers.get("authorization"))
         state = scope.setdefault("state", {})
         state["key"] = entry["key"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
@@ -13,14 +13,16 @@ from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.answer import replaying
 from tinyllm.api.answer.asking import Caller
-from tinyllm.api.contract.answers import ModelOut
+from tinyllm.api.contract.answers import Index, ModelOut, Piece, Text, Tokens
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
-from tinyllm.api.contract.dialect import S, dialect_of
+from tinyllm.api.contract.dialect import DIALECTS, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
 from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found
 from tinyllm.api.contract.fields import read
+from tinyllm.api.contract.look import LookRequest
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
+from tinyllm.api.house import web
 from tinyllm.api.house.generating import Generating, json_response
 from tinyllm.api.house.metrics import CONTENT_TYPE
 from tinyllm.api.house.service import Service
@@ -49,11 +51,12 @@ class Api:
         for row in ENDPOINTS:
             for _, path in row.paths():
                 handlers.setdefault(path, {})[row.method] = getattr(self, row.name)
-        return [
+        own: list[BaseRoute] = [
             Route(path.replace("{id}", "{id:path}") if path.endswith("/models/{id}") else path,
                   _by_method(by_method), methods=list(by_method))
             for path, by_method in handlers.items()
         ]  # fmt: skip
+        return [*own, Route(web.PREFIX + "{name:path}", web.file, methods=["GET"])]
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -84,6 +87,18 @@ class Api:
         if not self._service.kept_responses.delete(request.state.key, id):
             raise not_found(f"Response with id {id!r}")
         return json_response({"id": id, "object": "response", "deleted": True})
+
+    async def look(self, request: Request) -> Response:
+        """What went on inside before one token of a text was drawn."""
+        service, share = self._service, request.state.share
+        service.check_accepting()
+        asked = await service.bodies.read(request, lambda body: read(LookRequest, body))
+        model = service.model(asked.model)
+        caller = Caller(request.receive, None, share)
+        try:
+            return json_response(await caller.while_here(service.looks.answer(asked, model, share)))
+        finally:
+            caller.close()
 
     async def replay(self, request: Request) -> Response:
         """Run a kept request again, and say whether every bit agrees."""
@@ -142,13 +157,14 @@ class Api:
         service, share = self._service, request.state.share
         dialect = dialect_of(request.url.path) or S
 
-        def make(body: dict[str, Any]) -> TokenizeRequest | ChatRequest:
+        def make(body: dict[str, Any]) -> tuple[TokenizeRequest | ChatRequest, bool]:
             asked = read(TokenizeRequest, body)
+            wanted = bool(asked.pieces)
             if asked.messages is None:
-                return asked
-            return read_chat({**body, "model": service.model(asked.model).id}, dialect)
+                return asked, wanted
+            return read_chat({**body, "model": service.model(asked.model).id}, dialect), wanted
 
-        asked = await service.bodies.read(request, make)
+        asked, with_pieces = await service.bodies.read(request, make)
         model = service.model(asked.model)
         n_ctx = model.engine.n_ctx
         if isinstance(asked, ChatRequest):
@@ -162,7 +178,10 @@ class Api:
             if (least := model.tokenizer.least_tokens(len(text))) > n_ctx:
                 raise context_length_exceeded(least, n_ctx, "text", at_least=True)
             ids = await service.workshop.planning.run(share, model.tokenizer.encode, text)
-        return json_response({"tokens": ids, "count": len(ids), "max_model_len": n_ctx})
+        told: Tokens = {"tokens": ids, "count": len(ids), "max_model_len": n_ctx}
+        if with_pieces:
+            told["pieces"] = await service.workshop.planning.run(share, pieces, model, ids)
+        return json_response(told)
 
     async def detokenize(self, request: Request) -> Response:
         """Token ids as text."""
@@ -175,7 +194,12 @@ class Api:
         text = await service.workshop.planning.run(
             request.state.share, model.tokenizer.decode, asked.tokens
         )
-        return json_response({"text": text})
+        told: Text = {"text": text}
+        if asked.pieces:
+            told["pieces"] = await service.workshop.planning.run(
+                request.state.share, pieces, model, asked.tokens
+            )
+        return json_response(told)
 
     # -- sessions ----------------------------------------------------------------------------
 
@@ -195,6 +219,20 @@ class Api:
         return json_response(session.shown())
 
     # -- the server itself -------------------------------------------------------------------
+
+    async def index(self, request: Request) -> Response:
+        """The page, or where things are for those who can't show one."""
+        if web.wants_page(request.headers.get("accept", "")):
+            return web.page()
+        told: Index = {
+            "name": "tinyllm",
+            "page": "/",
+            "base_urls": [dialect.prefix for dialect in DIALECTS],
+            "openapi": "/openapi.json",
+            "health": "/health",
+            "needs_key": self._service.keyed,
+        }
+        return json_response(told, headers={"Vary": "Accept"})
 
     async def health(self, request: Request) -> Response:
         """Whether the server can answer: 200 ready, 503 loading or draining."""
@@ -224,6 +262,19 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
 
 def _model(name: str, model: ServedModel) -> ModelOut:
     return {"id": name, "object": "model", "created": model.created, "owned_by": "tinyllm"}
+
+
+def pieces(model: ServedModel, ids: Sequence[int]) -> list[Piece]:
+    """What each token stands for."""
+    tokenizer, special = model.tokenizer, set(model.tokenizer.special_tokens.values())
+    return [
+        {
+            "text": tokenizer.token_bytes(id).decode("utf-8", "replace"),
+            "bytes": tokenizer.token_bytes(id).hex(),
+            "special": id in special,
+        }
+        for id in ids
+    ]
 
 
 def _token(pair: tuple[int, float]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tinyllm.api.answer.event_queue import LoopWaker
+from tinyllm.api.answer.looking import Looks
 from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
@@ -44,6 +45,7 @@ class Service:
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)
+        self.looks = Looks()
         self.workshop = Workshop()
         self.replays = Turns(places=4, most=2)  # of kept requests, at once
         limits = BodyLimits(settings.max_body, settings.max_text, settings.body_timeout)
@@ -80,6 +82,7 @@ class Service:
     def stop(self) -> None:
         """Let go of everything."""
         self.trace_worker.close()
+        self.looks.close()
         self.workshop.close()
         for engine in self.engines.values():
             engine.stop()

@@ -106,11 +106,14 @@ class Workers:
     Args:
         name: of the threads.
         places: how many there are.
+        initializer: called once on each, before its first work.
     """
 
-    def __init__(self, name: str, places: int) -> None:
+    def __init__(
+        self, name: str, places: int, initializer: Callable[[], None] | None = None
+    ) -> None:
         self.turns = Turns(places)
-        self._pool = ThreadPoolExecutor(places, f"tinyllm-{name}")
+        self._pool = ThreadPoolExecutor(places, f"tinyllm-{name}", initializer)
 
     async def run(self, caller: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(*args)` on one of the threads, when it is the caller's turn.

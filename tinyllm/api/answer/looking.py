@@ -1,0 +1,134 @@
+"""Looks at tokens: one at a time for the whole app, and callers take turns.
+
+The readable model works on one thread of a low priority, so that streams keep their pace.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from tinyllm.api.answer.tracing import give_way
+from tinyllm.api.contract.errors import ApiError, invalid
+from tinyllm.api.contract.look import MAX_EXPLAINED, LookRequest
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.turns import Workers
+from tinyllm.decode import Session
+from tinyllm.errors import HookError
+from tinyllm.inside.causal import owed
+from tinyllm.inside.explain import explain
+from tinyllm.inside.look import MAX_TERMS, Want, look
+from tinyllm.inside.prefixes import Prefixes
+from tinyllm.model import Model
+from tinyllm.prompt import Prompt
+from tinyllm.sampler import SamplingParams
+
+
+class Gone(Exception):
+    """Nobody waits for the look any more."""
+
+
+class Looks:
+    """Where looks are made, for one app: one at a time, callers in turn."""
+
+    def __init__(self) -> None:
+        self._workers = Workers("look", 1, initializer=give_way)
+        self._prefixes: dict[Model, Prefixes] = {}
+
+    def close(self) -> None:
+        """Take no more looks; from any thread."""
+        self._workers.close()
+
+    async def answer(self, asked: LookRequest, model: ServedModel, share: str) -> dict[str, Any]:
+        """The look, when its turn has come; cancel it, and what runs stops soon. ApiError."""
+        over = threading.Event()
+        try:
+            return await self._workers.run(share, self._look, asked, model, over)
+        finally:
+            over.set()
+
+    def _look(
+        self, asked: LookRequest, served: ServedModel, over: threading.Event
+    ) -> dict[str, Any]:
+        """The look itself, on the thread."""
+        if served.readable is None:
+            raise ApiError(400, f"{served.id} can't be looked into.", code="not_supported")
+        model = served.readable()
+        prefixes = self._prefixes.setdefault(model, Prefixes(model))
+        limit, position = model.config.max_seq_len, asked.position
+        if position >= limit:
+            raise invalid(f"The context holds {limit} tokens.", "position")
+        for i, token in enumerate(asked.tokens):
+            if token >= model.config.vocab_size:
+                raise invalid(f"The vocabulary has {model.config.vocab_size} tokens.", "tokens", i)
+
+        def go_on() -> None:
+            if over.is_set():
+                raise Gone
+
+        tokens = asked.tokens
+        n_prompt = min(asked.n_prompt or position, position)
+        prompt = Prompt(np.array(tokens, np.int32))
+        try:
+            with prefixes.before(prompt, position - 1, go_on) as cache:
+                session = Session(
+                    model, served.tokenizer, tokens[:n_prompt], _params(asked),
+                    said=tokens[n_prompt:position], cache=cache, name=served.id,
+                )  # fmt: skip
+                step = session.step(tokens[position])
+                out = look(step, _want(asked))
+                if asked.want.causal:
+                    parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
+                    out["causal"] = [e._asdict() for e in owed(step, parts, go_on)]
+            if asked.want.explain is not None:
+                out["explain"] = _explained(asked, served, model)
+        except (HookError, ValueError) as error:
+            raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
+        shape = {"n_layers": model.config.n_layers, "n_heads": model.config.n_heads}
+        return {"object": "look", "model": asked.model, "computed": "f32", **shape, **out}
+
+
+def _params(asked: LookRequest) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_p=1.0 if asked.top_p is None else asked.top_p,
+        top_k=asked.top_k or 0,
+        seed=0 if asked.seed is None else asked.seed,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+    )
+
+
+def _want(asked: LookRequest) -> Want:
+    want = asked.want
+    attention = want.attention and (want.attention.layer, want.attention.heads)
+    return Want(
+        candidates=want.candidates or 0,
+        logits=bool(want.logits),
+        attention=attention or None,
+        lens=want.lens or 0,
+        activations=want.activations or "",
+        timing=bool(want.timing),
+        cache=bool(want.cache),
+    )
+
+
+def _explained(asked: LookRequest, served: ServedModel, model: Model) -> dict[str, Any]:
+    """One number at the newest position before the token; the whole text is run for it."""
+    number = asked.want.explain
+    assert number is not None
+    if asked.position > MAX_EXPLAINED:
+        raise ValueError(f"numbers are explained up to position {MAX_EXPLAINED}")
+    found = explain(
+        model, asked.tokens[: asked.position], number.name, head=number.head, key=number.key,
+        dim=number.dim, token_text=served.tokenizer.token_text,
+    )  # fmt: skip
+    names = ("name", "where", "token", "formula", "filled", "source", "line", "tensor")
+    out: dict[str, Any] = {name: getattr(found, name) for name in names}
+    for name in ("value", "recomputed"):
+        value = float(getattr(found, name))
+        out[name] = value if np.isfinite(value) else None
+    terms = [{"label": t.label, "factors": t.factors, "value": t.value} for t in found.terms]
+    return {**out, "terms": terms[:MAX_TERMS], "n_terms": len(terms)}

@@ -1,0 +1,95 @@
+"""The request for a look at one token of a text, and its answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import NotRequired, TypedDict
+
+from tinyllm.api.contract.fields import WHOLE, AnyInt, Natural, Number, Open, Positive, fail
+from tinyllm.api.contract.strict_json import MAX_INT
+
+MAX_TOKENS = 8192  # of a text that is looked at; the context may be shorter
+MAX_PARTS = 16  # taken out of the model in one look
+MAX_EXPLAINED = 512  # tokens of a text in which a number is explained
+
+
+class LookAttention(Open):
+    layer: Natural | None = Field(None, description="All layers, as bytes, if not given")
+    heads: Annotated[list[Natural], Field(min_length=1, max_length=64)] | None = None
+
+
+class LookPart(Open):
+    part: Literal["attn", "mlp", "head"]
+    layer: Natural
+    head: Natural = 0
+
+
+class LookNumber(Open):
+    name: str = Field(description="A hook point, as blocks.3.attn.hook_z")
+    head: Natural | None = None
+    key: Natural | None = None
+    dim: Natural | None = None
+
+
+class LookWant(Open):
+    """What to look at; everything is off until asked for."""
+
+    candidates: Annotated[int, Field(ge=0, le=50), WHOLE] | None = None
+    logits: bool | None = Field(None, description="The 256 best exactly, a histogram of the rest")
+    attention: LookAttention | None = None
+    lens: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    activations: str | None = Field(None, description="A hook point's name")
+    explain: LookNumber | None = Field(None, description="One number as its formula")
+    causal: Annotated[list[LookPart], Field(max_length=MAX_PARTS)] | None = Field(
+        None, description="Nats that the token owes to each of these parts"
+    )
+    timing: bool | None = None
+    cache: bool | None = None
+
+
+class LookRequest(Open):
+    """A token of a text: where it came from, worked out again in float32."""
+
+    model: str
+    tokens: list[Natural] = Field(min_length=2, max_length=MAX_TOKENS)
+    position: Positive = Field(description="Of the token that is asked about")
+    n_prompt: Positive | None = Field(
+        None, description="Where the answer begins, for penalties and draws; position if not given"
+    )
+    want: LookWant
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT), WHOLE] | None = None
+    seed: AnyInt | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+
+    @model_validator(mode="after")
+    def _rules(self) -> LookRequest:
+        if self.position >= len(self.tokens):
+            raise fail(f"position must be below the {len(self.tokens)} tokens given", "position")
+        return self
+
+
+class LookAnswer(TypedDict):
+    object: Literal["look"]
+    model: str
+    computed: Literal["f32"]
+    n_layers: int
+    n_heads: int
+    position: int
+    token: int
+    logprob: float
+    entropy: float
+    candidates: list[Any]
+    replay_error: NotRequired[float]
+    logits: NotRequired[dict[str, Any]]
+    attention: NotRequired[dict[str, Any]]
+    lens: NotRequired[list[dict[str, Any]]]
+    activations: NotRequired[dict[str, Any]]
+    explain: NotRequired[dict[str, Any]]
+    causal: NotRequired[list[dict[str, Any]]]
+    timing: NotRequired[dict[str, Any]]
+    cache: NotRequired[dict[str, Any]]

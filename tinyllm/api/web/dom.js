@@ -1,0 +1,34 @@
+// Elements from plain data. Text is always text: nothing here, or anywhere, parses markup.
+
+/**
+ * An element. Attributes that begin with "on" are listeners, "--x" sets a CSS variable.
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes]
+ * @param {...(Node | string | null | undefined | false)} children
+ */
+export function h(tag, attributes = {}, ...children) {
+  const svg = ["svg", "path", "text", "title"].includes(tag);
+  const element = svg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("--")) element.style.setProperty(name, String(value));
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((c) => c !== null && c !== undefined && c !== false));
+  return element;
+}
+
+/** White space made visible. @param {string} text */
+export function visible(text) {
+  return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+}
+
+/** A probability, as short as it can be told. @param {number} p */
+export function percent(p) {
+  if (p === 0) return "0";
+  if (p >= 0.0995) return `${(100 * p).toFixed(1)} %`;
+  return p >= 0.0005 ? `${(100 * p).toFixed(2)} %` : `${(100 * p).toExponential(0)} %`;
+}

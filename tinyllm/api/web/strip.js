@@ -1,0 +1,97 @@
+// The strip: every token a tile, tinted by how much it surprised the model. Tiles are appended.
+
+import { h, percent, visible } from "./dom.js";
+import { changed, select, shared, state, world } from "./store.js";
+
+const NATS_OF_FULL_TINT = 6;
+let drawn = { world: null, tiles: /** @type {Map<number, HTMLElement>} */ (new Map()), end: 0 };
+
+/** Draw what isn't drawn yet. @param {HTMLElement} place @param {boolean} afresh */
+export function drawStrips(place, afresh) {
+  const at = world();
+  if (!at) return place.replaceChildren(h("p", { class: "note" }, "Each token of what is said will stand here."));
+  if (afresh || drawn.world !== at || at.ids.length < drawn.end) {
+    drawn = { world: at, tiles: new Map(), end: 0 };
+    const strips = state.worlds.map((one, i) => {
+      const apart = i === state.current ? -1 : shared(one, at);
+      const name = h("div", { class: "strip-name" }, `${one.name} · ${one.ids.length} tokens`,
+        i === state.current ? "" : h("button", { type: "button", onclick: () => go(i) }, "look at this one"));
+      const strip = h("div", { class: "strip", role: "listbox", "aria-label": `Tokens: ${one.name}`, tabindex: i === state.current ? "0" : "-1" });
+      if (i === state.current) strip.id = "strip";
+      else append(strip, one, Math.max(0, apart - 12), apart, new Map(), i);
+      return h("div", {}, name, strip);
+    });
+    place.replaceChildren(...strips);
+  }
+  const strip = document.getElementById("strip");
+  if (strip) drawn.end = append(strip, at, drawn.end, -1, drawn.tiles, state.current);
+  mark();
+}
+
+function go(index) {
+  state.current = index;
+  changed("worlds", "selection");
+}
+
+/** Tiles from `start` on. Tokens that share a character share a tile, its bytes as cells. */
+function append(strip, at, start, apart, tiles, index) {
+  let position = start;
+  while (position < at.ids.length) {
+    const end = characterEnd(at.pieces, position);
+    if (tiles.has(position)) { position = end; continue; }
+    const text = textOf(at.pieces.slice(position, end));
+    const step = at.steps.get(position);
+    const special = at.pieces[position].special;
+    const surprise = step ? Math.min(1, -step.logprob / NATS_OF_FULL_TINT) : 0;
+    const first = position;
+    const told = `token ${at.ids.slice(position, end).join(", ")} at ${position}` +
+      (step ? `, probability ${percent(Math.exp(step.logprob))}` : ", of the prompt");
+    const tile = h("span", {
+      class: `tile${position < at.nPrompt ? " prompt" : ""}${special ? " special" : ""}${position === apart ? " differs" : ""}`,
+      role: "option", "aria-selected": "false", title: told, "data-position": position,
+      "aria-label": `${visible(text)}, ${told}`, "--surprise": surprise.toFixed(3),
+      onclick: () => { if (index !== state.current) go(index); select(first); },
+    }, ...shown(text));
+    if (end - position > 1) {
+      tile.append(h("span", { class: "bytes" }, at.pieces.slice(position, end).map((p) => p.bytes).join("|")));
+    }
+    for (let i = position; i < end; i++) tiles.set(i, tile);
+    strip.append(tile);
+    position = end;
+  }
+  return position;
+}
+
+function shown(text) {
+  return text.split(/( |\n)/).filter(Boolean).map((part) =>
+    part === " " ? h("span", { class: "space" }, "·") : part === "\n" ? h("span", { class: "space" }, "↵\n") : part);
+}
+
+/** Where the character ends that begins in this token. */
+export function characterEnd(pieces, position) {
+  let open = 0;
+  for (let i = position; i < Math.min(pieces.length, position + 4); i++) {
+    for (const byte of (pieces[i].bytes.match(/../g) ?? []).map((b) => parseInt(b, 16))) {
+      open = byte >= 0xf0 ? 3 : byte >= 0xe0 ? 2 : byte >= 0xc0 ? 1 : byte >= 0x80 ? open - 1 : 0;
+    }
+    if (open <= 0) return i + 1;
+  }
+  return position + 1;
+}
+
+/** The text of some tokens together. */
+export function textOf(pieces) {
+  if (pieces.length === 1) return pieces[0].text;
+  const bytes = pieces.flatMap((p) => p.bytes.match(/../g) ?? []).map((b) => parseInt(b, 16));
+  return new TextDecoder().decode(Uint8Array.from(bytes));
+}
+
+/** Show where the cursor is. */
+export function mark() {
+  for (const tile of new Set(drawn.tiles.values())) {
+    if (tile.getAttribute("aria-selected") === "true") tile.setAttribute("aria-selected", "false");
+  }
+  const tile = drawn.tiles.get(state.selected);
+  tile?.setAttribute("aria-selected", "true");
+  tile?.scrollIntoView({ block: "nearest" });
+}
