@@ -231,9 +231,9 @@ def prepared(schema: Mapping[str, Any]) -> str:
 # Keywords that lay several schemas over one value: closing one would shut out the others.
 _COMBINING = ("allOf", "$dynamicRef", "unevaluatedProperties", "patternProperties")
 # Keywords under which there are more schemas: one or several in a list, and several by name.
-_INNER = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties", "not",
+INNER_SCHEMAS = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalProperties", "not",
           "additionalItems", "contains", "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
-_NAMED = ("properties", "$defs", "definitions", "patternProperties")
+NAMED_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
 # The formats that can be held to; any other is a note to the reader, as JSON Schema has it.
 _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
@@ -264,10 +264,10 @@ def _tidy(node: Any, close: bool) -> None:
         alone = not ({"anyOf", "oneOf", "$ref"} & node.keys())
         if alone and all(isinstance(name, str) and name in properties for name in required):
             node.setdefault("additionalProperties", False)
-    for keyword in _INNER:
+    for keyword in INNER_SCHEMAS:
         if keyword in node:
             _tidy(node[keyword], close)
-    for keyword in _NAMED:
+    for keyword in NAMED_SCHEMAS:
         if isinstance(node.get(keyword), dict):
             for item in node[keyword].values():
                 _tidy(item, close)

@@ -17,7 +17,7 @@ from tinyllm.api.contract.fields import SESSION_ID
 
 Json = dict[str, Any]
 
-ANSWER_HEADERS = ("X-Session-ID", "X-Ignored-Params", "X-Prompt-Truncated")
+ANSWER_HEADERS = ("X-Session-ID", "X-Ignored-Params", "X-Relaxed-Schema", "X-Prompt-Truncated")
 # The schemas that hold a message's name, whose pattern is each dialect's own.
 _OF_DIALECT = {"ChatRequest", "SystemMessage", "UserMessage", "AssistantMessage", "TokenizeRequest"}
 _ERRORS = {

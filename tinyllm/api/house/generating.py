@@ -235,11 +235,10 @@ def session_id(request: Request) -> str | None:
 
 def _headers(plan: Plan) -> dict[str, str]:
     headers: dict[str, str] = {}
-    if plan.ignored:
-        names = ", ".join(dict.fromkeys(quote(name, safe="[]._-") or '""' for name in plan.ignored))
-        headers["X-Ignored-Params"] = (
-            names if len(names) <= MAX_HEADER else names[:MAX_HEADER] + "..."
-        )
+    for header, named in (("X-Ignored-Params", plan.ignored), ("X-Relaxed-Schema", plan.relaxed)):
+        if named:
+            names = ", ".join(dict.fromkeys(quote(name, safe="[]._-$") or '""' for name in named))
+            headers[header] = names if len(names) <= MAX_HEADER else names[:MAX_HEADER] + "..."
     if plan.truncation is not None:
         cut = plan.truncation
         headers["X-Prompt-Truncated"] = (

@@ -25,7 +25,7 @@ class Plan:
     echo: the answer begins with the prompt; `score_prompt`: and with its log-probabilities.
     format: what the answer must fit; `calls` says that it is calls of tools.
     decided: what `tool_choice: auto` came to.
-    ignored: names of parameters that have no effect.
+    ignored: names of parameters that have no effect; `relaxed`: places of keywords in schemas.
     """
 
     model: ServedModel
@@ -50,6 +50,7 @@ class Plan:
     decided: Literal["call", "words"] | None = None
     truncation: Truncation | None = None
     ignored: tuple[str, ...] = ()
+    relaxed: tuple[str, ...] = ()
 
     @property
     def guided(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from tinyllm.api.prompt.decide import Score, decide
 from tinyllm.api.prompt.formats import answer_format, callable_tools
 from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
+from tinyllm.api.prompt.relax import relaxed
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.tool_words import MAX_LISTED
 from tinyllm.api.prompt.turns import Client, Workshop
@@ -58,6 +59,7 @@ class Planner:
     ) -> Plan:
         """The plan of a conversation's answer. Raises ApiError, and what `score` raises."""
         ignored = self._ignored(request, model)
+        request, dropped = relaxed(request)
         conversation = await self.conversation(request.messages, model, request.model)
         conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
         call, first = await self._decide_on_calls(request, conversation, score)
@@ -81,8 +83,9 @@ class Planner:
             plan = await plan_it()
         undecided = conversation.has_tool_results() or request.continue_final_message
         if request.effective_tool_choice() != "auto" or undecided:
-            return plan
-        return replace(plan, decided="call" if call else "words")
+            return replace(plan, relaxed=tuple(dropped))
+        decided: Literal["call", "words"] = "call" if call else "words"
+        return replace(plan, relaxed=tuple(dropped), decided=decided)
 
     async def conversation(
         self, messages: Sequence[Message], model: ServedModel, named: str
