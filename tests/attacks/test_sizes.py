@@ -88,7 +88,7 @@ def test_a_large_body_costs_the_others_nothing(server: Server, name: str) -> Non
 
 def test_memory_comes_back(server: Server) -> None:
     rounds = []
-    for _ in range(4):
+    for _ in range(3):
         with polite(server) as seen:
             for path, body in list(BODIES.values())[:6]:
                 ask(server.port, body, path)
