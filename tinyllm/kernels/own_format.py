@@ -1,7 +1,7 @@
 """Which format a checkpoint's weights are in already: `--dtype auto` computes in that one.
 
-Rounding weights anew costs answers, whatever the new format: of a hundred plain questions, 8 bits
-made of a 4-bit file keep half. So nothing is rounded unless it is asked for.
+Rounding weights anew changes answers, whatever the new format (`tinyllm quality` counts them), so
+nothing is rounded unless it is asked for.
 """
 
 from __future__ import annotations
