@@ -53,7 +53,7 @@ function append(strip, at, start, apart, tiles, index) {
       onclick: () => { if (index !== state.current) go(index); select(first); },
     }, ...shown(text));
     if (end - position > 1) {
-      tile.append(h("span", { class: "bytes" }, at.pieces.slice(position, end).map((p) => p.bytes).join("|")));
+      tile.append(h("span", { class: "bytes", "aria-hidden": "true" }, at.pieces.slice(position, end).map((p) => p.bytes).join("|")));
     }
     for (let i = position; i < end; i++) tiles.set(i, tile);
     strip.append(tile);
