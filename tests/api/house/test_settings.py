@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import tinyllm
 from tinyllm.api.house.settings import Settings, parse
 
 
@@ -62,3 +63,10 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
     path.write_text("# nothing\n")
     with pytest.raises(SystemExit):
         parse(["--api-key-file", str(path)], {})
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--version"], {})
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tinyllm {tinyllm.__version__}\n"

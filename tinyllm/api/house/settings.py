@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
+from tinyllm import __version__
 from tinyllm.api.house.origins import is_loopback
 from tinyllm.kernels.formats import Asked
 
@@ -169,6 +170,8 @@ def parse(
         epilog="Each flag can be given as an environment variable too: --max-n as TINYLLM_MAX_N.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    version = f"tinyllm {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="what this is")
     kinds = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
         kind = kinds[field.name]
