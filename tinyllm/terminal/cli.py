@@ -285,6 +285,51 @@ def bench(
         benchmark.print_result(result, Console())
 
 
+@app.command()
+def verify(
+    all_formats: Annotated[
+        bool, typer.Option("--all", help="Whole models in every format; compiling them takes long")
+    ] = False,
+) -> None:
+    """Check that this machine computes the same bits as every other one; 1 if it doesn't."""
+    from rich.console import Console
+
+    from tinyllm.kernels import processor
+    from tinyllm.kernels.formats import FORMATS
+    from tinyllm.measure import verify as bits
+
+    with Console(stderr=True).status("loading") as status:
+        wrong, n = bits.verify(FORMATS if all_formats else [bits.DEFAULT], status.update)
+    for name in wrong:
+        typer.echo(f"deviates: {name}")
+    typer.echo(f"{processor.NAME} ({processor.target()[1]}): {n - len(wrong)} of {n} checks agree")
+    raise typer.Exit(bool(wrong))
+
+
+@app.command("compile")
+def compile_ahead(
+    model: Model = "smollm2-135m-instruct",
+    dtype: Annotated[list[str] | None, typer.Option(help="A format; repeatable")] = None,
+) -> None:
+    """Compile the kernels of a model ahead, for an image or an installation that is read-only.
+
+    They go to NUMBA_CACHE_DIR, to the package's own folder, or to the user's cache.
+    """
+    from tinyllm.compiled import CompiledModel
+    from tinyllm.config import ModelConfig
+    from tinyllm.kernels import cache, draw
+
+    folder = _language_model(model)
+    draw.prepare()
+    for name in dtype or ["q8"]:
+        _check_dtype(name)
+        CompiledModel(ModelConfig.from_folder(folder), folder, name, 1, kv_cache_mb=1)
+    place = cache.writable()
+    if place is None:
+        raise TinyllmError("there is nowhere to keep compiled kernels: set NUMBA_CACHE_DIR")
+    typer.echo(f"the kernels are in {place}")
+
+
 def _language_model(model: str) -> Path:
     """The folder of a model's language part."""
     from tinyllm.fetch import resolve
