@@ -63,7 +63,7 @@ def load(
             checkpoint holds, so that nothing is rounded (`kernels/own_format.py`).
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
             "auto" takes numpy for f32 and "auto", and kernels for the rest.
-        threads: of the compiled backend; default: the processor's.
+        threads: of the compiled backend; default: one a core, see `kernels.cores`.
         kv_cache_mb: memory of the compiled backend's pool of KV pages.
 
     Raises:
@@ -126,6 +126,7 @@ class LM:
 
     def _compile(self, dtype: Asked, threads: int | None, kv_cache_mb: int) -> Runner:
         from tinyllm.compiled import CompiledModel  # numba is only imported when it is used
+        from tinyllm.kernels.cores import default_threads
         from tinyllm.kernels.own_format import own_format
 
         if dtype == "auto":
@@ -134,7 +135,7 @@ class LM:
             self.config,
             self.folder,
             dtype=dtype,
-            threads=threads or os.cpu_count() or 1,
+            threads=threads or default_threads()[0],
             kv_cache_mb=kv_cache_mb,
         )
 

@@ -232,7 +232,7 @@ def attend(
         _attend_8(q, q_row, visible, keys, s, state, first, hidden, cap)
     else:
         _attend_4(q, q_row, visible, keys, s, state, first, hidden, cap)
-        _attend_4(q, q_row + 4, visible, keys, s, state, first + 4)
+        _attend_4(q, q_row + 4, visible, keys, s, state, first + 4, hidden, cap)
 
 
 @kernel

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import dispatch, draw
-from tinyllm.kernels.arrays import make_softmax, rope_arrays
+from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, GROUP, PAGE, TILE, AttendScratch, Keys
+from tinyllm.kernels.parts import rotation_tables
 from tinyllm.runner import Segment
 from tinyllm.vision.compiled import CompiledVisionModel
 from tinyllm.vision.config import VisionConfig
@@ -87,7 +88,8 @@ def verify(formats: Iterable[str], progress: Callable[[str], None]) -> tuple[lis
 
 
 def _tables() -> Iterable[Array]:
-    return rope_arrays(CONFIG).values()
+    tables = rotation_tables(CONFIG)
+    return tables["cos"], tables["sin"]
 
 
 def _norm() -> Iterator[Array]:
@@ -97,7 +99,7 @@ def _norm() -> Iterator[Array]:
 
 
 def _rope() -> Iterator[Array]:
-    angles, out = rope_arrays(CONFIG), np.zeros((3, 32), np.float32)
+    angles, out = rotation_tables(CONFIG), np.zeros((3, 32), np.float32)
     dispatch.rope(numbers((3, 32), 3), 1, angles["cos"], angles["sin"], 77, 0.25, out, 2)
     yield out
 
@@ -159,6 +161,9 @@ def _attend(stored: Any) -> Iterator[Array]:
         dispatch.attend(q, 0, n, visible, second, scratch, later, 0)
         for i in range(n):
             dispatch.merge(state, i, later, i)
+        yield from (array[:n] for array in state)
+        hidden = np.full(2 * TILE, 50, np.int64)  # a window's edge, and a soft cap
+        dispatch.attend(q, 0, n, visible, first, scratch, state, 0, hidden, 5.0)
         yield from (array[:n] for array in state)
 
 

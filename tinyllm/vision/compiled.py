@@ -7,7 +7,6 @@ the weights once is: LayerScale into the two matrices before it, and 1 / sqrt(he
 from __future__ import annotations
 
 import math
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from tinyllm.kernels import encode as kernels
 from tinyllm.kernels import reference_vit as vit
 from tinyllm.kernels.build import compile_for
+from tinyllm.kernels.cores import default_threads
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, F32Rows, check_arrays
 from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
@@ -46,7 +46,7 @@ class CompiledVisionModel:
         self, config: VisionConfig, weights: Mapping[str, Array], threads: int | None = None
     ) -> None:
         self.config = config
-        self.threads = (threads or os.cpu_count() or 1) if JIT else 1
+        self.threads = (threads or default_threads()[0]) if JIT else 1
         self._weights = weights
         self._names = NAMES[config.kind]
         self._arrays = self._lay_out()
