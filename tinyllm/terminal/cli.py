@@ -290,6 +290,7 @@ def verify(
     all_formats: Annotated[
         bool, typer.Option("--all", help="Whole models in every format; compiling them takes long")
     ] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", help="The kernels one by one")] = False,
 ) -> None:
     """Check that this machine computes the same bits as every other one; 1 if it doesn't."""
     from rich.console import Console
@@ -299,7 +300,8 @@ def verify(
     from tinyllm.measure import verify as bits
 
     with Console(stderr=True).status("loading") as status:
-        wrong, n = bits.verify(FORMATS if all_formats else [bits.DEFAULT], status.update)
+        formats = [] if kernels else list(FORMATS) if all_formats else [bits.DEFAULT]
+        wrong, n = bits.verify(formats, status.update)
     for name in wrong:
         typer.echo(f"deviates: {name}")
     typer.echo(f"{processor.NAME} ({processor.target()[1]}): {n - len(wrong)} of {n} checks agree")
