@@ -1,8 +1,8 @@
 """The compiled path's parts against the readable path's, on seeded models of every family.
 
 The readable path is held to the reference (tests/reference/test_families.py). Compiling a family
-takes half a minute, so that most run in the stage of long tests; a made-up model with many parts at
-once runs always.
+takes half a minute, so that six run in the stage of long tests and all of them in one of their own
+(`.ci/run families`); a made-up model with many parts at once runs always.
 """
 
 from __future__ import annotations
@@ -66,29 +66,44 @@ def compare(config: ModelConfig, dtype: str = "f32", tolerance: float = 2e-4) ->
         beside = Segment(ids[i : i + 3], other, "last")
         rows.append(compiled.forward_batch([beside, Segment(ids[i : i + 1], cache, "all")])[1])
     np.testing.assert_array_equal(np.concatenate(rows), whole)
-    kept = cache.keys(1)
-    theirs = readable.new_cache(len(ids))
-    readable.forward(ids, theirs)
-    np.testing.assert_allclose(kept, theirs.keys(1), atol=2e-2 if dtype != "f32" else 1e-4)
+    if dtype == "f32":  # rounded weights move keys by what they move logits
+        theirs = readable.new_cache(len(ids))
+        readable.forward(ids, theirs)
+        # A float16 cache rounds to 11 bits.
+        np.testing.assert_allclose(cache.keys(1), theirs.keys(1), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_compiles_or_is_refused_with_the_remedy(name: str) -> None:
-    config = configuration(name)
+def is_refused(config: ModelConfig) -> bool:
+    """Whether a model has parts that the kernels lack."""
     longrope = config.rope_scaling is not None and config.rope_scaling.kind == "longrope"
-    if READABLE_ALONE & set(config.beyond_llama()) or config.qk_norm == "whole" or longrope:
+    readable_alone = bool(READABLE_ALONE & set(config.beyond_llama()))
+    return readable_alone or config.qk_norm == "whole" or longrope
+
+
+REFUSED = [name for name in FAMILIES if is_refused(configuration(name))]
+# Between them: biases, norms of q and k, windows, two rotary tables, layer norms, learned
+# positions, partial rotary, parallel blocks, multipliers.
+IN_SHORT = {"qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox", "granite"}
+
+
+def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
+    assert {"mixtral", "gpt_oss", "olmo2", "phi3 longrope"} <= set(REFUSED)
+    for name in REFUSED:
+        config = configuration(name)
         with pytest.raises(ConfigError, match="reference"):
             CompiledModel(config, seeded_weights(config), "f32", threads=1, kv_cache_mb=4)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in IN_SHORT else pytest.mark.families)
+        for name in FAMILIES
+        if name not in REFUSED
+    ],
+)
 def test_every_family(name: str) -> None:
-    config = configuration(name)
-    longrope = config.rope_scaling is not None and config.rope_scaling.kind == "longrope"
-    if READABLE_ALONE & set(config.beyond_llama()) or config.qk_norm == "whole" or longrope:
-        pytest.skip("refused")
-    compare(config)
+    compare(configuration(name))
 
 
 # Two made-up models with nearly all parts between them, some of them in combinations that no family
