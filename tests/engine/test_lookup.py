@@ -327,7 +327,7 @@ def test_decode_names_its_guesses() -> None:
 # -- the compiled kernels
 
 
-@pytest.mark.parametrize("dtype", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("dtype", [pytest.param("f32", marks=pytest.mark.long), "q8", "q4"])
 def test_the_kernels_give_the_same_bits(dtype: str) -> None:
     """A small random model, greedy and sampled, alone and beside others, in circles and not."""
     config = ModelConfig.from_hf(

@@ -89,6 +89,7 @@ RESTRICTED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 @pytest.mark.parametrize("kind", [kind.name for kind in KINDS])
 def test_every_kind_that_runs_here_gives_the_same_bits(kind: str) -> None:

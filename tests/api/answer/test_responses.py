@@ -38,6 +38,8 @@ def events(server: Live, prefix: str = O, **body: Any) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     found = []
     for block in response.text.strip().split("\n\n"):
+        if block.startswith(":"):  # a comment that keeps a slow stream alive
+            continue
         name, data = block.split("\n", 1)
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"

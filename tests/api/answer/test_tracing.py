@@ -223,7 +223,8 @@ def test_a_trace_changes_no_other_byte_of_a_stream(scripted: Live, stop: str | N
         assert told == plain
 
 
-EMPTY = {"index": 0, "delta": {}, "finish_reason": None, "logprobs": None}
+NOTHING = {"content": [], "refusal": None}  # asked for log-probabilities, with nothing to show
+EMPTY = {"index": 0, "delta": {}, "finish_reason": None, "logprobs": NOTHING}
 
 
 def test_hidden_thoughts_stay_hidden(scripted: Live) -> None:
@@ -250,8 +251,9 @@ def test_a_grammar_shows_as_a_mask_and_by_force(scripted: Live) -> None:
     raw, mask = drawn[0]["stages"][:2]
     assert (raw["name"], mask["name"]) == ("raw", "mask")
     assert 0 < mask["n_kept"] < raw["n_kept"]
+    # Whether a guess pays hangs on how long passes take here; tests/engine holds that there are some.
     guessed = [s for s in steps if s["guess"]]
-    assert guessed and all(s["guess"]["kept"] for s in guessed if s["guess"]["source"] == "guide")
+    assert all(s["guess"]["kept"] for s in guessed if s["guess"]["source"] == "guide")
     assert all(s["guess"]["text"] == s["text"] for s in guessed if s["guess"]["kept"])
 
 

@@ -78,7 +78,7 @@ def test_sessions_and_replays_belong_to_their_key(locked: Live) -> None:
 # -- the envelope ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/v1", "/v1/", "/v1/nothing", f"{S}/nothing"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/", "/v1/nothing", f"{S}/nothing"])
 def test_404_has_the_envelope(scripted: Live, path: str) -> None:
     assert_envelope(scripted.http.get(path), 404)
     assert_envelope(scripted.http.post(path, json={}), 404)

@@ -143,7 +143,7 @@ class Example:
 @pytest.fixture(scope="module")
 def real(weights_folder: Path, dinov2_folder: Path) -> Iterator[Live]:
     """The default models at 8 bits."""
-    settings = Settings(port=0, access_log="off", kv_cache_mb=128, max_tokens_cap=64)
+    settings = Settings(port=0, access_log="off", kv_cache_mb=128, max_tokens_cap=128)
     with live(settings, lambda: load_models(settings), images=Example()) as server:
         yield server
 
@@ -250,6 +250,7 @@ def test_streaming_example(real: Live) -> None:
 # -- the auto rule, measured ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_auto_decides_as_labelled(real: Live) -> None:
     """`decide` says what it was set on; this holds it to the other half."""
     data = json.loads(
@@ -261,11 +262,11 @@ def test_auto_decides_as_labelled(real: Live) -> None:
     for row in data["held_out"]:
         body = {
             "model": MODEL, "messages": [{"role": "user", "content": row["user"]}],
-            "tools": data["tools"][row["tools"]], "temperature": 0, "max_tokens": 1,
-            "logprobs": True,
+            "tools": data["tools"][row["tools"]], "temperature": 0,
+            "max_tokens": 48,  # the least in which every one of these calls can end
         }  # fmt: skip
         choice = post(real, body, "/v1")["choices"][0]
-        right += (choice["message"]["content"] == "" and choice["logprobs"] is None) == row["call"]
+        right += bool(choice["message"].get("tool_calls")) == row["call"]
     print(f"auto: {right} of {len(data['held_out'])} as labelled")
     assert right >= 50
 
