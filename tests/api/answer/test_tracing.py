@@ -251,7 +251,7 @@ def test_a_grammar_shows_as_a_mask_and_by_force(scripted: Live) -> None:
     raw, mask = drawn[0]["stages"][:2]
     assert (raw["name"], mask["name"]) == ("raw", "mask")
     assert 0 < mask["n_kept"] < raw["n_kept"]
-    # Whether a guess pays hangs on how long passes take here; tests/engine holds that there are some.
+    # Whether a guess pays hangs on how long passes take; tests/engine holds that some do.
     guessed = [s for s in steps if s["guess"]]
     assert all(s["guess"]["kept"] for s in guessed if s["guess"]["source"] == "guide")
     assert all(s["guess"]["text"] == s["text"] for s in guessed if s["guess"]["kept"])
