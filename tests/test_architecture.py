@@ -181,6 +181,21 @@ def test_every_import_is_of_a_declared_package() -> None:
             assert owner in declared, f"{path.relative_to(ROOT)} imports {name}, of {owner}"
 
 
+def test_a_wheel_has_every_file_that_is_no_module() -> None:
+    """What only a clone has is missing for whoever installs: a page, a list, a template."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"package-data\]\ntinyllm = \[(.*?)\]", project, re.DOTALL)
+    assert listed
+    patterns = re.findall(r'"([^"]+)"', listed[1])
+    forgotten = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".md") and "__pycache__" not in path.parts
+        if not any(path.relative_to(PACKAGE).match(pattern) for pattern in patterns)
+    ]
+    assert not forgotten
+
+
 GENERATE = """
 import sys
 
