@@ -24,6 +24,7 @@ LAYERS = [
     {"tokenizer", "sampler", "prompt", "distribution"},
     {"model", "compiled"},
     {"vision", "inside"},
+    {"step"},
     {"decode"},
     {"engine", "fetch"},
     {"parts"},
@@ -37,8 +38,6 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The rooms of the API, from the ground up, as a request meets them: see `tinyllm/api/__init__.py`.
 API_ROOMS = ["contract", "constraints", "prompt", "answer", "house", "ray_serve"]
 PROGRAMS = RANK["measure"]  # from here up, packages beyond the core's are welcome
-# A value's own picture in a notebook, which `distribution` doesn't know yet how to ask for.
-KNOWN = {("distribution", "tinyllm.inside.display")}
 
 # What running a model takes: these third-party packages and no others.
 CORE = ["numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "PIL", "jinja2",
@@ -47,10 +46,6 @@ BEYOND_CORE = {
     "fetch": {"rich", "filelock", "huggingface_hub"},  # progress, locks, the hub extra
     "inside": {"pydantic", "rich"},  # checks what a trace from elsewhere holds; shows it
 }
-
-
-# To be cut where their ideas end.
-TOO_LONG = {"decode.py", "explain.py"}
 
 
 def sources() -> list[Path]:
@@ -106,7 +101,7 @@ def test_imports_point_down() -> None:
         if path != PACKAGE / "__init__.py"  # the package's door shows what the rooms hold
         for name in imports(path)
         if name.startswith("tinyllm.") and name != "tinyllm.__version__"
-        if RANK[name.split(".")[1]] > RANK[part(path)] and (part(path), name) not in KNOWN
+        if RANK[name.split(".")[1]] > RANK[part(path)]
     ]
     assert not upward, "\n".join(upward)
 
@@ -147,7 +142,7 @@ def module_name(path: Path) -> str:
 def test_modules_are_of_one_idea() -> None:
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in sources()}
     long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 450}
-    assert not [path for path in long if Path(path).name not in TOO_LONG], f"cut these: {long}"
+    assert not long, f"cut these where their ideas end: {long}"
 
 
 def test_only_the_api_knows_the_web() -> None:

@@ -165,7 +165,7 @@ def test_a_session_keeps_the_logits_of_its_newest_steps_only(
     for _ in range(20):
         full.append(session.peek().logits)
         session.step()
-    assert sum(s._logits is not None for s in session.steps) == 5  # four, and the first
+    assert sum(bool(s.kept_logits) for s in session.steps) == 5  # four, and the first
     for step, logits in zip(session.steps, full, strict=True):
         np.testing.assert_array_equal(step.logits, logits)  # made again, to the bit
     tokens = session.tokens
@@ -289,13 +289,13 @@ class Debugger(RuleBasedStateMachine):
     def step(self, which: int, n: int) -> None:
         session = self.sessions[which % len(self.sessions)]
         for _ in range(n):
-            session.step()
+            session.step(beyond_end=True)
 
     @rule(which=st.integers(0, 99), token=st.integers(0, 255))
     def force(self, which: int, token: int) -> None:
         which %= len(self.sessions)
         self.forced[which][len(self.sessions[which].steps)] = token
-        self.sessions[which].step(token=token)
+        self.sessions[which].step(token=token, beyond_end=True)
 
     @rule(which=st.integers(0, 99), n=st.integers(0, 6))
     def rewind(self, which: int, n: int) -> None:
@@ -333,7 +333,7 @@ class Debugger(RuleBasedStateMachine):
         for session, forced in zip(self.sessions, self.forced, strict=True):
             fresh = self.fresh()
             for i, step in enumerate(session.steps):
-                again = fresh.step(token=forced.get(i))
+                again = fresh.step(token=forced.get(i), beyond_end=True)
                 assert (again.token, again.logprob) == (step.token, step.logprob)
                 assert again.chosen_by == step.chosen_by
             assert session.tokens == fresh.tokens

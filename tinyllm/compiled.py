@@ -37,7 +37,7 @@ from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.parts import TENSORS, make_parts, rotation_tables
 from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
-from tinyllm.runner import Segment, weights_fingerprint
+from tinyllm.runner import Segment, images_between, weights_fingerprint
 
 READABLE_ALONE = {"experts", "act_alpha", "act_limit"}  # parts that the kernels don't do
 
@@ -229,10 +229,12 @@ class CompiledModel:
             b.sequence[rows] = sequence
             b.pages[sequence, : len(pages)] = pages
             longest = max(longest, position + n)
-            if segment.image_positions is not None and segment.image_rows is not None:
-                here = (segment.image_positions >= start) & (segment.image_positions < start + n)
-                at = segment.image_positions[here] - start + n_rows
-                b.images[at] = segment.image_rows[here]
+            where, image = images_between(
+                segment.image_positions, segment.image_rows, start, start + n
+            )
+            if where is not None:
+                at = where + n_rows
+                b.images[at] = image
                 b.tokens[at] = -1 - at
             for first in range(0, n, TILE):
                 b.part_first[n_parts] = n_rows + first

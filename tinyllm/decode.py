@@ -2,298 +2,33 @@
 
 `generate` is the fold of the same steps, so what a notebook sees is what a server sends. Nothing
 is computed for looking until somebody looks: a step keeps its token and its logits; filters'
-stages are worked out again on demand, and what went on inside the model by replay (`trace.py`).
+stages are worked out again on demand, and what went on inside the model by `Session.rerun`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.distribution import Distribution, Stages, Standing
-from tinyllm.errors import HookError, TraceError
-from tinyllm.inside.hooks import READABLE_ONLY, Hook, HookSet, NamesFilter, make_tap, match_names
-from tinyllm.inside.replay import (
-    ActivationCache,
-    LogitLens,
-    Replay,
-    Timing,
-    check_index,
-    clipped_cache,
-    replay_token,
-)
-from tinyllm.kv_cache import Cache, KVCache
+from tinyllm.errors import TurnEnded
+from tinyllm.inside.breakage import Breakage, broken_here
+from tinyllm.inside.forwards import Forwards
+from tinyllm.inside.hooks import Conditions, HookSet
+from tinyllm.inside.rerun import Rerun
+from tinyllm.inside.trace_file import TraceRecord, record
+from tinyllm.kv_cache import Cache
 from tinyllm.model import Model
-from tinyllm.runner import Array, Runner, Segment
-from tinyllm.sampler import ChosenBy, Logits, Sampler, SamplingParams, uniform
+from tinyllm.runner import Array, Runner
+from tinyllm.sampler import Logits, Sampler, SamplingParams
+from tinyllm.step import Draws, Moment, NextToken, Step
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
-if TYPE_CHECKING:
-    from tinyllm.inside.causal import CausalMap
-    from tinyllm.inside.trace_file import TraceRecord
-
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A token that could have come next: its text, and the fields of `distribution.Standing`."""
-
-    token: int
-    text: str
-    logit: float
-    p_raw: float
-    p: float
-    rank: int
-    cut_by: str | None
-
-    @property
-    def kept(self) -> bool:
-        """Whether it could be drawn."""
-        return self.cut_by is None
-
-
-class Candidates(list[Candidate]):
-    """Candidates, likeliest first; `chosen` is the token that was taken, if one was."""
-
-    def __init__(self, items: Sequence[Candidate], chosen: int | None = None) -> None:
-        super().__init__(items)
-        self.chosen = chosen
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{c.text!r} {c.p_raw:.1%}" for c in self[:5])
-        return f"Candidates({shown}{', …' if len(self) > 5 else ''})"
-
-    def _repr_html_(self) -> str:
-        from tinyllm.inside.display import candidates_html
-
-        return candidates_html(self)
-
-
-@dataclass(frozen=True, eq=False)
-class Choice(Distribution):
-    """The distribution that a token is chosen from, with the tokens' texts."""
-
-    tokenizer: Tokenizer = field(repr=False)
-    chosen: int | None = None  # the token that was taken, once one is
-
-    def candidates(self, k: int = 10) -> Candidates:
-        """The k likeliest tokens by raw logit, ties by id, with what became of each."""
-        return Candidates([self._candidate(s) for s in self.best(k)], self.chosen)
-
-    def candidate(self, token: int) -> Candidate:
-        """One token's candidate, wherever it ranks."""
-        check_index("token", token, len(self.logits))
-        return self._candidate(self.standing(token))
-
-    def _candidate(self, standing: Standing) -> Candidate:
-        return Candidate(text=self.tokenizer.token_text(standing.token), **standing._asdict())
-
-    def __repr__(self) -> str:
-        best = self.candidates(3)
-        shown = ", ".join(f"{c.text!r} {c.p_raw:.1%}" for c in best)
-        return f"Choice({shown}, …; entropy {self.entropy:.2f} nats)"
-
-    def _repr_html_(self) -> str:
-        return self.candidates()._repr_html_()
-
-
-class CacheView:
-    """A read-only view of the KV cache as a step saw it: the tokens before the chosen one.
-
-    Attributes:
-        n_tokens: tokens held.
-        nbytes: bytes that these tokens take.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self.n_tokens = step.position
-        cache = step.session.cache
-        self.nbytes = cache.nbytes * self.n_tokens // max(1, cache.length)
-
-    def k(self, layer: int) -> Array:
-        """A copy of one layer's keys, rotated: (n_tokens, n_kv_heads, head_dim)."""
-        check_index("layer", layer, self._step.session.runner.config.n_layers)
-        return self._step.session._cached(self._step, "keys", layer)
-
-    def v(self, layer: int) -> Array:
-        """A copy of one layer's values: (n_tokens, n_kv_heads, head_dim)."""
-        check_index("layer", layer, self._step.session.runner.config.n_layers)
-        return self._step.session._cached(self._step, "values", layer)
-
-    def __repr__(self) -> str:
-        return f"CacheView({self.n_tokens} tokens, {self.nbytes / 1e6:.2f} MB)"
-
-    def _repr_html_(self) -> str:
-        from tinyllm.inside.display import cache_html
-
-        return cache_html(self, self._step.session.runner.config)
-
-
-class Conditions(NamedTuple):
-    """What was set while logits were computed: whatever else, they can't be used again under."""
-
-    hooks: tuple[Hook, ...]
-    broken: tuple[str, ...]  # by tinyllm.inside.lab
-
-
-class Step:
-    """One decoded token, and all that led to it.
-
-    Attributes:
-        session: the one that decoded it.
-        index: of the completion, from 0.
-        position: of the token in the sequence.
-        token: its id.
-        text_delta: whole code points; may be empty while an emoji is under way.
-        logprob: under the softmax of the raw logits, natural log.
-        chosen_by: "argmax", "sample" or "forced".
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        index: int,
-        token: int,
-        text_delta: str,
-        logprob: float,
-        chosen_by: ChosenBy,
-        logits: Logits,
-        history: list[int],
-        under: Conditions,
-    ) -> None:
-        self.session = session
-        self.index, self.token = index, token
-        self.text_delta, self.logprob, self.chosen_by = text_delta, logprob, chosen_by
-        self.position = len(session.prompt) + index
-        self._logits: Logits | None = logits
-        self._history = history  # append-only, shared: [:position] is what came before
-        self._under = under
-
-    @property
-    def tokens_before(self) -> list[int]:
-        """Prompt and completion up to this step, its own token not included."""
-        return self._history[: self.position]
-
-    # The distribution ---------------------------------------------------------------------------
-
-    @property
-    def logits(self) -> Logits:
-        """Raw, (vocab_size,) float32: before any filter."""
-        return self.session._logits_of(self) if self._logits is None else self._logits
-
-    @property
-    def choice(self) -> Choice:
-        """The distribution that the token was chosen from."""
-        return self.session._choice_of(self)
-
-    @property
-    def stages(self) -> Stages:
-        """The logits after each filter, in order."""
-        return self.choice.stages
-
-    @property
-    def entropy(self) -> float:
-        """Of the raw distribution, in nats."""
-        return self.choice.entropy
-
-    @property
-    def uniform(self) -> float:
-        """The number in [0, 1) that a draw here uses: it hangs on seed, stream and index alone."""
-        sampler = self.session.sampler
-        return uniform(sampler.seed, sampler.stream, self.index)
-
-    def candidates(self, k: int = 10) -> Candidates:
-        """The k likeliest tokens by raw logit, with what became of each."""
-        return self.choice.candidates(k)
-
-    # Inside the model ---------------------------------------------------------------------------
-
-    @property
-    def cache(self) -> CacheView:
-        """The KV cache as this step saw it."""
-        return CacheView(self)
-
-    @property
-    def replay(self) -> Replay:
-        """The forward that led here, run again on the readable path with everything recorded."""
-        return self.session._replay_of(self)
-
-    @property
-    def replay_error(self) -> float:
-        """The largest gap between the replayed and the recorded logits.
-
-        Rounding alone, 1e-4 or less, when the session computes in f32. The readable path's weights
-        are the checkpoint's, so with bf16, q8 or q4 this is what the lower precision costs.
-        """
-        return float(np.abs(self.replay.logits - self.logits).max())
-
-    def attention(self, layer: int, head: int) -> NDArray[np.float32]:
-        """How the newest token before the choice attends: (position,), summing to 1."""
-        return self.replay.attention(layer, head)
-
-    def hidden_states(self) -> Array:
-        """The residual stream at every depth, (n_layers + 1, dim) float32."""
-        return self.replay.hidden_states
-
-    def logit_lens(self, k: int = 5) -> LogitLens:
-        """What each depth would say: its own stream through the final norm and the unembedding."""
-        return self.replay.logit_lens(k, self.token, self.session.tokenizer)
-
-    def activations(self, names: NamesFilter = None) -> ActivationCache:
-        """Activations at the newest position (T = 1), by name or glob; None gives all.
-
-        Raises:
-            HookError: an unknown name; the message has the nearest ones.
-        """
-        replay = self.replay
-        config = replay.model.config
-        return ActivationCache(
-            config, {name: replay.activations[name] for name in match_names(config, names)}
-        )
-
-    def timing(self) -> Timing:
-        """Seconds an operation takes, on the readable path."""
-        return self.replay.timing
-
-    def causal_map(self, layer: int | None = None) -> CausalMap:
-        """What the token's log-probability owes to each layer's attention and MLP.
-
-        See `tinyllm.inside.causal`; `layer` is the one whose heads are taken apart, by default
-        the one whose attention matters most.
-        """
-        from tinyllm.inside.causal import causal_map
-
-        return causal_map(self, layer)
-
-    def to_dict(self, **parts: Any) -> dict[str, Any]:
-        """This step alone as a versioned trace, plain data for JSON.
-
-        Args:
-            parts: what to put in: candidates=10, stages=True, lens=0 (k), attention=(layer, heads);
-                see `trace_file.record_step`.
-        """
-        from tinyllm.inside.trace_file import record
-
-        return record(self.session, [self], **parts).to_dict()
-
-    def __repr__(self) -> str:
-        text = self.session.tokenizer.token_text(self.token)
-        return (
-            f"Step({self.index}: {text!r}, p {np.exp(self.logprob):.1%}, {self.chosen_by}, "
-            f"position {self.position})"
-        )
-
-    def _repr_html_(self) -> str:
-        from tinyllm.inside.display import step_html
-
-        return step_html(self)
+SETTINGS = [f.name for f in fields(SamplingParams)]
 
 
 class Session:
@@ -307,12 +42,15 @@ class Session:
         capacity: tokens that prompt and completion may take together (default: the context).
         readable: gives the readable model for replays; needn't be told when `runner` is that.
         hooks: those that are set while this session runs.
+        broken: parts that are wrong in every forward of this session.
         image_positions, image_rows: (M,) and (M, dim): embeddings in place of the prompt's tokens
             there.
         name: the model's, for saved traces.
         said: what the model has said already: the next draw is the one that comes after these.
         cache: one that holds the first tokens of prompt and `said` already, fewer than all; the
             session goes on with it instead of a new one.
+
+    A call that is refused leaves the session as it was.
 
     Raises:
         ValueError: an empty prompt.
@@ -329,6 +67,7 @@ class Session:
         capacity: int | None = None,
         readable: Callable[[], Model] | None = None,
         hooks: HookSet | None = None,
+        broken: Sequence[Breakage] = (),
         image_positions: NDArray[np.int64] | None = None,
         image_rows: NDArray[np.float32] | None = None,
         name: str = "",
@@ -342,21 +81,42 @@ class Session:
         self.name = name
         self.prompt = [int(t) for t in prompt]
         self.image_positions, self.image_rows = image_positions, image_rows
-        self.sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
         self.steps: list[Step] = []
-        self._readable = readable
-        self._hooks = hooks or HookSet()
-        self._tokens = [*self.prompt, *self.sampler.picked]  # append-only: steps share it
-        self._choice: tuple[Step, Choice] | None = None  # what was looked at last
-        self._replay: tuple[Step, Replay] | None = None
-        self._decoder = self._decoder_so_far()
         limit = runner.config.max_seq_len
         self.cache: Cache = cache or runner.new_cache(
             limit if capacity is None else min(capacity, limit)
         )
+        self._sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
+        self._forwards = Forwards(
+            runner, tokenizer, len(self.prompt), readable, image_positions, image_rows
+        )
+        self._hooks, self._broken = hooks or HookSet(), tuple(broken)
+        # Append-only, for steps share it: a rewind starts another.
+        self._tokens = [*self.prompt, *self._sampler.picked]
+        self._choice: tuple[Step, NextToken] | None = None  # what was looked at last
+        self._rerun: tuple[Moment, Rerun] | None = None
+        self._decoder = self._decoder_so_far()
         self._under = self._conditions()
         unseen = self._tokens[self.cache.length :]
-        self._logits = self._run(unseen, self.cache, self._under.hooks)  # of what comes next
+        self._logits = self._forwards.run(unseen, self.cache, self._under)  # of what comes next
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and "_logits" in self.__dict__:
+            remedy = ""
+            if name in SETTINGS:
+                remedy = f": session.set({name}=…) changes it from the next step on"
+            raise AttributeError(f"a session's {name} can't be assigned{remedy}")
+        object.__setattr__(self, name, value)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What draws the tokens; `set` changes its parameters."""
+        return self._sampler
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters of the next step."""
+        return self._sampler.params
 
     @property
     def tokens(self) -> list[int]:
@@ -366,56 +126,137 @@ class Session:
     @property
     def text(self) -> str:
         """The completion so far."""
-        return self.tokenizer.decode(self.sampler.picked)
+        return self.tokenizer.decode(self._sampler.picked)
 
     @property
     def finished(self) -> bool:
-        """Whether the last token ends the model's turn."""
-        picked = self.sampler.picked
-        return bool(picked) and picked[-1] in self.tokenizer.eos_ids
+        """Whether a token of the completion has ended the model's turn."""
+        return any(token in self.tokenizer.eos_ids for token in self._sampler.picked)
 
-    def peek(self) -> Choice:
+    def peek(self) -> NextToken:
         """The distribution that the next step would draw from; nothing moves."""
-        return Choice(self._next_logits(), self.sampler.fork(), self.tokenizer)
+        logits = self._next_logits()
+        return NextToken(logits, self._sampler.fork(), session=self, moment=self._moment())
 
-    def step(self, token: int | str | None = None) -> Step:
+    def step(self, token: int | str | None = None, *, beyond_end: bool = False) -> Step:
         """Decode one token: the sampler's choice, or `token` (an id, or text that is one token).
 
+        Args:
+            token: what to take whatever the model says.
+            beyond_end: go on although the model has ended its turn.
+
         Raises:
+            TurnEnded: it has, and `beyond_end` isn't set.
             ValueError: the text isn't exactly one token, or the id is out of range.
+            TypeError: neither a text nor an id.
             CacheFull: the context is full.
         """
-        forced = self._one_token(token) if isinstance(token, str) else token
+        forced = None if token is None else self._forced(token)
+        if self.finished and not beyond_end:
+            raise TurnEnded(
+                "the model has ended its turn; step(beyond_end=True) goes on all the same, and "
+                "rewind(n) goes back before the end"
+            )
         logits = self._next_logits()
-        pick = self.sampler.pick(logits, forced=forced)
+        draws = Draws.of(self._sampler)
+        pick = self._sampler.pick(logits, forced=forced)
         step = Step(
-            self,
-            index=len(self.sampler.picked) - 1,
+            session=self,
+            moment=self._moment(),
+            index=len(self._sampler.picked) - 1,
             token=pick.token,
             text_delta=self._decoder.push(pick.token),
             logprob=pick.logprob,
             chosen_by=pick.chosen_by,
-            logits=logits,
-            history=self._tokens,
-            under=self._under,
+            draws=draws,
+            kept_logits=[logits],
         )
         self._tokens.append(pick.token)
         self.steps.append(step)
         if len(self.steps) > KEPT_LOGITS + 1:
             # The first step's come from a whole prompt at once, which a replay can't give again
             # to the bit; they stay.
-            self.steps[-KEPT_LOGITS - 1]._logits = None
+            self.steps[-KEPT_LOGITS - 1].kept_logits.clear()
         return step
 
+    def run(
+        self,
+        n: int | None = None,
+        *,
+        until: str | Callable[[Step], bool] | None = None,
+        beyond_end: bool = False,
+    ) -> list[Step]:
+        """Step several times; the model's end of turn ends it too.
+
+        Args:
+            n: at most so many steps; default: until something else ends it, the context's end too.
+            until: a text that the steps' own text is to hold, or a function that is asked about
+                each step; the step that fulfils it is the last.
+            beyond_end: go on although the model has ended its turn.
+
+        Returns:
+            The new steps.
+
+        Raises:
+            ValueError: a negative or fractional `n`, or an empty text.
+            TurnEnded: the turn had ended before, and `beyond_end` isn't set.
+        """
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+            raise ValueError(f"n must be a whole number of steps, not {n!r}")
+        if until is not None and not callable(until) and not (isinstance(until, str) and until):
+            raise ValueError(f"until must be a text or a function of a step, not {until!r}")
+        room = self.cache.capacity - len(self._tokens) + 1
+        steps: list[Step] = []
+        text = ""
+        while len(steps) < (room if n is None else n):
+            step = self.step(beyond_end=beyond_end)
+            steps.append(step)
+            text += step.text_delta
+            if (until in text) if isinstance(until, str) else (until is not None and until(step)):
+                break
+            if self.finished and not beyond_end:
+                break
+        return steps
+
+    def set(self, **sampling: Any) -> None:
+        """Draw otherwise from the next step on; earlier steps keep what held for them.
+
+        Args:
+            sampling: fields of SamplingParams, as in set(temperature=0.7, top_k=40).
+
+        Raises:
+            ValueError: an unknown field, or a value out of its range.
+        """
+        if unknown := set(sampling) - set(SETTINGS):
+            raise ValueError(
+                f"there is no sampling parameter {sorted(unknown)[0]!r}; "
+                f"there are {', '.join(SETTINGS)}"
+            )
+        params = replace(self.params, **sampling)
+        if any(token >= self.runner.config.vocab_size for token in params.logit_bias):
+            raise ValueError(
+                f"logit_bias: token {max(params.logit_bias)} is not in the vocabulary of "
+                f"{self.runner.config.vocab_size}"
+            )
+        seed = self._sampler.seed if sampling.get("seed") is None else sampling["seed"]
+        draws = Draws(params, seed, self._sampler.stream)
+        self._sampler = draws.sampler(self.prompt, self._sampler.picked)
+
     def rewind(self, n: int = 1) -> None:
-        """Take back the last n steps: the next one has the same logits and the same draw again."""
-        if not 0 <= n <= len(self.steps):
+        """Take back the last n steps: the next one has the same logits and the same draw again.
+
+        Sampling parameters are again those of the first step that is taken back.
+
+        Raises:
+            ValueError: there are fewer steps.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(self.steps):
             raise ValueError(f"can't rewind {n} of {len(self.steps)} steps")
         if not n:
             return
         back_to = self.steps[-n]
-        self._logits, self._under = back_to.logits, back_to._under
-        self.sampler.rewind(n)
+        self._logits, self._under = back_to.logits, back_to.moment.under
+        self._sampler = back_to.draws.sampler(self.prompt, self._sampler.picked[:-n])
         del self.steps[-n:]
         self._tokens = self._tokens[: back_to.position]
         self._decoder = self._decoder_so_far()
@@ -424,12 +265,25 @@ class Session:
     def fork(self) -> Session:
         """An independent session in the same state; neither can touch the other."""
         twin = object.__new__(Session)
-        twin.__dict__.update(self.__dict__)
-        twin.prompt, twin._tokens = list(self.prompt), list(self._tokens)
-        twin.sampler, twin.cache = self.sampler.fork(), self.cache.fork()
-        twin._decoder = twin._decoder_so_far()
-        twin._choice = twin._replay = None
-        twin.steps = [twin._adopt(step) for step in self.steps]
+        own: dict[str, Any] = {
+            "prompt": list(self.prompt),
+            "_tokens": list(self._tokens),
+            "_sampler": self._sampler.fork(),
+            "cache": self.cache.fork(),
+            "_decoder": self._decoder_so_far(),
+            "_choice": None,
+            "_rerun": None,
+        }
+        twin.__dict__.update({**self.__dict__, **own})
+        twin.__dict__["steps"] = [
+            replace(
+                step,
+                session=twin,
+                moment=step.moment._replace(history=twin._tokens),
+                kept_logits=list(step.kept_logits),
+            )
+            for step in self.steps
+        ]
         return twin
 
     def __repr__(self) -> str:
@@ -441,8 +295,6 @@ class Session:
 
     def trace(self, **parts: Any) -> TraceRecord:
         """All steps so far as a versioned trace to save; `parts` as in `Step.to_dict`."""
-        from tinyllm.inside.trace_file import record
-
         return record(self, self.steps, **parts)
 
     # Running the model --------------------------------------------------------------------------
@@ -455,157 +307,83 @@ class Session:
             # step, the whole prompt) again, for a hook must not be passed by.
             n_tokens = len(self._tokens)
             redo = n_tokens - 1 if self.steps else 0
+            self._forwards.check_path(now)
             self.cache.truncate(min(self.cache.length, redo))
-        unseen = self._tokens[self.cache.length :]
-        if unseen:
+        start = self.cache.length
+        if unseen := self._tokens[start:]:
+            try:
+                self._logits = self._forwards.run(unseen, self.cache, now)
+            except BaseException:  # a hook's own, or control-C: no half of a forward stays
+                self.cache.truncate(min(self.cache.length, start))
+                raise
             self._under = now
-            self._logits = self._run(unseen, self.cache, now.hooks)
         return self._logits
 
     def _conditions(self) -> Conditions:
-        return Conditions(self._hooks.active, tuple(READABLE_ONLY))
-
-    def _run(self, tokens: Sequence[int], cache: Cache, hooks: Sequence[Hook]) -> Logits:
-        """Logits after `tokens`, which the cache is grown by."""
-        ids, start = np.asarray(tokens, np.int32), cache.length
-        where = rows = None
-        if self.image_positions is not None and self.image_rows is not None:
-            here = (self.image_positions >= start) & (self.image_positions < start + len(ids))
-            if here.any():
-                where, rows = self.image_positions[here] - start, self.image_rows[here]
-        readable = isinstance(self.runner, Model) and isinstance(cache, KVCache)
-        if (hooks or READABLE_ONLY) and not readable:
-            raise HookError(
-                "this session was opened on the compiled path, where hooks and lab.break_it have "
-                "no place; open it inside the `with` block, and it takes the readable path"
-            )
-        logits: Logits
-        if not hooks:
-            segment = Segment(ids, cache, image_positions=where, image_rows=rows)
-            logits = self.runner.forward_batch([segment])[0][-1]
-            return logits
-        logits = cast(Model, self.runner).prefill(
-            ids,
-            cast(KVCache, cache),
-            tap=make_tap(self.runner.config, cache, hooks, len(self.prompt)),
-            image_positions=where,
-            image_rows=rows,
-        )[-1]
-        return logits
+        return Conditions(self._hooks.active, self._broken + broken_here())
 
     def _decoder_so_far(self) -> StreamDecoder:
         """A stream decoder that has seen the completion, bytes of a half character included."""
         decoder = StreamDecoder(self.tokenizer)
-        for token in self.sampler.picked:
+        for token in self._sampler.picked:
             decoder.push(token)
         return decoder
 
-    def _one_token(self, text: str) -> int:
-        ids = self.tokenizer.encode(text, allow_special=True)
-        if len(ids) != 1:
-            parts = [self.tokenizer.token_text(i) for i in ids]
-            raise ValueError(f"{text!r} is {len(ids)} tokens, not one: {parts}; step through them")
-        return ids[0]
+    def _forced(self, token: int | str) -> int:
+        """The id of a token that is to be taken, checked before anything moves."""
+        if isinstance(token, str):
+            ids = self.tokenizer.encode(token, allow_special=True)
+            if len(ids) != 1:
+                parts = [self.tokenizer.token_text(i) for i in ids]
+                raise ValueError(
+                    f"{token!r} is {len(ids)} tokens, not one: {parts}; step through them"
+                )
+            return ids[0]
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+            raise TypeError(f"a token is an id or a text, not {token!r}")
+        n_tokens = self.runner.config.vocab_size
+        if not 0 <= token < n_tokens:
+            raise ValueError(f"token {token} is not in the vocabulary of {n_tokens}")
+        return int(token)
 
     # Looking at past steps ----------------------------------------------------------------------
 
-    def _adopt(self, step: Step) -> Step:
-        """The same step as one of this session's own."""
-        twin = object.__new__(Step)
-        twin.__dict__.update(step.__dict__)
-        twin.session, twin._history = self, self._tokens
-        return twin
+    def _moment(self) -> Moment:
+        return Moment(self._tokens, len(self._tokens), self._under)
 
-    def _cache_at(self, step: Step, length: int) -> Cache:
-        """A cache whose first `length` positions are the step's own history.
+    def rerun(self, moment: Moment) -> Rerun:
+        """The forward behind the logits at a moment of this session, ready to be run again.
 
-        That is the session's cache, as long as nothing was rewound and chosen differently since;
-        otherwise what differs is computed again on a fork.
+        Raises:
+            TraceError: there is no readable model.
         """
-        same = min(_common_prefix(self._tokens, step._history, length), self.cache.length)
-        if same >= length:
-            return self.cache
-        cache = self.cache.fork(same, capacity=length)
-        for token in step._history[same:length]:  # one at a time, as they were decoded
-            self._run([token], cache, step._under.hooks)
-        return cache
+        kept = self._rerun
+        if kept is None or kept[0] != moment or kept[0].history is not moment.history:
+            kept = moment, self._forwards.rerun(moment, self._tokens, self.cache)
+            self._rerun = kept
+        return kept[1]
 
-    def _choice_of(self, step: Step) -> Choice:
+    def logits_at(self, moment: Moment) -> Logits:
+        """The logits at a past moment: its forward again, on the same path."""
+        return self._forwards.logits_at(moment, self._tokens, self.cache)
+
+    def cached(self, moment: Moment, what: Literal["keys", "values"], layer: int) -> Array:
+        """A copy of a layer's keys or values before a moment: (position, n_kv_heads, head_dim)."""
+        return self._forwards.cached(moment, self._tokens, self.cache, what, layer)
+
+    def choice_of(self, step: Step) -> NextToken:
+        """The distribution that a step's token was drawn from."""
         if self._choice is None or self._choice[0] is not step:
-            before = self.sampler.at(step._history[len(self.prompt) : step.position])
-            self._choice = step, Choice(step.logits, before, self.tokenizer, step.token)
+            picked = step.tokens_before[len(self.prompt) :]
+            choice = NextToken(
+                step.logits,
+                step.draws.sampler(self.prompt, picked),
+                session=self,
+                moment=step.moment,
+                chosen=step.token,
+            )
+            self._choice = step, choice
         return self._choice[1]
-
-    def _cached(self, step: Step, what: Literal["keys", "values"], layer: int) -> Array:
-        cache = self._cache_at(step, step.position)
-        held = cache.keys(layer) if what == "keys" else cache.values(layer)
-        copy: Array = np.array(held[: step.position])
-        copy.flags.writeable = False
-        return copy
-
-    def _logits_of(self, step: Step) -> Logits:
-        """The logits of a step that no longer has them: its forward again, on the same path."""
-        before = step.position - 1
-        cache = self._cache_at(step, before).fork(before, capacity=step.position)
-        try:
-            return self._run([step._history[before]], cache, step._under.hooks)
-        finally:
-            cache.free()
-
-    def _replay_of(self, step: Step) -> Replay:
-        if self._replay is not None and self._replay[0] is step:
-            return self._replay[1]
-        model = self._readable_model()
-        with self._until(step, model) as cache:
-            replay = replay_token(
-                model,
-                step._history[step.position - 1],
-                cache,
-                hooks=step._under.hooks,
-                n_prompt=len(self.prompt),
-                image_row=self._image_row(step.position - 1),
-            )
-        self._replay = (step, replay)
-        return replay
-
-    def _readable_model(self) -> Model:
-        if isinstance(self.runner, Model):
-            return self.runner
-        if self._readable is None:
-            raise TraceError(
-                "this session runs on the compiled path alone, which can't be looked into; "
-                "open it with readable=lambda: model"
-            )
-        return self._readable()
-
-    def _image_row(self, position: int) -> NDArray[np.float32] | None:
-        """What stands in for the token at a position, if an image does."""
-        if self.image_positions is None or self.image_rows is None:
-            return None
-        (found,) = np.nonzero(self.image_positions == position)
-        return self.image_rows[found[0]] if len(found) else None
-
-    @contextmanager
-    def _until(self, step: Step, model: Model) -> Iterator[KVCache]:
-        """A cache of what came before the step's newest token, to run that token over.
-
-        The session's own where that has them, as it was then and only for so long; else a copy.
-        """
-        before = step.position - 1
-        cache = self._cache_at(step, before)
-        if isinstance(cache, KVCache) and cache.length > before:
-            with cache.lent(before) as lent:
-                yield lent
-        else:
-            yield clipped_cache(model, cache, before, step.position)
-
-
-def _common_prefix(a: list[int], b: list[int], length: int) -> int:
-    """How many of the first `length` tokens two histories share."""
-    if a is b:
-        return length
-    pairs = zip(a, b[:length], strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(length, len(a), len(b)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.sampler import Logits, Sampler, best_ids, probabilities
+from tinyllm.text.shown import bar, percent, table
 
 
 class Stage(NamedTuple):
@@ -31,9 +32,12 @@ class Stages(list[Stage]):
         return "Stages(" + " → ".join(f"{s.name} {s.n_kept:,}" for s in self) + ")"
 
     def _repr_html_(self) -> str:
-        from tinyllm.inside.display import stages_html
-
-        return stages_html(self)
+        rows, before = [], 0
+        for stage in self:
+            cut = f"−{before - stage.n_kept:,}" if before > stage.n_kept else ""
+            rows.append((stage.name, stage.n_kept, cut, percent(stage.mass), bar(stage.mass)))
+            before = stage.n_kept
+        return table(["stage", "tokens left", "cut", "raw probability left", ""], rows)
 
 
 class Standing(NamedTuple):

@@ -33,6 +33,10 @@ class CacheFull(TinyllmError, RuntimeError):
     """The KV cache has no room for the tokens that were to be appended."""
 
 
+class TurnEnded(TinyllmError, RuntimeError):
+    """The model has ended its turn, and a session was asked to go on without saying so."""
+
+
 class ImageError(TinyllmError, ValueError):
     """An image can't be used; the message completes "the image can't be used: …"."""
 

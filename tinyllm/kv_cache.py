@@ -28,6 +28,10 @@ class Cache(Protocol):
     def nbytes(self) -> int:
         """Bytes held for this sequence."""
 
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes that a token's keys and values take."""
+
     def keys(self, layer: int) -> NDArray[np.floating[Any]]:
         """(length, n_kv_heads, head_dim), rotated."""
 
@@ -87,8 +91,13 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values held."""
-        per_token = self._k[:, :1].nbytes + self._v[:, :1].nbytes if self.capacity else 0
-        return per_token * self._length
+        return self.token_nbytes * self._length
+
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes that a token's keys and values take."""
+        n_layers, _, n_kv_heads, head_dim = self._k.shape
+        return 2 * int(n_layers * n_kv_heads * head_dim) * self._k.itemsize
 
     def keys(self, layer: int) -> NDArray[np.floating[Any]]:
         """View of one layer's keys, rotated: (length, n_kv_heads, head_dim)."""

@@ -13,34 +13,30 @@ import numpy as np
 
 from tinyllm import decode
 from tinyllm.config import ModelConfig
-from tinyllm.decode import Generation, Session, Step
+from tinyllm.decode import Generation, Session
 from tinyllm.errors import ImageError
 from tinyllm.fetch import catalog, resolve
 from tinyllm.inside.architecture import Architecture
-from tinyllm.inside.explain import Explanation, explain
-from tinyllm.inside.hooks import (
-    HookFn,
-    HookPoints,
-    HookSet,
-    NamesFilter,
-    Positions,
-    hook_points,
-    make_hooks,
-    needs_readable_path,
-)
-from tinyllm.inside.replay import ActivationCache, run_with_cache
+from tinyllm.inside.breakage import broken_here
+from tinyllm.inside.explain import Explanation
+from tinyllm.inside.hooks import Conditions, HookFn, HookSet, Positions, make_hooks
+from tinyllm.inside.lab import Broken, breakages
+from tinyllm.inside.points import HookPoints, NamesFilter, hook_points
+from tinyllm.inside.replay import ActivationCache, check_index, run_with_cache
 from tinyllm.kernels.formats import Asked, format_of
 from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
-from tinyllm.runner import Array, Runner
+from tinyllm.runner import Array, Runner, images_between
 from tinyllm.sampler import SamplingParams
+from tinyllm.step import Step
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision.image import ImageSource, read_image
+from tinyllm.vision.image import ImageSource, list_of_images, read_image
 from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import load_weights
 
 Backend = Literal["auto", "reference", "compiled"]
+Images = ImageSource | Sequence[ImageSource]  # one or several
 PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or a chat
 
 
@@ -150,20 +146,22 @@ class LM:
         compiled = not isinstance(self.runner, Model)
         return self.parts.image_side(self.tokenizer, compiled=compiled, threads=self._threads)
 
-    def prompt(self, prompt: PromptLike, images: Sequence[ImageSource] = ()) -> Prompt:
+    def prompt(self, prompt: PromptLike, images: Images = ()) -> Prompt:
         """A prompt with images: text or a chat, each image part of which takes the next image.
 
         Args:
             prompt: text, asked as one user's turn behind the images; or messages, whose content
                 holds parts {"type": "image"} and {"type": "text", "text": …}. Without images also
                 text to go on with as it is, or ids.
-            images: files, their bytes, or pixels (height, width, 3) uint8.
+            images: one or several: a file's path, its bytes, a PIL image, or pixels (height, width,
+                3) uint8.
 
         Raises:
             ImageError: an image can't be used, there are more or fewer than places for them, or
                 the model reads text alone.
         """
-        if not images:
+        pictures = list_of_images(images)
+        if not pictures:
             return Prompt(np.array(self.encode_prompt(prompt), np.int32))
         if self.vision is None:
             raise ImageError(
@@ -171,12 +169,12 @@ class LM:
                 f"{catalog.DEFAULT_VISION} say"
             )
         if isinstance(prompt, str):
-            parts: list[dict[str, Any]] = [{"type": "image"} for _ in images]
+            parts: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
             prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
         items: list[Any] = list(prompt)
         if not all(isinstance(item, Mapping) for item in items):
             raise TypeError("a prompt with images is text or a list of chat messages, not ids")
-        return self.vision.prompt(items, [read_image(image) for image in images])
+        return self.vision.prompt(items, [read_image(image) for image in pictures])
 
     def encode_prompt(self, prompt: PromptLike) -> list[int]:
         """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
@@ -193,20 +191,22 @@ class LM:
         self,
         prompt: PromptLike | Prompt,
         *,
-        images: Sequence[ImageSource] = (),
+        images: Images = (),
         capacity: int | None = None,
+        broken: Broken = None,
         **sampling: Any,
     ) -> Session:
         """A session to step through; `sampling` are the fields of SamplingParams.
 
-        While hooks are set it opens on the readable path, whatever the backend: hook points are
-        there.
+        While hooks are set, or with something `broken` (see `tinyllm.inside.lab`), it opens on the
+        readable path, whatever the backend: hook points are there.
         """
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
         self._last_prompt = prompt
+        under = Conditions(self._hooks.active, breakages(broken) + broken_here())
         return Session(
-            self.model if needs_readable_path(self._hooks) else self.runner,
+            self.model if under else self.runner,
             self.tokenizer,
             prompt.tokens.tolist(),
             SamplingParams(**sampling),
@@ -215,6 +215,7 @@ class LM:
             image_rows=prompt.image_rows,
             readable=lambda: self.model,
             hooks=self._hooks,
+            broken=breakages(broken),
             name=self.name,
         )
 
@@ -222,51 +223,66 @@ class LM:
         self,
         prompt: PromptLike | Prompt,
         *,
-        images: Sequence[ImageSource] = (),
+        images: Images = (),
         max_tokens: int = 100,
+        broken: Broken = None,
         **sampling: Any,
     ) -> Iterator[Step]:
         """Decode step by step until the model ends its turn or `max_tokens` are out."""
-        session = self._bounded_session(prompt, images, max_tokens, sampling)
+        session = self._bounded_session(prompt, images, max_tokens, broken, sampling)
         return decode.decode_steps(session, max_tokens)
 
     def generate(
         self,
         prompt: PromptLike | Prompt,
         *,
-        images: Sequence[ImageSource] = (),
+        images: Images = (),
         max_tokens: int = 100,
+        broken: Broken = None,
         **sampling: Any,
     ) -> Generation:
         """Complete a prompt; the same tokens as `decode_steps` with the same arguments."""
-        session = self._bounded_session(prompt, images, max_tokens, sampling)
+        session = self._bounded_session(prompt, images, max_tokens, broken, sampling)
         return decode.generate(session, max_tokens)
 
     def chat(
         self,
-        message: str,
+        message: str | Sequence[Mapping[str, Any]],
         *,
-        images: Sequence[ImageSource] = (),
+        images: Images = (),
         max_tokens: int = 200,
+        broken: Broken = None,
         **sampling: Any,
     ) -> str:
-        """One question, about the images if there are any; one answer. Greedy by default."""
+        """A question, or a conversation so far, about the images if there are any; the answer.
+
+        Args:
+            message: a text, or messages {"role": …, "content": …}.
+            images, max_tokens, broken: as in `generate`.
+            sampling: fields of SamplingParams; greedy by default.
+        """
         sampling.setdefault("temperature", 0.0)
-        chat = message if images else [{"role": "user", "content": message}]
-        return self.generate(chat, images=images, max_tokens=max_tokens, **sampling).text
+        chat: PromptLike = message
+        if isinstance(message, str) and not list_of_images(images):
+            chat = [{"role": "user", "content": message}]
+        return self.generate(
+            chat, images=images, max_tokens=max_tokens, broken=broken, **sampling
+        ).text
 
     def _bounded_session(
         self,
         prompt: PromptLike | Prompt,
-        images: Sequence[ImageSource],
+        images: Images,
         max_tokens: int,
+        broken: Broken,
         sampling: Mapping[str, Any],
     ) -> Session:
         if max_tokens < 0:
             raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
-        return self.session(prompt, capacity=len(prompt.tokens) + max_tokens, **sampling)
+        capacity = len(prompt.tokens) + max_tokens
+        return self.session(prompt, capacity=capacity, broken=broken, **sampling)
 
     # Looking inside -----------------------------------------------------------------------------
 
@@ -305,13 +321,15 @@ class LM:
         prompt: PromptLike | Prompt,
         names_filter: NamesFilter = None,
         *,
-        images: Sequence[ImageSource] = (),
+        images: Images = (),
+        broken: Broken = None,
     ) -> tuple[Array, ActivationCache]:
         """One forward over a prompt: logits (T, vocab_size), and the activations by name.
 
         Args:
             names_filter: a hook point's name or glob, several, a function of the name, or None
                 for all (a warning tells when that takes more than 256 MB).
+            broken: parts that are wrong in this forward; see `tinyllm.inside.lab`.
         """
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
@@ -320,7 +338,7 @@ class LM:
             self.model,
             prompt.tokens.tolist(),
             names_filter,
-            hooks=self._hooks.active,
+            under=Conditions(self._hooks.active, breakages(broken) + broken_here()),
             image_positions=prompt.image_positions,
             image_rows=prompt.image_rows,
         )
@@ -346,13 +364,16 @@ class LM:
         key: int | None = None,
         dim: int | None = None,
     ) -> Explanation:
-        """One entry of one activation as its formula, with the actual values put in.
+        """One number of a prompt's forward as its formula, with the actual values put in.
+
+        A step, and what `peek` gives, have an `explain` of their own: of their forward, and of what
+        the sampler made of its logits.
 
         Args:
-            name: a hook point, as in "blocks.3.attn.hook_pattern".
+            name: a hook point, as in "blocks.3.attn.hook_pattern", or "logits".
             pos: which token of the prompt; negative ones count from the end.
-            prompt: default: the one that this model saw last.
-            head, key, dim: the entry's other indices; see `tinyllm.inside.explain`.
+            prompt: default: the one that this model was given last.
+            head, key, dim: the entry's other indices; see `LooksInside.explain`.
         """
         if prompt is None:
             prompt = self._last_prompt
@@ -361,17 +382,17 @@ class LM:
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt)
         self._last_prompt = prompt
-        return explain(
+        check_index("pos", pos, len(prompt.tokens))
+        end = pos % len(prompt.tokens) + 1
+        where, rows = images_between(prompt.image_positions, prompt.image_rows, 0, end)
+        next_token = Session(
             self.model,
-            prompt.tokens.tolist(),
-            name,
-            pos,
-            head=head,
-            key=key,
-            dim=dim,
-            hooks=self._hooks.active,
-            token_text=self.tokenizer.token_text,
-            kernels=self.runner.dtype,
-            image_positions=prompt.image_positions,
-            image_rows=prompt.image_rows,
-        )
+            self.tokenizer,
+            prompt.tokens[:end].tolist(),
+            capacity=end,
+            image_positions=where,
+            image_rows=rows,
+            hooks=self._hooks,
+        ).peek()
+        next_token.rerun.dtype = self.runner.dtype  # whose kernels are asked, too
+        return next_token.explain(name, head=head, key=key, dim=dim)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import reference as ops
 from tinyllm.kv_cache import KVCache
-from tinyllm.runner import Array, Segment, Wanted, weights_fingerprint
+from tinyllm.runner import Array, Segment, Wanted, images_between, weights_fingerprint
 
 Tap = Callable[[str, Array], Array]
 
@@ -327,17 +327,14 @@ class Model:
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             is_last = start + chunk >= len(ids)
-            inside = rows = None
-            if image_positions is not None and image_rows is not None:
-                here = (image_positions >= start) & (image_positions < start + len(part))
-                inside, rows = image_positions[here] - start, image_rows[here]
+            where, rows = images_between(image_positions, image_rows, start, start + len(part))
             wanted: Wanted = logits if is_last or logits == "all" else "none"
             parts.append(
                 self.forward(
                     part,
                     cache,
                     logits=wanted,
-                    image_positions=inside,
+                    image_positions=where,
                     image_rows=rows,
                     tap=tap,
                 )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.runner import images_between
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -29,9 +31,4 @@ class Prompt:
     ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
         """The image positions from `start` to before `stop`, counted from `start`, and their rows;
         None twice where there is no image."""
-        if self.image_positions is None or self.image_rows is None:
-            return None, None
-        first, last = np.searchsorted(self.image_positions, [start, stop])
-        if first == last:
-            return None, None
-        return self.image_positions[first:last] - start, self.image_rows[first:last]
+        return images_between(self.image_positions, self.image_rows, start, stop)

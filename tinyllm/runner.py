@@ -32,6 +32,29 @@ class Segment:
     image_rows: NDArray[np.float32] | None = None  # (M, dim), in place of the embeddings there
 
 
+def images_between(
+    positions: NDArray[np.int64] | None,
+    rows: NDArray[np.float32] | None,
+    start: int,
+    stop: int,
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
+    """Which of an image's rows fall into the tokens from `start` to before `stop`.
+
+    Args:
+        positions: (M,) ascending, where rows stand in for tokens.
+        rows: (M, dim).
+
+    Returns:
+        Their positions counted from `start`, and the rows; None twice where there are none.
+    """
+    if positions is None or rows is None:
+        return None, None
+    first, last = np.searchsorted(positions, [start, stop])
+    if first == last:
+        return None, None
+    return positions[first:last] - start, rows[first:last]
+
+
 class Runner(Protocol):
     """What generation needs of a model, whichever path computes it."""
 

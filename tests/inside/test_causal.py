@@ -10,7 +10,7 @@ import pytest
 from tests.test_what_must_hold import IMAGE_AT, IMAGE_ROWS
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
-from tinyllm.inside.hooks import HookContext, HookSet, make_hooks
+from tinyllm.inside.hooks import Conditions, HookContext, HookSet, make_hooks
 from tinyllm.inside.replay import run_with_cache
 from tinyllm.runner import Array
 from tinyllm.sampler import SamplingParams, log_normalizer
@@ -39,7 +39,7 @@ def by_hooks(session: Session, index: int, name: str, head: int | None = None) -
 
     hooks = make_hooks(CONFIG, [(name, zero)], [step.position - 1])
     logits, _ = run_with_cache(
-        MODEL, step.tokens_before, (), hooks=hooks,
+        MODEL, step.tokens_before, (), under=Conditions(tuple(hooks)),
         image_positions=session.image_positions, image_rows=session.image_rows,
     )  # fmt: skip
     return float(logits[-1][step.token]) - log_normalizer(logits[-1].astype(np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,13 +11,12 @@ import numpy as np
 import pytest
 
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
-from tinyllm.decode import Candidate, Candidates, Session
-from tinyllm.inside import display
-from tinyllm.inside.display import bar, percent, table, visible
-from tinyllm.inside.explain import explain
-from tinyllm.inside.hooks import HookPoints, hook_points
+from tinyllm.decode import Session
+from tinyllm.inside.points import HookPoints, hook_points
 from tinyllm.inside.replay import run_with_cache
 from tinyllm.sampler import SamplingParams
+from tinyllm.step import Candidate, Candidates
+from tinyllm.text.shown import MAX_ROWS, bar, percent, table, visible
 
 MODEL = tiny_model()
 PROMPT = list(b"A < B & C")
@@ -46,10 +46,8 @@ def shown(session: Session) -> dict[str, Any]:
         "activations": activations,
         "causal": step.causal_map(),
         "hook points": HookPoints(hook_points(CONFIG)),
-        "explanation": explain(
-            MODEL, PROMPT, "blocks.1.attn.hook_pattern", -1, head=1, key=2,
-            token_text=bytes_tokenizer().token_text,
-        ),
+        "explanation": step.explain("blocks.1.attn.hook_pattern", head=1, key=2),
+        "next token": session.peek(),
     }  # fmt: skip
 
 
@@ -93,7 +91,7 @@ def test_html_is_a_plain_table(session: Session, name: str) -> None:
     html = shown(session)[name]._repr_html_()
     plain = parsed(html)
     assert plain.tags <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "p", "b"}
-    assert plain.attributes <= {"align", "colspan"}
+    assert plain.attributes <= {"style", "colspan"}
     assert "http" not in html
     assert len(html) < 60_000
     assert re.search(r"[A-Za-z]", plain.text)
@@ -144,16 +142,21 @@ def test_markup_in_a_token_stays_text() -> None:
 
 
 def test_a_table_is_capped_and_says_so() -> None:
-    html = table(["n"], ([i] for i in range(display.MAX_ROWS + 7)), more="and that is that")
-    assert html.count("<tr>") == display.MAX_ROWS + 2
+    html = table(["n"], ([i] for i in range(MAX_ROWS + 7)), more="and that is that")
+    assert html.count("<tr>") == MAX_ROWS + 2
     assert "7 more rows are not shown; and that is that" in html
-    assert "not shown" not in table(["n"], ([i] for i in range(display.MAX_ROWS)))
+    assert "not shown" not in table(["n"], ([i] for i in range(MAX_ROWS)))
 
 
 def test_numbers_go_to_the_right_and_text_to_the_left() -> None:
     html = table(["what", "how many"], [("tokens", 49152), ("share", 0.5)], "a caption")
-    assert '<td align="left">tokens</td><td align="right">49,152</td>' in html
-    assert '<caption align="top">a caption</caption>' in html
+    left, right = '<td style="text-align: left">', '<td style="text-align: right">'
+    assert f"{left}tokens</td>{right}49,152</td>" in html
+    assert '<th style="text-align: right">how many</th>' in html
+    assert '<caption style="caption-side: top">a caption</caption>' in html
+    for number in ("1.2%", "−3.5", "<0.0001%", "1,024", "2.25 ms"):
+        assert right + escape(number) in table(["x"], [(number,)])
+    assert f"{left}3 tokens" in table(["x"], [("3 tokens",)])
 
 
 @pytest.mark.parametrize(
@@ -166,11 +169,19 @@ def test_a_bar_is_as_long_as_its_share(fraction: float, drawn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0, "0"), (1, "100.0%"), (0.0123, "1.2%"), (0.001, "0.1%"), (2e-5, "0.002%")]
+    ("p", "text"),
+    [
+        (0, "0"),
+        (1, "100.0%"),
+        (0.0123, "1.2%"),
+        (0.001, "0.1%"),
+        (2e-5, "0.002%"),
+        (3e-52, "<0.0001%"),
+    ],
 )
 def test_a_probability_never_looks_like_none(p: float, text: str) -> None:
     assert percent(p) == text
 
 
 def test_spaces_show() -> None:
-    assert visible(" the cat") == "␣the␣cat"
+    assert visible(" the cat") == "·the·cat"

@@ -11,15 +11,20 @@ import pytest
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
-from tinyllm.inside import hooks as hooks_module
 from tinyllm.inside.hooks import (
+    Conditions,
     HookContext,
     HookNeverRan,
-    HookPoints,
     HookSet,
     HookTap,
-    hook_points,
     make_hooks,
+)
+from tinyllm.inside.points import (
+    POINTS,
+    HookPoints,
+    Point,
+    check_points,
+    hook_points,
     match_names,
 )
 from tinyllm.inside.replay import run_with_cache
@@ -108,12 +113,16 @@ def test_none_leaves_the_array_and_a_replacement_is_used() -> None:
     def look(act: Array, *, hook: HookContext) -> None:
         seen.append((hook.name, hook.layer, hook.positions.tolist(), act.shape))
 
-    looked, _ = run_with_cache(MODEL, PROMPT, hooks=make_hooks(CONFIG, [("*.hook_q", look)]))
+    looked, _ = run_with_cache(
+        MODEL, PROMPT, under=Conditions(tuple(make_hooks(CONFIG, [("*.hook_q", look)])))
+    )
     np.testing.assert_array_equal(looked, plain)
     n = len(PROMPT)
     assert seen == [(f"blocks.{i}.attn.hook_q", i, list(range(n)), (n, 6, 4)) for i in range(3)]
     hooked, changed = run_with_cache(
-        MODEL, PROMPT, hooks=make_hooks(CONFIG, [("blocks.1.hook_mlp_out", zero)])
+        MODEL,
+        PROMPT,
+        under=Conditions(tuple(make_hooks(CONFIG, [("blocks.1.hook_mlp_out", zero)]))),
     )
     assert np.abs(hooked - plain).max() > 0.1
     np.testing.assert_array_equal(changed["blocks.0.hook_resid_post"], acts["resid_post", 0])
@@ -133,7 +142,7 @@ def test_none_leaves_the_array_and_a_replacement_is_used() -> None:
 def test_a_result_that_does_not_fit_raises(result: Any, message: str) -> None:
     hooks = make_hooks(CONFIG, [("hook_embed", lambda act, *, hook: result(act))])
     with pytest.raises(HookError, match=message):
-        run_with_cache(MODEL, PROMPT, hooks=hooks)
+        run_with_cache(MODEL, PROMPT, under=Conditions(tuple(hooks)))
 
 
 def test_a_change_in_place_raises() -> None:
@@ -142,8 +151,8 @@ def test_a_change_in_place_raises() -> None:
 
     for positions in ("all", [1]):
         hooks = make_hooks(CONFIG, [("hook_embed", scribble)], positions)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="read-only"):
-            run_with_cache(MODEL, PROMPT, hooks=hooks)
+        with pytest.raises(HookError, match="in place; change a copy and return that"):
+            run_with_cache(MODEL, PROMPT, under=Conditions(tuple(hooks)))
 
 
 @pytest.mark.parametrize("positions", ["everywhere", [-1], [], [0.5], [[1]]])
@@ -166,17 +175,17 @@ def test_positions_are_absolute_with_and_without_the_cache(name: str) -> None:
         return act * np.float32(0.5)
 
     hooks = make_hooks(CONFIG, [(name, half)], positions)
-    whole, _ = run_with_cache(MODEL, PROMPT, hooks=hooks)
+    whole, _ = run_with_cache(MODEL, PROMPT, under=Conditions(tuple(hooks)))
     assert seen == positions
     seen.clear()
     cache, rows = MODEL.new_cache(40), []
     for token in PROMPT:
-        tap = HookTap(CONFIG, cache, hooks, len(PROMPT))
+        tap = HookTap(MODEL, cache, Conditions(tuple(hooks)), len(PROMPT))
         rows.append(MODEL.forward([token], cache, tap=tap)[-1])
     assert seen == positions
     np.testing.assert_allclose(np.stack(rows), whole, atol=5e-5)
     cache, seen_in_chunks = MODEL.new_cache(40), len(seen)
-    tap = HookTap(CONFIG, cache, hooks, len(PROMPT))
+    tap = HookTap(MODEL, cache, Conditions(tuple(hooks)), len(PROMPT))
     chunked = MODEL.prefill(PROMPT, cache, logits="all", chunk=4, tap=tap)
     assert seen[seen_in_chunks:] == positions
     np.testing.assert_allclose(chunked, whole, atol=5e-5)
@@ -208,7 +217,7 @@ def test_hooked_decoding_equals_hooked_prefill() -> None:
     with hook_set.set(hooks):
         s = session(hook_set)
         steps = [s.step() for _ in range(5)]
-        whole, _ = run_with_cache(MODEL, s.tokens[:-1], hooks=hooks)
+        whole, _ = run_with_cache(MODEL, s.tokens[:-1], under=Conditions(tuple(hooks)))
         for step in steps:
             np.testing.assert_allclose(step.logits, whole[step.position - 1], atol=5e-5)
             assert step.replay_error < 1e-5  # a replay runs under the step's own hooks
@@ -278,7 +287,7 @@ class OtherPath:
     forward_batch = staticmethod(MODEL.forward_batch)
 
 
-def test_the_compiled_path_refuses_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_path_refuses_hooks() -> None:
     hook_set = HookSet()
     s = Session(OtherPath(), bytes_tokenizer(), PROMPT, SamplingParams(seed=0), hooks=hook_set)
     s.step()
@@ -288,5 +297,19 @@ def test_the_compiled_path_refuses_hooks(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         s.step()
     s.step()
-    monkeypatch.setattr(hooks_module, "READABLE_ONLY", ["a break"])
-    assert hooks_module.needs_readable_path(hook_set)
+
+
+def test_the_table_of_points_is_held_against_model_py() -> None:
+    """A row too many or too few is said by its name, when the module is imported."""
+    tapped = {p.suffix.removeprefix("attn.").removeprefix("mlp.") for p in POINTS}
+    check_points(POINTS, tapped)
+    check_points(POINTS, [])  # no source at hand
+    with pytest.raises(RuntimeError, match="no row for hook_new, which model"):
+        check_points(POINTS, {*tapped, "hook_new"})
+    with pytest.raises(RuntimeError, match="a row for hook_embed, which model"):
+        check_points(POINTS, tapped - {"hook_embed"})
+    with pytest.raises(RuntimeError, match="two rows for hook_embed"):
+        check_points([*POINTS, POINTS[0]], tapped)
+    odd = Point("hook_embed", ("T", "width"), "", "", POINTS[0].formula)
+    with pytest.raises(RuntimeError, match=r"axes .*lacks a meaning"):
+        check_points([odd, *POINTS[1:]], tapped)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from tests.tiny import bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
-from tinyllm.inside import hooks
-from tinyllm.inside.lab import BREAKAGES, break_it, first_difference
+from tinyllm.inside.hooks import Conditions
+from tinyllm.inside.lab import BREAKAGES, break_it, breakages, first_difference
+from tinyllm.inside.replay import run_with_cache
 from tinyllm.kernels import reference as ops
 from tinyllm.sampler import SamplingParams
 
@@ -49,7 +53,6 @@ def test_the_first_difference_is_where_the_mistake_is(name: str) -> None:
     assert found.name in repr(found)
     assert found.relative > 0
     assert operations() == before
-    assert hooks.READABLE_ONLY == []
 
 
 def test_two_equal_models_do_not_differ() -> None:
@@ -66,19 +69,56 @@ def test_two_models_part_where_a_weight_differs() -> None:
     assert found.source.startswith("model.py:")
 
 
-def test_the_broken_model_is_wrong_inside_the_block_only() -> None:
-    right = MODEL.forward(PROMPT, MODEL.new_cache(50))
-    broken = break_it("rope-pairing")
-    for _ in range(2):
-        with broken:
-            wrong = MODEL.forward(PROMPT, MODEL.new_cache(50))
-        assert np.abs(wrong - right).max() > 0.1
-    with pytest.raises(ZeroDivisionError), broken:
+def logits_of(broken: tuple[str, ...] = ()) -> np.ndarray:
+    return run_with_cache(MODEL, PROMPT, (), under=Conditions(broken=breakages(broken)))[0]
+
+
+def test_one_caller_is_broken_and_another_whole_at_the_same_time() -> None:
+    """A breakage is an argument: no other forward notices, in whatever thread it runs."""
+    right, wrong = logits_of(), logits_of(("rope-pairing",))
+    assert np.abs(wrong - right).max() > 0.1
+    together = threading.Barrier(2, timeout=60)
+
+    def run(broken: tuple[str, ...]) -> list[np.ndarray]:
+        together.wait()
+        return [logits_of(broken) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        whole, broken = pool.submit(run, ()), pool.submit(run, ("rope-pairing",))
+        for a, b in zip(whole.result(), broken.result(), strict=True):
+            np.testing.assert_array_equal(a, right)
+            np.testing.assert_array_equal(b, wrong)
+
+
+def test_a_with_block_breaks_this_thread_alone() -> None:
+    params = SamplingParams(temperature=0)
+
+    def peeked() -> np.ndarray:
+        return Session(MODEL, bytes_tokenizer(), PROMPT, params).peek().logits
+
+    right = peeked()
+    with break_it("rope-pairing"), ThreadPoolExecutor(1) as pool:
+        assert np.abs(peeked() - right).max() > 0.1
+        np.testing.assert_array_equal(pool.submit(peeked).result(), right)
+    with pytest.raises(ZeroDivisionError), break_it("rope-pairing"):
         raise ZeroDivisionError
-    np.testing.assert_array_equal(MODEL.forward(PROMPT, MODEL.new_cache(50)), right)
-    with broken, pytest.raises(RuntimeError, match="already broken"), break_it("norm-eps"):
-        pass
-    np.testing.assert_array_equal(MODEL.forward(PROMPT, MODEL.new_cache(50)), right)
+    np.testing.assert_array_equal(peeked(), right)
+
+
+def test_two_parts_can_be_broken_at_once() -> None:
+    both = logits_of(("rope-pairing", "activation"))
+    assert np.abs(both - logits_of(("rope-pairing",))).max() > 0.01
+    assert np.abs(both - logits_of(("activation",))).max() > 0.01
+
+
+def test_a_broken_session_is_looked_into_as_it_is() -> None:
+    """Replay, lens and causal map are of the broken forward."""
+    params = SamplingParams(temperature=0)
+    broken = breakages("softmax-scale")
+    session = Session(MODEL, bytes_tokenizer(), PROMPT, params, broken=broken)
+    steps = session.run(3, beyond_end=True)
+    assert all(step.replay_error < 1e-5 for step in steps)
+    assert steps[1].causal_map().logprob == pytest.approx(steps[1].logprob, abs=1e-4)
 
 
 def test_a_session_notices_that_something_was_broken_meanwhile() -> None:

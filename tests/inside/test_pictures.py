@@ -24,8 +24,7 @@ PROMPT = list(b"The cat")
 def session() -> Session:
     params = SamplingParams(temperature=0.8, top_k=6, seed=3)
     session = Session(MODEL, bytes_tokenizer(), PROMPT, params)
-    for _ in range(80):
-        session.step()
+    session.run(80, beyond_end=True)
     return session
 
 
@@ -91,7 +90,7 @@ def test_attention_is_darker_where_more_is_taken(written: list[str]) -> None:
     pattern = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]]])
     picture = pictures.attention(pattern, ["a", " b", "c"], title="layer 3")
     assert "layer 3" in written
-    assert written.count("␣b") == 2  # down and across
+    assert written.count("·b") == 2  # down and across
     assert area(picture, BLUE) == 2 * (14 * SCALE) ** 2  # two whole cells
     some = pictures._blend(BLUE, 0.9**0.5)
     assert area(picture, some) == (14 * SCALE) ** 2
@@ -173,4 +172,4 @@ def test_curves_over_one_point_or_of_zeros() -> None:
 def test_letters_that_the_font_has_not_are_named() -> None:
     assert printable("plain ASCII: {}~") == "plain ASCII: {}~"
     assert printable("日") == "[65E5]"
-    assert printable("␣→🙂") == "_>[1F642]"
+    assert printable("·→🙂") == "·>[1F642]"

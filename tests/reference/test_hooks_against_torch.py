@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tinyllm
-from tinyllm.inside.hooks import hook_points
+from tinyllm.inside.points import hook_points
 from tinyllm.lm import LM
 
 pytestmark = pytest.mark.reference

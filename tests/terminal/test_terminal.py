@@ -108,18 +108,18 @@ def test_stepping_with_one_key_a_token(run: Callable[..., Terminal], tmp_path: P
         t.process.send("\r")
         t.shows(f"step {n}")
     t.shows("The capital of France is")
-    t.shows("→ ● ␣Paris")
+    t.shows("→ ● ·Paris")
     # Choose another …
     t.process.send("\x1b[B")
-    second = t.until(lambda s: "→   ␣" in s)
+    second = t.until(lambda s: "→   ·" in s)
     chosen = next(line for line in second.splitlines() if line.startswith("→")).split()[1]
     t.process.send("\r")
     t.shows("step 6")
-    t.shows(f"France is{chosen.replace('␣', ' ')}")
+    t.shows(f"France is{chosen.replace('·', ' ')}")
     # … and go back, which finds the same candidates again.
     t.process.send("\x7f")
     t.shows("step 5")
-    t.shows("→ ● ␣Paris")
+    t.shows("→ ● ·Paris")
     t.process.send("\r")
     t.shows("France is Paris")
     t.process.send("\r")
@@ -137,7 +137,7 @@ def test_stepping_with_one_key_a_token(run: Callable[..., Terminal], tmp_path: P
     # What was saved can be looked at again.
     page = tmp_path / "trace.html"
     t = run("inspect", str(saved), "--step", "5")
-    t.shows("␣Paris")
+    t.shows("·Paris")
     assert t.ends() == 0
     t = run("inspect", str(saved), "--html", str(page))
     assert t.ends() == 0

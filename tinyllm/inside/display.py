@@ -1,79 +1,21 @@
-"""How things look in a notebook: plain HTML tables with unicode bars.
-
-No script, no style sheet, nothing from a network: notebook viewers strip those. Every table is
-capped, and says what it left out.
-"""
+"""What a notebook shows of a step and of what went on inside: tables made by `text.shown`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tinyllm.text.shown import MAX_ROWS, bar, number, percent, table, visible
+
 if TYPE_CHECKING:
     from tinyllm.config import ModelConfig
-    from tinyllm.decode import CacheView, Candidates, Step
-    from tinyllm.distribution import Stages
     from tinyllm.inside.causal import CausalMap
     from tinyllm.inside.explain import Explanation
-    from tinyllm.inside.hooks import HookPoints
+    from tinyllm.inside.points import HookPoints
     from tinyllm.inside.replay import ActivationCache, LogitLens, Timing
-
-MAX_ROWS = 40
-EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-
-def bar(fraction: float, width: int = 16) -> str:
-    """A horizontal bar, `width` characters at 1; an eighth of a character is the finest step."""
-    eighths = round(float(np.clip(fraction, 0.0, 1.0)) * width * 8)
-    if eighths == 0 and fraction > 0:
-        return EIGHTHS[1]  # something is there
-    full, rest = divmod(eighths, 8)
-    return EIGHTHS[8] * full + (EIGHTHS[rest] if rest else "")
-
-
-def visible(text: str) -> str:
-    """Token text with its spaces shown."""
-    return text.replace(" ", "␣")
-
-
-def percent(p: float) -> str:
-    """A probability for a table."""
-    if p == 0:
-        return "0"
-    return f"{p:.1%}" if p >= 0.001 else f"{p * 100:.1g}%"
-
-
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", more: str = ""
-) -> str:
-    """An HTML table; strings to the left, numbers to the right; `more` is said below it."""
-    shown: list[Sequence[Any]] = []
-    left_out = 0
-    for row in rows:
-        if len(shown) < MAX_ROWS:
-            shown.append(row)
-        else:
-            left_out += 1
-    if left_out:
-        more = "; ".join(filter(None, [f"{left_out} more rows are not shown", more]))
-    parts = ["<table>"]
-    if caption:
-        parts.append(f'<caption align="top">{escape(caption)}</caption>')
-    parts.append(f"<thead><tr>{''.join(_cell(h, 'th') for h in headers)}</tr></thead><tbody>")
-    parts += [f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in shown]
-    if more:
-        parts.append(f'<tr><td align="left" colspan="{len(headers)}">… {escape(more)}</td></tr>')
-    return "".join([*parts, "</tbody></table>"])
-
-
-def _cell(value: Any, tag: str = "td") -> str:
-    if isinstance(value, str):
-        return f'<{tag} align="left">{escape(value)}</{tag}>'
-    number = f"{value:,}" if isinstance(value, int) else str(value)
-    return f'<{tag} align="right">{escape(number)}</{tag}>'
+    from tinyllm.step import CacheView, Candidates, Step
 
 
 def candidates_html(candidates: Candidates) -> str:
@@ -84,7 +26,7 @@ def candidates_html(candidates: Candidates) -> str:
             c.rank,
             visible(c.text),
             c.token,
-            _number(c.logit, 2),
+            number(c.logit, 2),
             percent(c.p_raw),
             bar(c.p_raw),
             percent(c.p) if c.kept else "",
@@ -94,16 +36,6 @@ def candidates_html(candidates: Candidates) -> str:
     ]
     headers = ["", "rank", "token", "id", "logit", "p raw", "", "p", ""]
     return table(headers, rows)
-
-
-def stages_html(stages: Stages) -> str:
-    """How many tokens each filter left, and how much raw probability they hold."""
-    rows, before = [], None
-    for stage in stages:
-        cut = "" if before is None or before == stage.n_kept else f"−{before - stage.n_kept:,}"
-        rows.append((stage.name, stage.n_kept, cut, percent(stage.mass), bar(stage.mass)))
-        before = stage.n_kept
-    return table(["stage", "tokens left", "cut", "raw probability left", ""], rows)
 
 
 def step_html(step: Step) -> str:
@@ -149,7 +81,7 @@ def activations_html(activations: ActivationCache) -> str:
     for name, array in list(activations.items())[:MAX_ROWS]:
         finite = array[np.isfinite(array)]
         spread = (finite.min(), finite.mean(), finite.max()) if finite.size else (np.nan,) * 3
-        rows.append((name, str(array.shape), *(_number(float(x), 3) for x in spread)))
+        rows.append((name, str(array.shape), *(number(float(x), 3) for x in spread)))
     left_out = len(activations) - len(rows)
     more = f"{left_out} more arrays are not shown" if left_out else ""
     caption = f"{len(activations)} arrays, {activations.nbytes / 1e6:.1f} MB"
@@ -250,7 +182,3 @@ def hook_points_text(points: HookPoints) -> str:
 def _other_layers(points: HookPoints) -> str:
     last = max((p.layer for p in points if p.layer is not None), default=0)
     return f"the same for layers 1 to {last}" if last else ""
-
-
-def _number(x: float, digits: int) -> str:
-    return f"{x:.{digits}f}".replace("-", "−")

@@ -1,177 +1,29 @@
-"""Hook points: the named places in a forward pass where an array can be looked at or replaced.
+"""Hooks: a user's functions at hook points, and the `tap` that runs them in a forward.
 
-The names are TransformerLens's (https://github.com/TransformerLensOrg/TransformerLens); the
-weights are raw, so the numbers are the reference implementation's. `model.py` calls its `tap` at
-each of these places; this file says what is there, and turns a user's functions into a tap.
+`model.py` calls its tap with a name and an array at each hook point (`points.py` lists them) and
+goes on with what the tap returns: first what a broken part makes of it, then what the hooks do.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm import model as model_module
 from tinyllm.config import ModelConfig
 from tinyllm.errors import HookError
+from tinyllm.inside.breakage import Breakage, Scene
+from tinyllm.inside.points import EMBED, HookPoint, NamesFilter, match_names, points_by_name
 from tinyllm.kv_cache import Cache
-from tinyllm.model import Tap
+from tinyllm.model import Model, Tap
 from tinyllm.runner import Array
 
-NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 Positions = Literal["all", "prompt", "generated"] | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One kind of hook point, the same in every layer."""
-
-    suffix: str  # of the name, behind "blocks.{i}."
-    axes: tuple[str, ...]  # T computed now, S visible, or a field of ModelConfig
-    meaning: str
-    tensor: str = ""  # the checkpoint's tensor that it was just computed with, if any
-
-
-SITES = (
-    Site("hook_resid_pre", ("T", "dim"), "residual stream entering the layer"),
-    Site("ln1.hook_normalized", ("T", "dim"), "what attention reads: normed and weighted",
-         "input_layernorm.weight"),
-    Site("attn.hook_q", ("T", "n_heads", "head_dim"), "queries, before rotary",
-         "self_attn.q_proj.weight"),
-    Site("attn.hook_k", ("T", "n_kv_heads", "head_dim"), "keys, before rotary",
-         "self_attn.k_proj.weight"),
-    Site("attn.hook_v", ("T", "n_kv_heads", "head_dim"), "values", "self_attn.v_proj.weight"),
-    Site("attn.hook_rot_q", ("T", "n_heads", "head_dim"), "queries turned to their position"),
-    Site("attn.hook_rot_k", ("T", "n_kv_heads", "head_dim"),
-         "keys turned to their position, as the cache keeps them"),
-    Site("attn.hook_attn_scores", ("n_heads", "T", "S"),
-         "q·k / sqrt(head_dim), -inf where the mask hides"),
-    Site("attn.hook_pattern", ("n_heads", "T", "S"), "softmax of the scores: rows sum to 1"),
-    Site("attn.hook_z", ("T", "n_heads", "head_dim"), "values mixed by the pattern"),
-    Site("hook_attn_out", ("T", "dim"), "what attention adds", "self_attn.o_proj.weight"),
-    Site("hook_resid_mid", ("T", "dim"), "residual stream between attention and MLP"),
-    Site("ln2.hook_normalized", ("T", "dim"), "what the MLP reads: normed and weighted",
-         "post_attention_layernorm.weight"),
-    Site("mlp.hook_pre", ("T", "hidden_dim"), "gate, before its SiLU", "mlp.gate_proj.weight"),
-    Site("mlp.hook_pre_linear", ("T", "hidden_dim"), "up projection", "mlp.up_proj.weight"),
-    Site("mlp.hook_post", ("T", "hidden_dim"), "silu(gate) · up"),
-    Site("hook_mlp_out", ("T", "dim"), "what the MLP adds", "mlp.down_proj.weight"),
-    Site("hook_resid_post", ("T", "dim"), "residual stream leaving the layer"),
-)  # fmt: skip
-EMBED = Site("hook_embed", ("T", "dim"), "rows of the embedding table (image rows in their place)",
-             "model.embed_tokens.weight")  # fmt: skip
-FINAL = Site("ln_final.hook_normalized", ("T", "dim"), "what the unembedding reads",
-             "model.norm.weight")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HookPoint:
-    """A named place in the forward pass."""
-
-    name: str
-    axes: tuple[str, ...]
-    meaning: str
-    tensor: str  # full checkpoint name, "" where no tensor is applied
-    source: str  # "model.py:123", where the tap is
-    layer: int | None
-
-    def shape(self, config: ModelConfig, n_tokens: int, n_visible: int) -> tuple[int, ...]:
-        """The array's shape when T tokens are computed and S positions are visible."""
-        sizes = {"T": n_tokens, "S": n_visible}
-        return tuple(sizes[a] if a in sizes else int(getattr(config, a)) for a in self.axes)
-
-    @property
-    def position_axis(self) -> int:
-        """The axis that counts the tokens being computed."""
-        return self.axes.index("T")
-
-
-@lru_cache(maxsize=8)
-def hook_points(config: ModelConfig) -> tuple[HookPoint, ...]:
-    """Every hook point of a model, in the order in which a forward pass meets them."""
-    lines = _tap_lines()
-
-    def point(site: Site, layer: int | None) -> HookPoint:
-        name, tensor = site.suffix, site.tensor
-        if layer is not None:
-            name = f"blocks.{layer}.{name}"
-            tensor = tensor and f"model.layers.{layer}.{tensor}"
-        source = lines.get(site.suffix.removeprefix("attn.").removeprefix("mlp."), "model.py")
-        return HookPoint(name, site.axes, site.meaning, tensor, source, layer)
-
-    in_layers = [point(site, i) for i in range(config.n_layers) for site in SITES]
-    return (point(EMBED, None), *in_layers, point(FINAL, None))
-
-
-@lru_cache(maxsize=8)
-def points_by_name(config: ModelConfig) -> dict[str, HookPoint]:
-    """The hook points by name."""
-    return {p.name: p for p in hook_points(config)}
-
-
-@lru_cache(maxsize=1)
-def _tap_lines() -> dict[str, str]:
-    """Hook name as written in model.py → "model.py:LINE"."""
-    path = Path(inspect.getsourcefile(model_module) or "model.py")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:  # a frozen or zipped install has no source to point to
-        return {}
-    return {
-        name: f"{path.name}:{number}"
-        for number, line in enumerate(text.splitlines(), 1)
-        for name in re.findall(r'tap\(\s*f?"(?:\{hook\}\.)?([\w.]+)"', line)
-    }
-
-
-def match_names(config: ModelConfig, names: NamesFilter) -> list[str]:
-    """The hook points that a filter selects, in forward order.
-
-    Args:
-        names: a name or glob ("blocks.*.attn.hook_pattern"; * crosses dots), several of them, a
-            function of the name, or None for all.
-
-    Raises:
-        HookError: a name or glob that fits no hook point; the message has the nearest ones.
-    """
-    known = [p.name for p in hook_points(config)]
-    if names is None:
-        return known
-    if callable(names):
-        chosen = {name for name in known if names(name)}
-        if not chosen:
-            raise HookError("the names filter selects no hook point; lm.hook_points() lists them")
-    else:
-        chosen = set()
-        for pattern in [names] if isinstance(names, str) else list(names):
-            found = [name for name in known if fnmatchcase(name, pattern)]
-            if not found:
-                raise HookError(_unknown(pattern, known, config))
-            chosen.update(found)
-    return [name for name in known if name in chosen]
-
-
-def _unknown(pattern: str, known: list[str], config: ModelConfig) -> str:
-    message = f"there is no hook point {pattern!r}"
-    if (block := re.match(r"blocks\.(\d+)\.", pattern)) and int(block[1]) >= config.n_layers:
-        return f"{message}: the model's layers are 0 to {config.n_layers - 1}"
-    near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
-    # "hook_z" alone is nearer to "blocks.0.attn.hook_z" than letter counting thinks.
-    tail = pattern.rsplit(".", 1)[-1].strip("*")
-    near = ([k for k in known if tail and k.endswith(tail)][:2] + near)[:3]
-    nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
-    return f"{message}{nearest} (lm.hook_points() lists all)"
 
 
 @dataclass(frozen=True)
@@ -244,7 +96,16 @@ class Hook:
         # A change in place would be neither "unchanged" nor a replacement: let numpy refuse it.
         rows.flags.writeable = False
         self.n_calls += 1
-        new = self.fn(rows, hook=HookContext(point.name, point.layer, positions[mask], point))
+        context = HookContext(point.name, point.layer, positions[mask], point)
+        try:
+            new = self.fn(rows, hook=context)
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            raise HookError(
+                f"a hook at {point.name} tried to change its array in place; change a copy and "
+                "return that: out = act.copy(); out[…] = …; return out"
+            ) from error
         if new is None:
             return act
         _check_replacement(point.name, rows, new)
@@ -276,48 +137,86 @@ def make_hooks(
     return [Hook(frozenset(match_names(config, names)), fn, positions) for names, fn in hooks]
 
 
+class Conditions(NamedTuple):
+    """What a forward runs under: with another hook or breakage it gives other numbers."""
+
+    hooks: tuple[Hook, ...] = ()
+    broken: tuple[Breakage, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything at all, which the readable path alone can do."""
+        return bool(self.hooks or self.broken)
+
+
+WHOLE = Conditions()
+
+
 class HookTap:
-    """A `tap` for Model.forward that runs hooks, then hands the array to a recorder.
+    """A `tap` for Model.forward: breakages, then hooks, then a recorder.
 
     It counts positions from the cache's length at each forward's first hook point, so they are
     absolute however a sequence is cut into forwards.
 
     Args:
-        config: the model's.
+        model: the one that runs.
         cache: the one that the forward appends to.
-        hooks: run in order at each point.
+        under: what is broken, and the hooks, which run in order at each point.
         n_prompt: tokens of the prompt, for positions="prompt" and "generated".
         record: called as record(name, array) with what the forward goes on with.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
+        model: Model,
         cache: Cache,
-        hooks: Sequence[Hook],
+        under: Conditions,
         n_prompt: int,
         record: Callable[[str, Array], None] | None = None,
     ) -> None:
-        self._points = points_by_name(config)
-        self._cache, self._hooks, self._n_prompt, self._record = cache, hooks, n_prompt, record
+        self._model, self._points = model, points_by_name(model.config)
+        self._cache, self._under, self._n_prompt, self._record = cache, under, n_prompt, record
         self._positions = np.zeros(0, np.int64)
+        self._seen: dict[str, Array] = {}
+        if under.broken and (beyond := model.config.beyond_llama()):
+            raise HookError(
+                f"the lab breaks a Llama's formulas; this {model.config.family} differs in "
+                f"{', '.join(beyond)}"
+            )
 
     def __call__(self, name: str, array: Array) -> Array:
-        if name == EMBED.suffix:
+        if name == EMBED:
             self._positions = np.arange(self._cache.length, self._cache.length + len(array))
-        for hook in self._hooks:
+        point = self._points[name]
+        for breakage in self._under.broken:
+            if (wrong := breakage.wrong.get(point.kind.suffix)) is not None:
+                array = wrong(self._scene(point, array))
+        for hook in self._under.hooks:
             if name in hook.names:
-                point = self._points[name]
                 here = self._positions[-array.shape[point.position_axis] :]  # the last row alone,
                 array = hook.run(point, array, here, self._n_prompt)  # at ln_final, may be wanted
+        if self._under.broken:
+            self._seen[point.kind.suffix] = array
         if self._record is not None:
             self._record(name, array)
         return array
 
+    def _scene(self, point: HookPoint, right: Array) -> Scene:
+        model = self._model
+        return Scene(
+            config=model.config,
+            weights=model.weights,
+            layer=point.layer,
+            positions=self._positions,
+            right=right,
+            seen=self._seen,
+            cache=self._cache,
+            tensor=point.tensor,
+        )
 
-def make_tap(config: ModelConfig, cache: Cache, hooks: Sequence[Hook], n_prompt: int) -> Tap | None:
-    """The tap that runs `hooks`, or None when there are none."""
-    return HookTap(config, cache, hooks, n_prompt) if hooks else None
+
+def make_tap(model: Model, cache: Cache, under: Conditions, n_prompt: int) -> Tap | None:
+    """The tap for these conditions, or None when there are none."""
+    return HookTap(model, cache, under, n_prompt) if under else None
 
 
 class HookNeverRan(UserWarning):
@@ -358,27 +257,3 @@ class HookSet:
                     HookNeverRan,
                     stacklevel=4,
                 )
-
-
-# Changes that inside.lab has made to the readable path's operations, by name. While there are any,
-# the compiled path would quietly compute something else: sessions refuse it.
-READABLE_ONLY: list[str] = []
-
-
-def needs_readable_path(hooks: HookSet) -> bool:
-    """Whether what is set now exists on the readable path alone."""
-    return bool(hooks.active or READABLE_ONLY)
-
-
-class HookPoints(tuple[HookPoint, ...]):
-    """A table of hook points."""
-
-    def __repr__(self) -> str:
-        from tinyllm.inside.display import hook_points_text
-
-        return hook_points_text(self)
-
-    def _repr_html_(self) -> str:
-        from tinyllm.inside.display import hook_points_html
-
-        return hook_points_html(self)

@@ -16,8 +16,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tinyllm.inside.display import bar, percent, visible
 from tinyllm.inside.trace_file import StepRecord, TraceRecord
+from tinyllm.text.shown import bar, percent, visible
 
 ATTENTION_COLUMNS = 48  # newest positions that the page draws; the first one always is
 

@@ -1,46 +1,45 @@
-"""The break-it lab: put a classic bug into the readable path, and find where it shows first.
+"""The break-it lab: a classic bug as an argument of a forward, and where it shows first.
 
 Each breakage is a mistake that people have really made in a transformer of their own. Most don't
 crash: they give fluent nonsense, or the right answer until the context grows. `first_difference`
-runs the whole and the broken model side by side and names the first hook point where they part.
+runs the whole and the broken forward side by side and names the first hook point where they part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
-from tinyllm.inside.hooks import READABLE_ONLY, HookTap, points_by_name
+from tinyllm.inside.breakage import Breakage, Scene
+from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
+from tinyllm.inside.points import points_by_name
 from tinyllm.kernels import reference as ops
 from tinyllm.model import Model
 from tinyllm.runner import Array
 
 if TYPE_CHECKING:
-    from tinyllm.lm import LM
+    from tinyllm.lm import LM, PromptLike
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
-
-
-@dataclass(frozen=True)
-class Breakage:
-    """A mistake: what goes wrong, and the operations of `kernels.reference` in its wrong form."""
-
-    what: str
-    operations: Mapping[str, Callable[..., Any]]
 
 
 # The wrong forms. Each is what the right one is, but for the line that is wrong.
 
 
-def _interleaved_rope(x: Array, cos: Array, sin: Array) -> Array:
+def _turned(
+    at: Scene, source: str, turn: Callable[[Array, Array, Array], Array], tables: Any = None
+) -> Array:
+    """Queries or keys turned in a wrong way, or by the wrong angles."""
+    cos, sin = tables or ops.rope_tables(at.config, at.positions, at.right.dtype)
+    return turn(at.seen[source], cos, sin)
+
+
+def _interleaved(x: Array, cos: Array, sin: Array) -> Array:
     a, b = x[..., 0::2], x[..., 1::2]  # neighbours turn together; the checkpoint's are half apart
     cos, sin = cos[:, None, :], sin[:, None, :]
     out = np.empty_like(x)
@@ -48,159 +47,188 @@ def _interleaved_rope(x: Array, cos: Array, sin: Array) -> Array:
     return out
 
 
-def _no_mask(n_tokens: int, n_visible: int) -> NDArray[np.bool_]:
-    return np.ones((n_tokens, n_visible), bool)
+def _rope_pairing(source: str) -> Callable[[Scene], Array]:
+    return lambda at: _turned(at, source, _interleaved)
 
 
-def _mask_without_a_cache_only(n_tokens: int, n_visible: int) -> NDArray[np.bool_]:
-    if n_tokens != n_visible:  # "the cache is used for decoding, where there is one query"
-        return np.ones((n_tokens, n_visible), bool)
-    return _causal_mask(n_tokens, n_visible)
+def _rope_theta(source: str) -> Callable[[Scene], Array]:
+    def wrong(at: Scene) -> Array:
+        theta = 10_000.0 if at.config.rope_theta != 10_000.0 else 500_000.0
+        config = replace(at.config, rope_theta=theta)
+        tables = ops.rope_tables(config, at.positions, at.right.dtype)
+        return _turned(at, source, ops.apply_rope, tables)
+
+    return wrong
 
 
-def _positions_lag(
-    config: ModelConfig, positions: NDArray[np.int64], dtype: Any = np.float32
-) -> tuple[Array, Array]:
-    cached = positions[0] > 0
-    return _rope_tables(config, positions - 1 if cached else positions, dtype)
+def _positions_lag(source: str) -> Callable[[Scene], Array]:
+    def wrong(at: Scene) -> Array:
+        cached = at.positions[0] > 0
+        positions = at.positions - 1 if cached else at.positions
+        tables = ops.rope_tables(at.config, positions, at.right.dtype)
+        return _turned(at, source, ops.apply_rope, tables)
+
+    return wrong
 
 
-def _small_theta(
-    config: ModelConfig, positions: NDArray[np.int64], dtype: Any = np.float32
-) -> tuple[Array, Array]:
-    theta = 10_000.0 if config.rope_theta != 10_000.0 else 500_000.0
-    return _rope_tables(replace(config, rope_theta=theta), positions, dtype)
+def _scores(at: Scene, keys: Array) -> Array:
+    """q·k · score_scale with nothing hidden, (n_heads, T, S); keys (S, n_kv_heads, head_dim)."""
+    q = at.seen["attn.hook_rot_q"]
+    by_head = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
+    scores: Array = np.einsum("thd,shd->hts", q, by_head, dtype=q.dtype)
+    return scores * scores.dtype.type(at.config.score_scale)
 
 
-def _striped_scores(q: Array, keys: Array, *options: Any) -> Array:
-    n_heads, n_kv = q.shape[1], keys.shape[1]
-    striped = keys[:, np.arange(n_heads) % n_kv]  # h % n_kv, not h // group
-    return _attention_scores(q, striped, *options)
+def _no_mask(at: Scene) -> Array:
+    hidden = np.isneginf(at.right)
+    return np.where(hidden, _scores(at, at.keys()), at.right)
 
 
-def _striped_mix(pattern: Array, values: Array) -> Array:
-    n_heads, n_kv = pattern.shape[0], values.shape[1]
-    return _attention_mix(pattern, values[:, np.arange(n_heads) % n_kv])
+def _no_mask_behind_cache(at: Scene) -> Array:
+    # "The cache is used for decoding, where there is one query."
+    return _no_mask(at) if at.right.shape[1] != at.right.shape[2] else at.right
 
 
-def _unscaled_scores(q: Array, keys: Array, scale: float | None, *options: Any) -> Array:
-    return _attention_scores(q, keys, 1.0, *options)
+def _striped(at: Scene, heads: Array) -> Array:
+    """Keys or values dealt out as h % n_kv_heads, not h // group: one for each query head."""
+    return heads[:, np.arange(at.config.n_heads) % at.config.n_kv_heads]
 
 
-def _small_eps_scale(x: Array, eps: float) -> Array:
-    return _rms_scale(x, eps * 0.1)
+def _striped_scores(at: Scene) -> Array:
+    scores = _scores(at, _striped(at, at.keys()))
+    return np.where(np.isneginf(at.right), at.right, scores)
 
 
-def _layer_norm(x: Array, weight: Array, eps: float) -> Array:
-    return _rms_norm(x - x.mean(axis=-1, keepdims=True), weight, eps)
+def _striped_mix(at: Scene) -> Array:
+    return ops.attention_mix(at.seen["attn.hook_pattern"], _striped(at, at.values()))
 
 
-def _swapped_swiglu(gate: Array, up: Array) -> Array:
-    return _swiglu(up, gate)
+def _unscaled_scores(at: Scene) -> Array:
+    return at.right / at.right.dtype.type(at.config.score_scale)
 
 
-def _geglu(gate: Array, up: Array) -> Array:
+def _small_eps(source: str) -> Callable[[Scene], Array]:
+    def wrong(at: Scene) -> Array:
+        x = at.seen[source][-len(at.right) :]
+        return ops.rms_norm(x, at.weights[at.tensor], at.config.norm_eps * 0.1)
+
+    return wrong
+
+
+def _layer_norm(source: str) -> Callable[[Scene], Array]:
+    def wrong(at: Scene) -> Array:
+        x = at.seen[source][-len(at.right) :]
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return ops.rms_norm(centred, at.weights[at.tensor], at.config.norm_eps)
+
+    return wrong
+
+
+def _swapped_swiglu(at: Scene) -> Array:
+    return ops.swiglu(at.seen["mlp.hook_pre_linear"], at.seen["mlp.hook_pre"])
+
+
+def _geglu(at: Scene) -> Array:
+    gate, up = at.seen["mlp.hook_pre"], at.seen["mlp.hook_pre_linear"]
     inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
     gelu: Array = 0.5 * gate * (1 + np.tanh(inner))
     return gelu * up
 
 
-_rms_norm, _rms_scale, _swiglu = ops.rms_norm, ops.rms_scale, ops.swiglu
-_rope_tables, _causal_mask = ops.rope_tables, ops.causal_mask
-_attention_scores, _attention_mix = ops.attention_scores, ops.attention_mix
+def _at_rotary(wrong: Callable[[str], Callable[[Scene], Array]]) -> Mapping[str, Any]:
+    return {"attn.hook_rot_q": wrong("attn.hook_q"), "attn.hook_rot_k": wrong("attn.hook_k")}
+
+
+def _at_norms(wrong: Callable[[str], Callable[[Scene], Array]]) -> Mapping[str, Any]:
+    return {
+        "ln1.hook_normalized": wrong("hook_resid_pre"),
+        "ln2.hook_normalized": wrong("hook_resid_mid"),
+        "ln_final.hook_normalized": wrong("hook_resid_post"),
+    }
+
 
 BREAKAGES: dict[str, Breakage] = {
-    "rope-pairing": Breakage(
-        "rotary turns element i with i + 1 instead of i + head_dim/2",
-        {"apply_rope": _interleaved_rope},
-    ),
-    "rope-theta": Breakage(
-        "rotary uses the paper's base of 10,000 instead of the checkpoint's",
-        {"rope_tables": _small_theta},
-    ),
-    "position-off-by-one": Breakage(
-        "behind a cache, positions are counted one too low",
-        {"rope_tables": _positions_lag},
-    ),
-    "causal-mask": Breakage(
-        "no mask: in the prompt, every token sees those after it",
-        {"causal_mask": _no_mask},
-    ),
-    "mask-behind-cache": Breakage(
-        "no mask once something is cached: a prompt in two chunks sees ahead in the second",
-        {"causal_mask": _mask_without_a_cache_only},
-    ),
-    "kv-head-map": Breakage(
-        "query head h reads key head h % n_kv_heads instead of h // group",
-        {"attention_scores": _striped_scores, "attention_mix": _striped_mix},
-    ),
-    "softmax-scale": Breakage(
-        "scores are not divided by sqrt(head_dim)",
-        {"attention_scores": _unscaled_scores},
-    ),
-    "norm-eps": Breakage(
-        "the norm's eps is a tenth of the checkpoint's",
-        {"rms_scale": _small_eps_scale},
-    ),
-    "layer-norm": Breakage(
-        "the norm subtracts the mean, as LayerNorm does",
-        {"rms_norm": _layer_norm},
-    ),
-    "gate-up-swap": Breakage(
-        "SiLU is applied to the up projection instead of the gate",
-        {"swiglu": _swapped_swiglu},
-    ),
-    "activation": Breakage(
-        "the gate goes through GELU instead of SiLU",
-        {"swiglu": _geglu},
-    ),
+    breakage.name: breakage
+    for breakage in (
+        Breakage(
+            "rope-pairing",
+            "rotary turns element i with i + 1 instead of i + head_dim/2",
+            _at_rotary(_rope_pairing),
+        ),
+        Breakage(
+            "rope-theta",
+            "rotary uses the paper's base of 10,000 instead of the checkpoint's",
+            _at_rotary(_rope_theta),
+        ),
+        Breakage(
+            "position-off-by-one",
+            "behind a cache, positions are counted one too low",
+            _at_rotary(_positions_lag),
+        ),
+        Breakage(
+            "causal-mask",
+            "no mask: in the prompt, every token sees those after it",
+            {"attn.hook_attn_scores": _no_mask},
+        ),
+        Breakage(
+            "mask-behind-cache",
+            "no mask once something is cached: a prompt in two chunks sees ahead in the second",
+            {"attn.hook_attn_scores": _no_mask_behind_cache},
+        ),
+        Breakage(
+            "kv-head-map",
+            "query head h reads key head h % n_kv_heads instead of h // group",
+            {"attn.hook_attn_scores": _striped_scores, "attn.hook_z": _striped_mix},
+        ),
+        Breakage(
+            "softmax-scale",
+            "scores are not divided by sqrt(head_dim)",
+            {"attn.hook_attn_scores": _unscaled_scores},
+        ),
+        Breakage(
+            "norm-eps",
+            "the norm's eps is a tenth of the checkpoint's",
+            _at_norms(_small_eps),
+        ),
+        Breakage(
+            "layer-norm",
+            "the norm subtracts the mean, as LayerNorm does",
+            _at_norms(_layer_norm),
+        ),
+        Breakage(
+            "gate-up-swap",
+            "SiLU is applied to the up projection instead of the gate",
+            {"mlp.hook_post": _swapped_swiglu},
+        ),
+        Breakage(
+            "activation",
+            "the gate goes through GELU instead of SiLU",
+            {"mlp.hook_post": _geglu},
+        ),
+    )
 }
 
 
-class Broken:
-    """A breakage as a context manager: the readable path is wrong inside the `with` block.
-
-    Sessions on the compiled path refuse to step meanwhile, rather than quietly do without it. Can
-    be entered again, but not twice at once.
-    """
-
-    def __init__(self, name: str, breakage: Breakage) -> None:
-        self.name, self.what = name, breakage.what
-        self._wrong = breakage.operations
-        self._right: dict[str, Any] = {}
-
-    def __enter__(self) -> Broken:
-        if READABLE_ONLY:
-            raise RuntimeError(f"{READABLE_ONLY[-1]} is already broken; one thing at a time")
-        self._right = {name: getattr(ops, name) for name in self._wrong}
-        for name, wrong in self._wrong.items():
-            setattr(ops, name, wrong)
-        READABLE_ONLY.append(self.name)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for name, right in self._right.items():
-            setattr(ops, name, right)
-        READABLE_ONLY.remove(self.name)
-
-    def __repr__(self) -> str:
-        return f"break_it({self.name!r}): {self.what}"
-
-
-def break_it(name: str) -> Broken:
-    """A classic bug, to be put into the readable path by `with break_it(name): …`.
+def break_it(name: str) -> Breakage:
+    """A classic bug: to be given to a call as broken=, or to a thread by `with break_it(name): …`.
 
     Raises:
         ValueError: an unknown name; `lab.BREAKAGES` has all of them.
     """
     if name not in BREAKAGES:
         raise ValueError(f"there is no breakage {name!r}; there are {', '.join(BREAKAGES)}")
-    return Broken(name, BREAKAGES[name])
+    return BREAKAGES[name]
+
+
+Broken = str | Breakage | Iterable[str | Breakage] | None
+
+
+def breakages(broken: Broken) -> tuple[Breakage, ...]:
+    """What a caller's broken= names: a breakage, its name, several, or none."""
+    if broken is None:
+        return ()
+    given = [broken] if isinstance(broken, (str, Breakage)) else list(broken)
+    return tuple(break_it(b) if isinstance(b, str) else b for b in given)
 
 
 @dataclass(frozen=True)
@@ -243,7 +271,7 @@ class _Parted(Exception):
 
 @dataclass(frozen=True)
 class _Check:
-    """A tap that raises _Parted at the first array that is not the whole run's."""
+    """A recorder that raises _Parted at the first array that is not the whole run's."""
 
     config: ModelConfig
     whole: Mapping[str, Array]
@@ -251,19 +279,18 @@ class _Check:
     positions: tuple[int, ...]
     tolerance: float
 
-    def __call__(self, name: str, got: Array) -> Array:
+    def __call__(self, name: str, got: Array) -> None:
         found = _largest_gap(self.whole[name], got, self.tolerance)
         if found is not None:
             point = points_by_name(self.config).get(name)
             source = point.source if point else "model.py"
             raise _Parted(Difference(name, self.forward, self.positions, *found, source))
-        return got
 
 
 def first_difference(
     lm: LM | Model,
-    broken: Broken | str | LM | Model,
-    prompt: str | Sequence[int] = PROMPT,
+    broken: Breakage | str | LM | Model,
+    prompt: PromptLike = PROMPT,
     *,
     tolerance: float = 1e-4,
 ) -> Difference | None:
@@ -275,23 +302,26 @@ def first_difference(
     Args:
         lm: the one to trust.
         broken: a breakage (or its name), or another model of the same shape.
-        prompt: text, or at least 5 ids; everything of one forward is held in memory.
+        prompt: as `LM.generate` takes it (of a bare Model: ids), at least 5 tokens; everything of
+            one forward is held in memory.
         tolerance: the largest gap to let pass, as a share of the array's largest magnitude.
 
     Returns:
         The first difference, or None when there is none.
     """
     model = lm if isinstance(lm, Model) else lm.model
-    if isinstance(broken, str):
-        broken = break_it(broken)
-    other = model if isinstance(broken, Broken) else getattr(broken, "model", broken)
+    if isinstance(broken, (str, Breakage)):
+        other: Any = model
+        under = Conditions(broken=breakages(broken))
+    else:
+        other, under = getattr(broken, "model", broken), WHOLE
     if not isinstance(other, Model) or other.config != model.config:
         raise ValueError("the second must be a breakage, or a model of the same shape as the first")
-    if isinstance(prompt, str):
-        if isinstance(lm, Model):
-            raise ValueError("a bare Model has no tokenizer; give the prompt as token ids")
-        prompt = lm.tokenizer.encode_prompt(prompt)
-    ids = [int(t) for t in prompt]
+    if not isinstance(lm, Model):
+        prompt = lm.encode_prompt(prompt)
+    elif isinstance(prompt, str) or not all(isinstance(t, (int, np.integer)) for t in prompt):
+        raise ValueError("a bare Model has no tokenizer; give the prompt as token ids")
+    ids = [int(t) for t in cast("Sequence[int]", prompt)]
     if len(ids) < 5:
         raise ValueError(f"the prompt needs at least 5 tokens to be cut up, not {len(ids)}")
 
@@ -301,13 +331,13 @@ def first_difference(
     right_cache, wrong_cache = model.new_cache(len(ids)), model.new_cache(len(ids))
     for forward, (start, end) in enumerate(chunks):
         arrays: dict[str, Array] = {}
-        tap = HookTap(model.config, right_cache, (), len(ids), arrays.__setitem__)
+        tap = HookTap(model, right_cache, WHOLE, len(ids), arrays.__setitem__)
         arrays["logits"] = model.forward(ids[start:end], right_cache, tap=tap)
 
         check = _Check(model.config, arrays, forward, tuple(range(start, end)), tolerance)
+        wrong = HookTap(other, wrong_cache, under, len(ids), check)
         try:
-            with broken if isinstance(broken, Broken) else nullcontext():
-                check("logits", other.forward(ids[start:end], wrong_cache, tap=check))
+            check("logits", other.forward(ids[start:end], wrong_cache, tap=wrong))
         except _Parted as parted:
             return parted.difference
     return None

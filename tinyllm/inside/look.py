@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.inside.hooks import match_names
+from tinyllm.inside.points import match_names
 from tinyllm.inside.replay import attention_name, check_index
 from tinyllm.inside.trace_file import record_lens, record_step
 from tinyllm.sampler import best_ids
 
 if TYPE_CHECKING:
-    from tinyllm.decode import Step
+    from tinyllm.step import Step
 
 N_TOP = 256  # logits that come exactly; the rest comes as a histogram
 N_BINS = 64

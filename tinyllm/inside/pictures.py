@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tinyllm.inside.display import percent, visible
 from tinyllm.sampler import apply_temperature, probabilities
+from tinyllm.text.shown import percent, visible
 
 if TYPE_CHECKING:
-    from tinyllm.decode import Choice, Step
     from tinyllm.inside.replay import LogitLens
+    from tinyllm.step import NextToken, Step
 
 SCALE = 2  # drawn at twice the size: sharp on dense screens, smooth on others
 PAPER, INK, FAINT, RULE = (255, 255, 255), (35, 34, 31), (138, 135, 127), (226, 222, 213)
@@ -30,7 +30,7 @@ BLUE, ORANGE = (47, 111, 183), (214, 92, 40)
 SERIES = (BLUE, ORANGE, (76, 140, 92), (140, 92, 160), (168, 132, 40), (90, 90, 90),
           (200, 80, 120), (60, 150, 160))  # fmt: skip
 MAX_TOKENS = 64  # positions on an axis
-LIKE = str.maketrans({"␣": "_", "→": ">", "−": "-", "–": "-", "—": "-", "“": '"', "”": '"',
+LIKE = str.maketrans({"→": ">", "−": "-", "–": "-", "—": "-", "“": '"', "”": '"',
                       "‘": "'", "’": "'"})  # fmt: skip
 
 
@@ -242,7 +242,9 @@ def cache_growth(
 
 
 def temperatures(
-    choice: Choice, k: int = 8, range_: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.7, 2)
+    choice: NextToken,
+    k: int = 8,
+    range_: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.7, 2),
 ) -> Picture:
     """The likeliest candidates' probabilities under changing temperature, before other filters."""
     best = choice.candidates(min(k, len(SERIES)))
@@ -252,7 +254,7 @@ def temperatures(
                  x_label="temperature", unit=lambda v: f"{v:.0%}")  # fmt: skip
 
 
-def candidates(choice: Choice, k: int = 10) -> Picture:
+def candidates(choice: NextToken, k: int = 10) -> Picture:
     """The likeliest tokens as bars: pale the model's own probability, dark the one drawn with."""
     best = choice.candidates(k)
     row_h, left, width = 19, 120, 300

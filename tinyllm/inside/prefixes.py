@@ -112,13 +112,7 @@ class Prefixes:
         tokens = prompt.tokens[start : min(end, length)]
         filled = np.zeros(end - start, np.int64)  # token 0 behind the text's end
         filled[: len(tokens)] = tokens
-        where = rows = None
-        if prompt.image_positions is not None and prompt.image_rows is not None:
-            here = (prompt.image_positions >= start) & (
-                prompt.image_positions < start + len(tokens)
-            )
-            if here.any():
-                where, rows = prompt.image_positions[here] - start, prompt.image_rows[here]
+        where, rows = prompt.images_between(start, start + len(tokens))
         self.model.forward(filled, cache, logits="none", image_positions=where, image_rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""Looking inside: activations by name, and the replay of a past step.
+"""Activations by name, and the replay of one token's forward with everything recorded.
 
 The KV cache is append-only, so whatever is asked about a past step (attention, residual stream,
 logit lens) is one traced forward of one token over the cache clipped to that step. Stepping
@@ -7,7 +7,6 @@ therefore costs nothing extra, and a replay says how far its logits are from the
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import HookError
-from tinyllm.inside.hooks import FINAL, Hook, HookTap, NamesFilter, hook_points, match_names
+from tinyllm.inside.display import activations_html, lens_html, timing_html
+from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
+from tinyllm.inside.points import FINAL, NamesFilter, hook_points, match_names, points_by_name
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Model
 from tinyllm.runner import Array
@@ -77,8 +78,6 @@ class ActivationCache(Mapping[str, Array]):
         return f"ActivationCache({len(self)} arrays, {self.nbytes / 1e6:.1f} MB)"
 
     def _repr_html_(self) -> str:
-        from tinyllm.inside.display import activations_html
-
         return activations_html(self)
 
 
@@ -96,7 +95,7 @@ def run_with_cache(
     tokens: Sequence[int],
     names_filter: NamesFilter = None,
     *,
-    hooks: Sequence[Hook] = (),
+    under: Conditions = WHOLE,
     image_positions: NDArray[np.int64] | None = None,
     image_rows: NDArray[np.float32] | None = None,
 ) -> tuple[Array, ActivationCache]:
@@ -105,7 +104,7 @@ def run_with_cache(
     Args:
         tokens: (T,) ids.
         names_filter: see `hooks.match_names`; None records everything.
-        hooks: run before recording: what is recorded is what the forward went on with.
+        under: hooks and breakages; what is recorded is what the forward went on with.
 
     Returns:
         Logits (T, vocab_size) and the activations; attention's are (n_heads, T, T).
@@ -135,7 +134,7 @@ def run_with_cache(
     logits = model.forward(
         tokens,
         cache,
-        tap=HookTap(model.config, cache, hooks, len(tokens), record),
+        tap=HookTap(model, cache, under, len(tokens), record),
         image_positions=image_positions,
         image_rows=image_rows,
     )
@@ -210,8 +209,6 @@ class LogitLens:
         return f"LogitLens({len(self)} depths; {self.target_text!r} {told}; last: {best[-1]!r})"
 
     def _repr_html_(self) -> str:
-        from tinyllm.inside.display import lens_html
-
         return lens_html(self)
 
 
@@ -233,35 +230,7 @@ class Timing:
         return f"Timing({self.total * 1e3:.1f} ms; {parts} …)"
 
     def _repr_html_(self) -> str:
-        from tinyllm.inside.display import timing_html
-
         return timing_html(self)
-
-
-# What has been computed when the tap at a hook point is called. Only that point's own line counts:
-# the time since the tap before it.
-OPERATIONS = {
-    "hook_embed": "embedding",
-    "hook_resid_pre": "residual",
-    "ln1.hook_normalized": "attention norm",
-    "attn.hook_q": "q, k, v projections",
-    "attn.hook_k": "q, k, v projections",
-    "attn.hook_v": "q, k, v projections",
-    "attn.hook_rot_q": "rotary",
-    "attn.hook_rot_k": "rotary",
-    "attn.hook_attn_scores": "cache and scores",
-    "attn.hook_pattern": "softmax",
-    "attn.hook_z": "mix values",
-    "hook_attn_out": "output projection",
-    "hook_resid_mid": "residual",
-    "ln2.hook_normalized": "MLP norm",
-    "mlp.hook_pre": "gate projection",
-    "mlp.hook_pre_linear": "up projection",
-    "mlp.hook_post": "SwiGLU",
-    "hook_mlp_out": "down projection",
-    "hook_resid_post": "residual",
-    "ln_final.hook_normalized": "final norm",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +242,7 @@ class Replay:
         activations: every hook point, with T = 1.
         logits: (vocab_size,) float32, as replayed.
         timing: seconds an operation.
+        key, value: (n_layers, n_kv_heads, head_dim): what the cache was given.
     """
 
     model: Model = field(repr=False)
@@ -280,6 +250,8 @@ class Replay:
     activations: ActivationCache
     logits: NDArray[np.float32] = field(repr=False)
     timing: Timing
+    key: Array = field(repr=False)
+    value: Array = field(repr=False)
 
     def attention(self, layer: int, head: int) -> NDArray[np.float32]:
         """How the newest token spreads its attention, (position + 1,), summing to 1."""
@@ -303,7 +275,7 @@ class Replay:
         """Every depth's stream through final norm and unembedding, (n_layers + 1, vocab_size)."""
         model = self.model
         normed = model.norm("model.norm", self.hidden_states)
-        normed[-1] = self.activations[FINAL.suffix][-1]  # a hook there counts
+        normed[-1] = self.activations[FINAL][-1]  # a hook there counts
         return model.unembed(normed)
 
     def logit_lens(self, k: int, target: int, tokenizer: Tokenizer) -> LogitLens:
@@ -319,7 +291,7 @@ def depth_names(config: ModelConfig) -> list[str]:
 
 def lens_names(config: ModelConfig) -> list[str]:
     """What a replay must have recorded for its lens."""
-    return [*depth_names(config), FINAL.suffix]
+    return [*depth_names(config), FINAL]
 
 
 def attention_name(layer: int) -> str:
@@ -333,7 +305,7 @@ def replay_token(
     cache: KVCache,
     *,
     names: Collection[str] | None = None,
-    hooks: Sequence[Hook] = (),
+    under: Conditions = WHOLE,
     n_prompt: int = 0,
     image_row: NDArray[np.float32] | None = None,
 ) -> Replay:
@@ -342,7 +314,7 @@ def replay_token(
     Args:
         cache: holds the positions before the token's, with room for one more; it grows by one.
         names: hook points to record; None records all.
-        hooks: those that were set when the step was decoded.
+        under: the hooks and breakages that the step was decoded under.
         n_prompt: tokens of the prompt, for the hooks' positions.
         image_row: (dim,), if an image stands at the token's position.
     """
@@ -355,7 +327,7 @@ def replay_token(
         stamps.append((name, time.perf_counter()))
 
     position = cache.length
-    tap = HookTap(model.config, cache, hooks, n_prompt, record)
+    tap = HookTap(model, cache, under, n_prompt, record)
     start = time.perf_counter()
     logits = model.forward(
         [token],
@@ -366,7 +338,16 @@ def replay_token(
     )
     end = time.perf_counter()
     timing = _timing(model.config, start, stamps, end)
-    return Replay(model, position, ActivationCache(model.config, arrays), logits[-1], timing)
+    layers = range(model.config.n_layers)
+    return Replay(
+        model=model,
+        position=position,
+        activations=ActivationCache(model.config, arrays),
+        logits=logits[-1],
+        timing=timing,
+        key=np.stack([cache.keys(layer)[-1] for layer in layers]),
+        value=np.stack([cache.values(layer)[-1] for layer in layers]),
+    )
 
 
 def _timing(
@@ -376,11 +357,11 @@ def _timing(
     by_layer = np.zeros(config.n_layers)
     before = start
     for name, now in stamps:
-        block = re.match(r"blocks\.(\d+)\.(.*)", name)
-        operation = OPERATIONS[block[2] if block else name]
+        point = points_by_name(config)[name]
+        operation = point.kind.operation
         seconds[operation] = seconds.get(operation, 0.0) + now - before
-        if block:
-            by_layer[int(block[1])] += now - before
+        if point.layer is not None:
+            by_layer[point.layer] += now - before
         before = now
     seconds["unembedding"] = end - before
     return Timing(seconds, by_layer)

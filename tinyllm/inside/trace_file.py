@@ -20,7 +20,8 @@ from tinyllm.inside.replay import LogitLens, Replay, check_index
 from tinyllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tinyllm.decode import Session, Step
+    from tinyllm.decode import Session
+    from tinyllm.step import Step
 
 FORMAT, VERSION = "tinyllm-trace", 1
 

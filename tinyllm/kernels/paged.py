@@ -142,6 +142,11 @@ class PagedCache:
         """Bytes of the pages held, shared ones included."""
         return len(self.pages) * self.pool.page_nbytes
 
+    @property
+    def token_nbytes(self) -> int:
+        """Bytes that a token's keys and values take."""
+        return self.pool.page_nbytes // PAGE
+
     def reserve(self, n_tokens: int) -> int:
         """Make room for `n_tokens` more and return where they would end.
 

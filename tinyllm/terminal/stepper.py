@@ -19,9 +19,10 @@ from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
 from prompt_toolkit.output import Output
 from prompt_toolkit.styles import Style
 
-from tinyllm.decode import Candidate, Choice, Session
+from tinyllm.decode import Session
 from tinyllm.errors import CacheFull
-from tinyllm.inside.display import bar, percent, visible
+from tinyllm.step import Candidate, NextToken
+from tinyllm.text.shown import bar, percent, visible
 
 N_CANDIDATES = 12
 BAR_WIDTH = 24
@@ -48,7 +49,7 @@ class View:
     """What the screen shows of a session: the choice, its candidates and the marked one."""
 
     session: Session
-    choice: Choice
+    choice: NextToken
     candidates: list[Candidate]
     drawn: int  # the token that the sampler would take
     marked: int  # index into candidates

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from tinyllm.errors import ImageError
 
-ImageSource = str | os.PathLike[str] | bytes | NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image
 
 MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 megapixels pass
 
@@ -84,7 +85,7 @@ def decode_image(
 
 
 def read_image(source: ImageSource) -> NDArray[np.uint8]:
-    """An image from a file's path, its bytes, or pixels (height, width, 3) uint8 as they are.
+    """An image from a file's path, its bytes, a PIL image, or pixels (height, width, 3) uint8.
 
     Raises:
         ImageError: as `decode_image`, or there is no such file; the message names it.
@@ -95,8 +96,14 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
                 f"pixels must be (height, width, 3) uint8, not {source.shape} {source.dtype}"
             )
         return source
+    if isinstance(source, Image.Image):
+        _check_size(*source.size, MAX_PIXELS)
+        return _to_rgb(_upright(source))
     if isinstance(source, bytes):
         return decode_image(source)
+    if not isinstance(source, (str, os.PathLike)):
+        kind = type(source).__name__
+        raise ImageError(f"an image is a path, a file's bytes, a PIL image or pixels, not {kind}")
     path = Path(source)
     try:
         return decode_image(path.read_bytes())
@@ -104,6 +111,17 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         raise ImageError(f"{path} can't be read: {error.strerror or error}") from None
     except ImageError as error:
         raise ImageError(f"{path} can't be used: {error}") from None
+
+
+def list_of_images(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    """One image or several, as a list: a path is one image, whatever letters it has."""
+    if images is None:
+        return []
+    if isinstance(images, (str, os.PathLike, bytes, Image.Image)):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images)
 
 
 def sniff_format(data: bytes) -> str | None:

@@ -12,18 +12,18 @@ import numpy as np
 
 from tinyllm.api.answer.tracing import give_way
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.look import MAX_EXPLAINED, LookRequest
+from tinyllm.api.contract.look import LookNumber, LookRequest
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Workers
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
 from tinyllm.inside.causal import owed
-from tinyllm.inside.explain import explain
 from tinyllm.inside.look import MAX_TERMS, Want, look
 from tinyllm.inside.prefixes import Prefixes
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
+from tinyllm.step import Step
 
 
 class Gone(Exception):
@@ -77,13 +77,15 @@ class Looks:
                     model, served.tokenizer, tokens[:n_prompt], _params(asked),
                     said=tokens[n_prompt:position], cache=cache, name=served.id,
                 )  # fmt: skip
-                step = session.step(tokens[position])
+                step = session.step(tokens[position], beyond_end=True)
                 out = look(step, _want(asked))
                 if asked.want.causal:
                     parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
-                    out["causal"] = [e._asdict() for e in owed(step, parts, go_on)]
-            if asked.want.explain is not None:
-                out["explain"] = _explained(asked, served, model)
+                    out["causal"] = [
+                        e._asdict() for e in owed(step.rerun, step.token, parts, go_on)
+                    ]
+                if asked.want.explain is not None:
+                    out["explain"] = _explained(step, asked.want.explain)
         except (HookError, ValueError) as error:
             raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
         shape = {"n_layers": model.config.n_layers, "n_heads": model.config.n_heads}
@@ -115,20 +117,17 @@ def _want(asked: LookRequest) -> Want:
     )
 
 
-def _explained(asked: LookRequest, served: ServedModel, model: Model) -> dict[str, Any]:
-    """One number at the newest position before the token; the whole text is run for it."""
-    number = asked.want.explain
-    assert number is not None
-    if asked.position > MAX_EXPLAINED:
-        raise ValueError(f"numbers are explained up to position {MAX_EXPLAINED}")
-    found = explain(
-        model, asked.tokens[: asked.position], number.name, head=number.head, key=number.key,
-        dim=number.dim, token_text=served.tokenizer.token_text,
-    )  # fmt: skip
+def _explained(step: Step, number: LookNumber) -> dict[str, Any]:
+    """One number of the newest position before the token, from the forward that was looked at."""
+    step.rerun.dtype = None  # no kernel is compiled for a question
+    found = step.explain(number.name, head=number.head, key=number.key, dim=number.dim)
     names = ("name", "where", "token", "formula", "filled", "source", "line", "tensor")
     out: dict[str, Any] = {name: getattr(found, name) for name in names}
     for name in ("value", "recomputed"):
         value = float(getattr(found, name))
         out[name] = value if np.isfinite(value) else None
-    terms = [{"label": t.label, "factors": t.factors, "value": t.value} for t in found.terms]
+    terms = [
+        {"label": t.label, "factors": t.factors, "value": t.value, "opens": dict(t.opens)}
+        for t in found.terms
+    ]
     return {**out, "terms": terms[:MAX_TERMS], "n_terms": len(terms)}

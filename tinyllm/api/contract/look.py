@@ -12,7 +12,6 @@ from tinyllm.api.contract.strict_json import MAX_INT
 
 MAX_TOKENS = 8192  # of a text that is looked at; the context may be shorter
 MAX_PARTS = 16  # taken out of the model in one look
-MAX_EXPLAINED = 512  # tokens of a text in which a number is explained
 
 
 class LookAttention(Open):

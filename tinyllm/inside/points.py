@@ -1,0 +1,249 @@
+"""Hook points: the named places in a forward pass where an array can be looked at or replaced.
+
+`POINTS` has a row for each: its name, axes and meaning, the checkpoint's tensor, the operation that
+has just been done, and the formula that explains one entry. A row that model.py doesn't call its
+`tap` for, or a `tap` without a row, is an error at import. The names are TransformerLens's
+(https://github.com/TransformerLensOrg/TransformerLens); the weights are raw, so the numbers are the
+reference implementation's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+
+from tinyllm import model as model_module
+from tinyllm.config import ModelConfig
+from tinyllm.errors import HookError
+from tinyllm.inside import formulas
+from tinyllm.inside.display import hook_points_html, hook_points_text
+from tinyllm.inside.formulas import Formula
+
+NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+ROW, HIDDEN, SCORES = ("T", "dim"), ("T", "hidden_dim"), ("n_heads", "T", "S")
+QUERIES, KEYS = ("T", "n_heads", "head_dim"), ("T", "n_kv_heads", "head_dim")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One kind of hook point, the same in every layer.
+
+    Attributes:
+        suffix: of the name, behind "blocks.{i}.".
+        axes: T computed now, S visible, or a field of ModelConfig.
+        meaning: what the array is.
+        operation: what has been computed when the tap is called; `Timing` adds up by it.
+        formula: works out one entry from what it was made of.
+        tensor: the checkpoint's tensor that it was just computed with, if any.
+        in_layers: False for those that a forward meets once.
+    """
+
+    suffix: str
+    axes: tuple[str, ...]
+    meaning: str
+    operation: str
+    formula: Formula
+    tensor: str = ""
+    in_layers: bool = True
+
+
+POINTS = (
+    Point("hook_embed", ROW, "rows of the embedding table (image rows in their place)",
+          "embedding", formulas.embedded, "model.embed_tokens.weight", in_layers=False),
+    Point("hook_resid_pre", ROW, "residual stream entering the layer",
+          "residual", formulas.carried),
+    Point("ln1.hook_normalized", ROW, "what attention reads: normed and weighted",
+          "attention norm", formulas.normed("hook_resid_pre"), "input_layernorm.weight"),
+    Point("attn.hook_q", QUERIES, "queries, before rotary",
+          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
+          "self_attn.q_proj.weight"),
+    Point("attn.hook_k", KEYS, "keys, before rotary",
+          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
+          "self_attn.k_proj.weight"),
+    Point("attn.hook_v", KEYS, "values",
+          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
+          "self_attn.v_proj.weight"),
+    Point("attn.hook_rot_q", QUERIES, "queries turned to their position",
+          "rotary", formulas.rotated("attn.hook_q")),
+    Point("attn.hook_rot_k", KEYS, "keys turned to their position, as the cache keeps them",
+          "rotary", formulas.rotated("attn.hook_k")),
+    Point("attn.hook_attn_scores", SCORES, "q·k / sqrt(head_dim), -inf where the mask hides",
+          "cache and scores", formulas.scored),
+    Point("attn.hook_pattern", SCORES, "softmax of the scores: rows sum to 1",
+          "softmax", formulas.weighed),
+    Point("attn.hook_z", QUERIES, "values mixed by the pattern",
+          "mix values", formulas.mixed),
+    Point("hook_attn_out", ROW, "what attention adds",
+          "output projection", formulas.projected("attn.hook_z"), "self_attn.o_proj.weight"),
+    Point("hook_resid_mid", ROW, "residual stream between attention and MLP",
+          "residual", formulas.added("hook_resid_pre", "hook_attn_out")),
+    Point("ln2.hook_normalized", ROW, "what the MLP reads: normed and weighted",
+          "MLP norm", formulas.normed("hook_resid_mid"), "post_attention_layernorm.weight"),
+    Point("mlp.hook_pre", HIDDEN, "gate, before its SiLU",
+          "gate projection", formulas.projected("ln2.hook_normalized"), "mlp.gate_proj.weight"),
+    Point("mlp.hook_pre_linear", HIDDEN, "up projection",
+          "up projection", formulas.projected("ln2.hook_normalized"), "mlp.up_proj.weight"),
+    Point("mlp.hook_post", HIDDEN, "silu(gate) · up",
+          "SwiGLU", formulas.gated),
+    Point("hook_mlp_out", ROW, "what the MLP adds",
+          "down projection", formulas.projected("mlp.hook_post"), "mlp.down_proj.weight"),
+    Point("hook_resid_post", ROW, "residual stream leaving the layer",
+          "residual", formulas.added("hook_resid_mid", "hook_mlp_out")),
+    Point("ln_final.hook_normalized", ROW, "what the unembedding reads",
+          "final norm", formulas.normed(""), "model.norm.weight", in_layers=False),
+)  # fmt: skip
+EMBED, FINAL = "hook_embed", "ln_final.hook_normalized"
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A named place in the forward pass."""
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+    tensor: str  # full checkpoint name, "" where no tensor is applied
+    source: str  # "model.py:123", where the tap is
+    layer: int | None
+    kind: Point
+
+    def shape(self, config: ModelConfig, n_tokens: int, n_visible: int) -> tuple[int, ...]:
+        """The array's shape when T tokens are computed and S positions are visible."""
+        sizes = {"T": n_tokens, "S": n_visible}
+        return tuple(sizes[a] if a in sizes else int(getattr(config, a)) for a in self.axes)
+
+    @property
+    def position_axis(self) -> int:
+        """The axis that counts the tokens being computed."""
+        return self.axes.index("T")
+
+
+@lru_cache(maxsize=8)
+def hook_points(config: ModelConfig) -> tuple[HookPoint, ...]:
+    """Every hook point of a model, in the order in which a forward pass meets them."""
+    lines = _tap_lines()
+
+    def point(kind: Point, layer: int | None) -> HookPoint:
+        name, tensor = kind.suffix, kind.tensor
+        if layer is not None:
+            name = f"blocks.{layer}.{name}"
+            tensor = tensor and f"model.layers.{layer}.{tensor}"
+        source = lines.get(_as_written(kind.suffix), "model.py")
+        return HookPoint(name, kind.axes, kind.meaning, tensor, source, layer, kind)
+
+    inner = [kind for kind in POINTS if kind.in_layers]
+    first, last = POINTS.index(inner[0]), POINTS.index(inner[-1])
+    before = [point(kind, None) for kind in POINTS[:first]]
+    in_layers = [point(kind, i) for i in range(config.n_layers) for kind in inner]
+    return (*before, *in_layers, *[point(kind, None) for kind in POINTS[last + 1 :]])
+
+
+@lru_cache(maxsize=8)
+def points_by_name(config: ModelConfig) -> dict[str, HookPoint]:
+    """The hook points by name."""
+    return {p.name: p for p in hook_points(config)}
+
+
+@lru_cache(maxsize=1)
+def _tap_lines() -> dict[str, str]:
+    """Hook name as written in model.py → "model.py:LINE"."""
+    path = Path(inspect.getsourcefile(model_module) or "model.py")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:  # a frozen or zipped install has no source to point to
+        return {}
+    return {
+        name: f"{path.name}:{number}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for name in re.findall(r'tap\(\s*f?"(?:\{hook\}\.)?([\w.]+)"', line)
+    }
+
+
+def _as_written(suffix: str) -> str:
+    """A suffix as model.py writes it, where `{hook}` ends in "attn" or "mlp" already."""
+    return suffix.removeprefix("attn.").removeprefix("mlp.")
+
+
+def check_points(points: Iterable[Point], tapped: Iterable[str]) -> None:
+    """Raise RuntimeError unless the rows are the taps of model.py, each with a formula of its own.
+
+    Args:
+        points: the table.
+        tapped: names as model.py writes them; none where its source isn't there.
+    """
+    rows = [point.suffix for point in points]
+    written, tapped = {_as_written(suffix) for suffix in rows}, set(tapped)
+    wrong = []
+    if twice := {suffix for suffix in rows if rows.count(suffix) > 1}:
+        wrong.append(f"two rows for {', '.join(sorted(twice))}")
+    if tapped and (missing := tapped - written):
+        wrong.append(f"no row for {', '.join(sorted(missing))}, which model.py taps")
+    if tapped and (idle := written - tapped):
+        wrong.append(f"a row for {', '.join(sorted(idle))}, which model.py doesn't tap")
+    for point in points:
+        sizes = {"T", "S", *ModelConfig.__dataclass_fields__}
+        if not set(point.axes) <= sizes or "T" not in point.axes:
+            wrong.append(f"{point.suffix} has axes {point.axes}")
+        if not callable(point.formula) or not point.operation or not point.meaning:
+            wrong.append(f"{point.suffix} lacks a meaning, an operation or a formula")
+    if wrong:
+        raise RuntimeError(f"hook points (inside/points.py): {'; '.join(wrong)}")
+
+
+def match_names(config: ModelConfig, names: NamesFilter) -> list[str]:
+    """The hook points that a filter selects, in forward order.
+
+    Args:
+        names: a name or glob ("blocks.*.attn.hook_pattern"; * crosses dots), several of them, a
+            function of the name, or None for all.
+
+    Raises:
+        HookError: a name or glob that fits no hook point; the message has the nearest ones.
+    """
+    known = [p.name for p in hook_points(config)]
+    if names is None:
+        return known
+    if callable(names):
+        chosen = {name for name in known if names(name)}
+        if not chosen:
+            raise HookError("the names filter selects no hook point; lm.hook_points() lists them")
+    else:
+        chosen = set()
+        for pattern in [names] if isinstance(names, str) else list(names):
+            found = [name for name in known if fnmatchcase(name, pattern)]
+            if not found:
+                raise HookError(_unknown(pattern, known, config))
+            chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
+def _unknown(pattern: str, known: list[str], config: ModelConfig) -> str:
+    message = f"there is no hook point {pattern!r}"
+    if (block := re.match(r"blocks\.(\d+)\.", pattern)) and int(block[1]) >= config.n_layers:
+        return f"{message}: the model's layers are 0 to {config.n_layers - 1}"
+    near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+    # "hook_z" alone is nearer to "blocks.0.attn.hook_z" than letter counting thinks.
+    tail = pattern.rsplit(".", 1)[-1].strip("*")
+    near = ([k for k in known if tail and k.endswith(tail)][:2] + near)[:3]
+    nearest = f"; the nearest are {', '.join(dict.fromkeys(near))}" if near else ""
+    return f"{message}{nearest} (lm.hook_points() lists all)"
+
+
+class HookPoints(tuple[HookPoint, ...]):
+    """A table of hook points."""
+
+    def __repr__(self) -> str:
+        return hook_points_text(self)
+
+    def _repr_html_(self) -> str:
+        return hook_points_html(self)
+
+
+check_points(POINTS, _tap_lines())
