@@ -27,7 +27,7 @@ def fuzz(url: str, seed: int, examples: int) -> int:
     """schemathesis' exit code."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json",
                "--checks", CHECKS, "--max-examples", str(examples), "--seed", str(seed),
-               "--no-color"]  # fmt: skip
+               "--request-timeout", "60", "--no-color"]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # it keeps a database of its own
         return subprocess.run(command, cwd=folder, check=False).returncode
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=50)
+    parser.add_argument("--examples", type=int, default=20)
     args = parser.parse_args()
     if args.url:
         return fuzz(args.url.rstrip("/"), args.seed, args.examples)
