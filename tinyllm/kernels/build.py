@@ -68,12 +68,6 @@ def _kept(compiled: Any) -> Any:
     return compiled
 
 
-class Compiling:
-    """What is being compiled at the moment, for whoever is asked why nothing happens."""
-
-    name = ""
-
-
 def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
     """Compile a kernel (or load it from disk) for arguments of these types; says so if it takes.
 
@@ -90,11 +84,7 @@ def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
         folder = writable()
         kept = f"once: they are kept in {folder}" if folder else "and can't be kept anywhere"
         _say(f"compiling the {name} kernels for this processor, {kept}")
-        Compiling.name = name
-    try:
-        function.compile(types)
-    finally:
-        Compiling.name = ""
+    function.compile(types)
     if not known:
         _say(f"compiled in {time.monotonic() - start:.0f} s")
 

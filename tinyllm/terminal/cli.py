@@ -23,11 +23,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Make typer keep sub-commands even while there is only one."""
-
-
 @app.command()
 def pull(
     source: Annotated[

@@ -168,21 +168,3 @@ class Guides:
     def forget(self) -> None:
         """Let go of the guides that were made."""
         self._first.clear()
-
-
-class Scripted:
-    """Forces one sequence of tokens: what the model thinks of it shows in the log-probabilities."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self._left = list(tokens)
-
-    def allowed(self) -> NDArray[np.bool_] | None:
-        return None
-
-    def forced(self) -> Sequence[int]:
-        return tuple(self._left)
-
-    def accept(self, token: int) -> bool:
-        if self._left:
-            self._left.pop(0)
-        return not self._left
