@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=50)
     args = parser.parse_args()
     if args.url:
         return fuzz(args.url.rstrip("/"), args.seed, args.examples)

@@ -251,9 +251,11 @@ def test_a_grammar_shows_as_a_mask_and_by_force(scripted: Live) -> None:
     raw, mask = drawn[0]["stages"][:2]
     assert (raw["name"], mask["name"]) == ("raw", "mask")
     assert 0 < mask["n_kept"] < raw["n_kept"]
-    # Whether a guess pays hangs on how long passes take; tests/engine holds that some do.
+    # Whether a guess pays hangs on how long passes take: on a busy machine not each answer has one.
     guessed = [s for s in steps if s["guess"]]
-    assert all(s["guess"]["kept"] for s in guessed if s["guess"]["source"] == "guide")
+    for _ in range(20):
+        guessed = guessed or [s for s in steps_of(ask(scripted, O, False, **body)) if s["guess"]]
+    assert guessed and all(s["guess"]["kept"] for s in guessed if s["guess"]["source"] == "guide")
     assert all(s["guess"]["text"] == s["text"] for s in guessed if s["guess"]["kept"])
 
 
