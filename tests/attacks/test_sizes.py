@@ -6,12 +6,14 @@ import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.attacks.support import CHAT, MODEL, PATIENCE, ask, chat, polite
+from tests.load import servers
 from tests.load.servers import Server
 
 pytestmark = pytest.mark.attacks
@@ -138,6 +140,17 @@ def test_a_schema_that_never_compiles(server: Server) -> None:
     assert beside == [200] * 5
     assert max(seen.waits) < PATIENCE
     assert max(seen.memory) < seen.memory[0] + 1300 * MB
+
+
+def test_new_grammars_hold_nobody_up(weights_folder: Path) -> None:
+    """Not even the first one, for which nothing has been started or read yet."""
+    with servers.tinyllm("--model", str(weights_folder), "--kv-cache-mb", "256") as fresh:
+        for i in range(4):
+            wanted = {"type": "object", "properties": {f"a{i}": {"type": "integer"}}}
+            with polite(fresh) as seen:
+                status, _ = ask(fresh.port, chat(response_format=schema(wanted), max_tokens=20))
+            seen.report(f"new grammar {i}")
+            assert status == 200 and max(seen.waits) < 0.5
 
 
 def test_long_stop_strings_and_many_tools(server: Server) -> None:

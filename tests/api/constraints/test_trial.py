@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from tinyllm.api.constraints.grammar import Grammars, TooComplex, json_grammar
@@ -24,6 +28,44 @@ def test_what_compiles_compiles_and_what_is_wrong_is_said() -> None:
     assert trials.compile(json_grammar({"type": "object"})) == ""
     assert "unknown" in trials.compile("start: missing").lower()
     assert trials.compile(json_grammar({"type": "string"})) == ""  # by the same process
+
+
+def test_trials_run_beside_each_other() -> None:
+    """One that takes for ever doesn't hold up the others, nor keep their sockets open."""
+    trials = Trials(seconds=60)
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(trials.compile, json_grammar(intersected(30)), over.is_set)
+        time.sleep(0.2)
+        assert trials.compile(json_grammar({"type": "string"})) == ""
+        assert not endless.done()
+        over.set()
+        with pytest.raises(GivenUp):
+            endless.result()
+
+
+def test_a_helper_that_was_ended_is_started_again() -> None:
+    trials = Trials()
+    assert trials.compile(json_grammar({"type": "string"})) == ""
+    assert trials._helper is not None
+    trials._helper._process.kill()
+    trials._helper._process.wait()
+    assert trials.compile(json_grammar({"type": "string"})) == ""
+
+
+def test_nothing_is_left_running() -> None:
+    trials = Trials(seconds=60)
+    with pytest.raises(GivenUp):
+        trials.compile(json_grammar(intersected(30)), lambda: True)
+    assert trials._helper is not None
+    helper = psutil.Process(trials._helper._process.pid)
+    end = time.monotonic() + 20
+    while helper.children() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert helper.children() == []
+    del trials
+    gc.collect()
+    assert not helper.is_running()
 
 
 @pytest.mark.parametrize(("seconds", "memory"), [(0.3, 1 << 30), (20, 200 << 20)])

@@ -144,6 +144,10 @@ class Grammars:
         self._compiled: OrderedDict[bytes, Grammar] = OrderedDict()
         self._trials = Trials()
 
+    def start(self) -> None:
+        """Start what compiling needs, ahead of the first grammar; from any thread."""
+        self._trials.start()
+
     def compile(self, grammar: str, gone: Callable[[], bool] = never) -> Grammar:
         """A grammar that is ready to be followed. May take seconds: use a thread.
 
@@ -162,8 +166,8 @@ class Grammars:
             error = self._trials.compile(grammar, gone)
         except trial.TooComplex:
             raise TooComplex(
-                f"compiling it takes more than {self._trials.seconds:g} s, or more than "
-                f"{self._trials.memory >> 20} MiB"
+                f"compiling it takes more than {self._trials.seconds:g} s of a processor, or "
+                f"more than {self._trials.memory >> 20} MiB"
             ) from None
         if not error:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)

@@ -2,9 +2,12 @@
 
 Thirty patterns that must hold at once (`allOf` of `^.*a.{n}$`, 1.4 kB of schema) keep the compiler
 busy for ever, and its memory grows by gigabytes: states multiply. Nothing ends a thread that is
-inside the library. So each new grammar is compiled by a process first, with a limit of memory, that
-is killed when its time is over or its client has gone. What comes through is compiled again by
+inside the library. So each new grammar is compiled by a process first, with limits of processor
+time and memory, that is killed when its client has gone. What comes through is compiled again by
 whoever asked, in the time that it has just been seen to take.
+
+A large process is slow to start another: seconds on a busy machine, in which nothing else of it
+runs. So one small helper is started with the server (`trial_worker`), and forks for each grammar.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import contextlib
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -21,11 +25,10 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 5  # that a grammar may take to compile
+SECONDS = 5.0  # of a processor that a grammar may take to compile
 MEMORY = 1 << 30  # bytes of address space that it may take
-START = 60.0  # seconds until a process is ready, at most
+PATIENCE = 60.0  # seconds until there must be an answer, however busy the machine is
 POLL = 0.05  # seconds between two looks whether the client is still there
-MOST_TRIALS = 64  # of one process, which then makes place for a fresh one
 WORKER = Path(__file__).with_name("trial_worker.py")
 AVAILABLE = os.name == "posix"  # elsewhere there are no limits to set
 
@@ -43,13 +46,19 @@ def never() -> bool:
 
 
 class Trials:
-    """The processes: idle ones are kept, and one is started when none is. Safe from any thread."""
+    """The helper, and what is asked of it. Safe from any thread."""
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
         self.seconds, self.memory = seconds, memory
-        self._idle: list[_Process] = []
+        self._helper: _Helper | None = None
         self._lock = threading.Lock()
-        weakref.finalize(self, _kill_all, self._idle)  # at the interpreter's end at the latest
+
+    def start(self) -> None:
+        """Start the helper, unless it runs. Blocks for as long as that takes."""
+        if AVAILABLE:
+            with self._lock:
+                if self._helper is None or not self._helper.alive:
+                    self._helper = _Helper(self.seconds, self.memory)
 
     def compile(self, grammar: str, gone: Callable[[], bool] = never) -> str:
         """Try it: the compiler's error, or "" if it compiles. Blocks: use a thread.
@@ -62,73 +71,63 @@ class Trials:
         """
         if not AVAILABLE:
             return ""
-        with self._lock:
-            process = self._idle.pop() if self._idle else None
-        process = process or _Process(self.seconds, self.memory)
-        try:
-            error = process.compile(grammar, self.seconds, gone)
-        except BaseException:
-            process.kill()
-            raise
-        if process.trials >= MOST_TRIALS:
-            process.kill()
-        else:
-            with self._lock:
-                self._idle.append(process)
+        self.start()
+        helper = self._helper
+        assert helper is not None
+        answer = helper.ask(grammar.encode(), gone)
+        if not answer and not helper.alive:  # it was ended by somebody, so no limit was met
+            self.start()
+            assert self._helper is not None
+            answer = self._helper.ask(grammar.encode(), gone)
+        if not answer:
+            raise TooComplex
+        error: str = json.loads(answer)
         return error
 
 
-def _kill_all(processes: list[_Process]) -> None:
-    for process in processes:
-        process.kill()
-
-
-class _Process:
-    """One process, and one grammar at a time."""
+class _Helper:
+    """The process. What it is sent is one end of a socket pair, for each trial."""
 
     def __init__(self, seconds: float, memory: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(max(1, round(seconds))), str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the server's affair
-            env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # else threads reserve memory for nothing
-        )
-        self._begun = False
-        self.trials = 0
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(WORKER), str(seconds), str(memory)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the server's affair
+                env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # threads reserve memory for nothing
+            )
+        self._finalizer = weakref.finalize(self, _end, self._process, self._control)
 
-    def compile(self, grammar: str, seconds: float, gone: Callable[[], bool]) -> str:
-        if not self._begun:
-            self._answer(START, gone)
-            self._begun = True
-        self.trials += 1
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(grammar).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise TooComplex from None
-        return self._answer(seconds, gone)
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
-    def _answer(self, seconds: float, gone: Callable[[], bool]) -> str:
-        assert self._process.stdout is not None
-        end = time.monotonic() + seconds
-        while not select.select([self._process.stdout], [], [], POLL)[0]:
-            if gone():
-                raise GivenUp
-            if time.monotonic() > end:
-                raise TooComplex
-        line = self._process.stdout.readline()
-        if not line:  # it ran into a limit, and was ended
-            raise TooComplex
-        error: str = json.loads(line)
-        return error
+    def ask(self, grammar: bytes, gone: Callable[[], bool]) -> bytes:
+        """What a trial says; nothing if it was ended. Closing the socket ends it. GivenUp."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, contextlib.suppress(OSError):  # no helper: no answer
+                socket.send_fds(self._control, [b"."], [theirs.fileno()])
+            with contextlib.suppress(OSError):
+                ours.settimeout(PATIENCE)
+                ours.sendall(grammar)
+                ours.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + PATIENCE
+            while not select.select([ours], [], [], POLL)[0]:
+                if gone():
+                    raise GivenUp
+                if time.monotonic() > end:
+                    return b""
+            with contextlib.suppress(OSError):
+                return b"".join(iter(lambda: ours.recv(1 << 16), b""))
+        return b""
 
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+
+def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    """End the helper; it takes its trials along."""
+    control.close()
+    process.kill()
+    process.wait()

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -108,7 +109,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         keep_replays=settings.keep_requests,
     )
     engine.start()
-    return ServedModel(
+    model = ServedModel(
         id=lm.name,
         tokenizer=lm.tokenizer,
         engine=engine,
@@ -118,6 +119,9 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
         fingerprint=lm.runner.fingerprint,
     )
+    # Beside the rest of the loading, so that the first grammar holds nobody up.
+    threading.Thread(target=lambda: model.grammars.start(), name="grammars", daemon=True).start()
+    return model
 
 
 def serve(
