@@ -25,12 +25,10 @@ from tests.load.soak import metrics, soak
 from tests.load.stall import over_http
 from tests.load.workload import MIXES
 
-IMPATIENT = ("--header-timeout", "2", "--body-timeout", "2", "--send-timeout", "2")
-
 
 @pytest.fixture(scope="module")
 def server(weights_folder: Path) -> Iterator[servers.Server]:
-    with servers.tinyllm("--model", str(weights_folder), *IMPATIENT) as server:
+    with servers.tinyllm("--model", str(weights_folder)) as server:
         yield server
 
 
@@ -92,18 +90,6 @@ def test_disconnects_free_the_slots_in_prefill_too(server: servers.Server) -> No
     left = asyncio.run(flood())
     assert left["tinyllm_requests_running"] == left["tinyllm_queue_length"] == 0
     asyncio.run(faults.healthy(server.port))
-
-
-@pytest.mark.parametrize("part", ["head", "body"])
-def test_a_client_that_sends_a_byte_a_second(server: servers.Server, part: str) -> None:
-    async def beside() -> int | None:
-        body = faults.question() if part == "body" else None
-        slow = asyncio.create_task(faults.slow_sender(server.port, 20.0, body))
-        await asyncio.sleep(0.5)
-        await faults.healthy(server.port)
-        return await slow
-
-    assert asyncio.run(beside()) in (None, 408)
 
 
 def test_a_client_that_never_reads(server: servers.Server) -> None:

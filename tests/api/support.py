@@ -16,6 +16,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from tinyllm.api.house.app import create_app
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.serve import PatientProtocol, Server
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
@@ -191,14 +192,15 @@ def live(
     *,
     images: ImageSource | None = None,
     runner: ScriptRunner | None = None,
+    clocks: Clocks = Clocks(),  # noqa: B008  # frozen
     wait: bool = True,
 ) -> Iterator[Live]:
     """Serve on a free port of this machine until the block ends."""
-    app = create_app(settings, models, images)
+    app = create_app(settings, models, images, clocks)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none",
-        http=type("Protocol", (PatientProtocol,), {"settings": settings}),
-        timeout_graceful_shutdown=2,
+        http=type("Protocol", (PatientProtocol,), {"clocks": clocks}),
+        timeout_graceful_shutdown=2, timeout_keep_alive=int(clocks.idle),
     )  # fmt: skip
     server = Server(config, app.state.service)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.load.client import fetch, http_request, read_head
+from tests.load.client import fetch, http_request
 
 PATH = "/v1/chat/completions"
 
@@ -51,36 +51,6 @@ async def idle_connections(port: int, count: int) -> AsyncIterator[list[asyncio.
     finally:
         for writer in writers:
             writer.close()
-
-
-async def slow_sender(port: int, seconds: float, body: bytes | None = None) -> int | None:
-    """Send a request at one byte a second; the status that comes back, None if it is cut off.
-
-    With a `body`, the head is sent at once and only the body drips.
-    """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = http_request("POST", PATH, body or b"{}")
-    if body is not None:
-        start = head.index(b"\r\n\r\n") + 4
-        writer.write(head[:start])
-        head = head[start:]
-    end = time.monotonic() + seconds
-    try:
-        answer = asyncio.create_task(read_head(reader))
-        for byte in head:
-            writer.write(bytes([byte]))
-            await asyncio.wait([answer], timeout=1.0)
-            if answer.done() or time.monotonic() > end:
-                break
-        if not answer.done():
-            answer.cancel()
-            raise AssertionError(f"the server has waited for {seconds} s and more")
-        status, _ = answer.result()
-        return status
-    except (ConnectionError, asyncio.IncompleteReadError):
-        return None
-    finally:
-        writer.close()
 
 
 async def slow_reader(port: int, max_tokens: int) -> tuple[asyncio.StreamReader, Any]:

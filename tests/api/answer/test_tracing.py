@@ -33,6 +33,7 @@ from tests.llama_folders import small_model
 from tests.smolvlm_folder import write_smolvlm
 from tinyllm.api.answer import tracing
 from tinyllm.api.contract import sampling
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
@@ -366,9 +367,9 @@ def gated(tokenizer: Tokenizer) -> Iterator[Live]:
         return [scripted_model(tokenizer, runner, n_layers=config.n_layers, n_heads=config.n_heads,
                                readable=lambda: model)]  # fmt: skip
 
-    settings = Settings(port=0, access_log="off", trace_inside=1, ping_interval=0.05,
-                        request_timeout=5, drain_timeout=0.2)  # fmt: skip
-    with live(settings, load, runner=runner) as server:
+    settings = Settings(port=0, access_log="off", trace_inside=1, request_timeout=5,
+                        drain_timeout=0.2)  # fmt: skip
+    with live(settings, load, runner=runner, clocks=Clocks(silence=0.05)) as server:
         yield server
         Gated.gate.set()
 

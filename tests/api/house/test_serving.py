@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, ScriptRunner, events_of, live, scripted_model
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.settings import Settings
 from tinyllm.tokenizer import Tokenizer
 
@@ -27,12 +28,12 @@ def slow(tokenizer: Tokenizer, tmp_path: Path, request: pytest.FixtureRequest) -
     runner.before = lambda segments: time.sleep(0.01)
     options = Settings(
         port=0, access_log=str(tmp_path / "access.log"), max_batch=1, max_n=1, max_queue=1,
-        prefill_chunk=16, request_timeout=timeout, header_timeout=0.4, body_timeout=0.4,
-        send_timeout=0.5, ping_interval=0.1, keep_alive=1,
+        request_timeout=timeout,
     )  # fmt: skip
+    clocks = Clocks(head=0.4, body=0.4, unread=0.5, idle=1, silence=0.1)
     engine = {"max_batch": 1, "max_queue": 1, "prefill_chunk": 16}
     models = lambda: [scripted_model(tokenizer, runner, engine=engine)]  # noqa: E731
-    with live(options, models, runner=runner) as server:
+    with live(options, models, runner=runner, clocks=clocks) as server:
         yield server
 
 
@@ -128,6 +129,7 @@ def closed(sock: socket.socket, seconds: float) -> bytes:
 
 def test_a_slow_head_is_hung_up_on(slow: Live) -> None:
     sock = raw(slow, b"POST /v1/chat/comp")
+    assert slow.chat("/v1", {"max_tokens": 1}).status_code == 200  # meanwhile
     assert closed(sock, 30) == b""
     assert closed(raw(slow), 30) == b""  # nothing at all
 
@@ -141,6 +143,7 @@ def test_a_head_that_drips_is_hung_up_on(slow: Live) -> None:
 
 def test_a_slow_body_is_408(slow: Live) -> None:
     sock = raw(slow, request_bytes({})[:-5])
+    assert slow.chat("/v1", {"max_tokens": 1}).status_code == 200  # meanwhile
     assert closed(sock, 30).startswith(b"HTTP/1.1 408")
 
 

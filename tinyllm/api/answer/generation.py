@@ -57,7 +57,6 @@ class Generation:
         key: the owner.
         session: the client's session, if any.
         deadline: time.monotonic() seconds, or None.
-        keep: for replay.
         trace_worker: where a trace's looks inside are made.
         share: whose part of the server it takes.
     """
@@ -70,7 +69,6 @@ class Generation:
         key: str = "",
         session: str | None = None,
         deadline: float | None = None,
-        keep: bool = False,
         trace_worker: TraceWorker | None = None,
         share: str = "",
     ) -> None:
@@ -104,7 +102,7 @@ class Generation:
             share=share,
             session=session,
             deadline=deadline,
-            keep=keep,
+            keep=True,
             score_from=1 if plan.score_prompt else None,
         )
         self._readers = [

@@ -26,7 +26,6 @@ class Run:
         waker: of the app.
         key: the owner.
         session: the client's session, if any.
-        keep: for replay.
         trace_worker: where a trace's looks inside are made.
     """
 
@@ -39,7 +38,6 @@ class Run:
         *,
         key: str = "",
         session: str | None = None,
-        keep: bool = False,
         trace_worker: TraceWorker | None = None,
     ) -> None:
         self.plans, self.id = plans, id
@@ -51,7 +49,6 @@ class Run:
                 key=key,
                 session=session,
                 deadline=caller.deadline,
-                keep=keep,
                 trace_worker=trace_worker,
                 share=caller.share,
             )

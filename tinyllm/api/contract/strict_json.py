@@ -20,7 +20,7 @@ MAX_INT = 2**63 - 1
 MAX_MARKS = 150_000  # commas and opening brackets in a document, which bound its values
 MAX_CONTAINERS = 20_000  # objects and lists in a document
 MAX_ENTRIES = 4096  # of one object or list; of numbers there may be more
-GLANCE = 65_536  # bytes in which the place of a broken document's fault is looked for
+MAX_DIGITS = 19  # of a 64-bit integer
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -30,25 +30,26 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_MARKS:
         raise _too_many(f"The body holds more than {MAX_MARKS:,} commas and brackets")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_json(f"it is not UTF-8 (byte {error.start})", _top_key(body)) from None
+    # A byte that isn't UTF-8 becomes half a surrogate pair, so that it is found at its place too.
+    text = body.decode("utf-8", "surrogateescape")
     if text.startswith("\ufeff"):
         raise _not_json("it starts with a byte order mark") from None
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise _not_json(where, _top_key(body)) from None
+        raise _not_json(where, _unreadable_member(text)) from None
     except RecursionError:
-        raise _too_deep(_top_key(body)) from None
-    except ValueError:  # an integer of more digits than Python converts
-        raise _not_json("it holds a number of too many digits", _top_key(body)) from None
+        raise _too_deep(_unreadable_member(text)) from None
     if not isinstance(value, dict):
         raise invalid("The body must be a JSON object.", kind="dict_type")
     check_values(value)
     return value
+
+
+def _integer(digits: str) -> int:
+    """That integer, or one that is too large as well where converting it would take long."""
+    return int(digits) if len(digits) <= MAX_DIGITS + 1 else MAX_INT + 1
 
 
 def _not_json(why: str, loc: Loc = ()) -> ApiError:
@@ -71,7 +72,7 @@ def check_values(root: Any) -> None:
         loc, value = pending.pop()
         if isinstance(value, str):
             if not _is_text(value):
-                raise invalid("A lone surrogate is not text.", *loc, kind="string_unicode")
+                raise invalid("It is not text in UTF-8.", *loc, kind="string_unicode")
         elif isinstance(value, float):
             if not math.isfinite(value):
                 raise invalid("The number must be finite.", *loc, kind="finite_number")
@@ -91,7 +92,7 @@ def check_values(root: Any) -> None:
             if isinstance(value, dict):
                 for key in value:
                     if not _is_text(key):
-                        raise invalid("A key holds a lone surrogate.", *loc, kind="string_unicode")
+                        raise invalid("A key is not text in UTF-8.", *loc, kind="string_unicode")
                 pending.extend(((*loc, key), item) for key, item in value.items())
             else:
                 pending.extend(((*loc, i), item) for i, item in enumerate(value))
@@ -115,35 +116,23 @@ def _is_text(value: str) -> bool:
     return True
 
 
-_LEXEME = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{},:]', re.DOTALL)
+_MEMBER = re.compile(r'[ \t\n\r{,]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
 
 
-def _top_key(body: bytes) -> Loc:
-    """The last top-level key before the parser gave up, as near as a glance can tell."""
-    depth, key, last = 0, None, b""
-    for match in _LEXEME.finditer(body[:GLANCE]):
-        lexeme = match.group()
-        if lexeme in b"[{":
-            depth += 1
-        elif lexeme in b"]}":
-            depth -= 1
-        elif lexeme == b":" and depth == 1:
-            key = last
-        if depth > MAX_DEPTH or _broken(lexeme):
-            break
-        last = lexeme
-    if key is None:
-        return ()
+def _unreadable_member(text: str) -> Loc:
+    """The top-level key whose value the parser can't read, () if it fails between members."""
+    decoder, end = json.JSONDecoder(parse_int=_integer), 0
+    while (member := _MEMBER.match(text, end)) is not None:
+        try:
+            _, end = decoder.raw_decode(text, member.end())
+        except (ValueError, RecursionError):
+            return _as_loc(member[1])
+    return ()
+
+
+def _as_loc(quoted_key: str) -> Loc:
     try:
-        name = json.loads(key)
+        key = json.loads(quoted_key)
     except ValueError:
         return ()
-    return (name,) if isinstance(name, str) and _is_text(name) else ()
-
-
-def _broken(lexeme: bytes) -> bool:
-    try:
-        lexeme.decode("utf-8")
-    except UnicodeDecodeError:
-        return True
-    return False
+    return (key,) if _is_text(key) else ()

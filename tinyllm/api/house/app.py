@@ -22,6 +22,7 @@ from tinyllm.api.contract.dialect import dialect_of
 from tinyllm.api.contract.errors import ApiError, error_response, server_error, status_error
 from tinyllm.api.contract.fields import SESSION_ID
 from tinyllm.api.house import web
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.origins import Origins
 from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
@@ -40,13 +41,14 @@ def create_app(
     settings: Settings,
     load: Callable[[], Sequence[ServedModel]],
     images: ImageSource | None = None,
+    clocks: Clocks = Clocks(),  # noqa: B008  # frozen
 ) -> Starlette:
     """An app that serves the models which `load` returns.
 
     `load` runs once, on a thread of its own, after start-up; until it is done requests get 503.
     The `Service` with all of the app's state is `app.state.service`.
     """
-    service = Service(settings, load)
+    service = Service(settings, load, clocks)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -101,7 +103,6 @@ class Frame:
         status: int | None = None
         entry: dict[str, Any] = {"key": ""}
         scope["tinyllm.log"] = entry
-        scope["tinyllm.send"] = send
 
         async def framed(message: Message) -> None:
             nonlocal status

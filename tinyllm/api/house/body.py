@@ -17,6 +17,7 @@ from tinyllm.api.prompt.turns import Workers
 Read = TypeVar("Read")
 BIG = 1 << 16  # bytes; reading more than that leaves the event loop alone
 IMAGE = b"data:image/"  # how an image in a body begins
+MAX_TEXT = 4 * 1024 * 1024  # bytes of a body without its images
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class BodyLimits:
     """How large and how slow a body may be."""
 
     whole: int  # bytes
-    text: int  # bytes that aren't images
     timeout: float  # seconds in which it must arrive
+    text: int = MAX_TEXT  # bytes that aren't images
 
 
 class BodyReader:

@@ -62,8 +62,6 @@ class Generating:
             plans = await caller.while_here(
                 shape.plan(self._planner, dialect, model, score, caller)
             )
-            if settings.log_content:
-                entry["request"] = asked.model_dump(exclude_unset=True)
             run = Run(
                 plans,
                 id,
@@ -71,10 +69,9 @@ class Generating:
                 service.waker,
                 key=request.state.key,
                 session=session,
-                keep=settings.keep_requests > 0,
                 trace_worker=service.trace_worker,
             )
-            await run.begin(settings.ping_interval)
+            await run.begin(service.clocks.silence)
         except BaseException as error:  # nothing will be answered
             caller.close()
             if isinstance(error, ClientGone):
@@ -122,16 +119,13 @@ class _Answer:
         except ClientGone:
             self._service.metrics.disconnects.inc()
             raise
-        whole = self._shape.fold(chunks)
-        if self._service.settings.log_content:
-            self._entry["answer"] = whole.get("choices", whole.get("output"))
-        return whole
+        return self._shape.fold(chunks)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The stream's bytes; a fault on the way becomes its last event."""
         shape = self._shape
         writer = shape.writer(self._run, self._created, whole=False)
-        chunks = self._chunks(writer, self._service.settings.ping_interval)
+        chunks = self._chunks(writer, self._service.clocks.silence)
         fault: ApiError | None = None
         try:
             async with contextlib.aclosing(chunks):
@@ -209,9 +203,6 @@ class _Streamed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        # The layers in between have seen what they look at: the body needn't pass them all again,
-        # a token at a time.
-        send = scope["tinyllm.send"]
         async with contextlib.aclosing(self._events):
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

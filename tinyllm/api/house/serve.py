@@ -15,7 +15,6 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -24,9 +23,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import tinyllm
 from tinyllm.api.contract.errors import ApiError, error_response, unavailable
 from tinyllm.api.house.app import create_app
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
-from tinyllm.api.house.short_turns import take_short_turns
 from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
@@ -104,9 +103,6 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         kv_cache_mb=settings.kv_cache_mb,
-        prefill_chunk=settings.prefill_chunk,
-        prefix_cache=settings.prefix_cache,
-        keep_replays=settings.keep_requests,
     )
     engine.start()
     model = ServedModel(
@@ -128,7 +124,7 @@ def serve(
     settings: Settings, load: Callable[[Settings], Sequence[ServedModel]] = load_models
 ) -> int:
     """Serve until told to stop; the exit status. Prints one line with the address when ready."""
-    limits = {"settings": settings, "most": most_connections(raise_file_limit())}
+    limits = {"most": most_connections(raise_file_limit())}
     app = create_app(settings, lambda: load(settings))
     try:
         app.state.service.access_log.check()
@@ -145,7 +141,7 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # an address is whose share of the server it is: none may be claimed
-        timeout_keep_alive=int(max(1, settings.keep_alive)),
+        timeout_keep_alive=int(Clocks.idle),
         timeout_graceful_shutdown=5,
     )
     server = Server(config, app.state.service)
@@ -178,7 +174,6 @@ class Server(uvicorn.Server):
             self.status = 1
             self.should_exit = True
             return
-        take_short_turns()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"tinyllm: ready on http://{shown}:{port}", flush=True)
@@ -218,34 +213,16 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-class Connection(h11.Connection):
-    """h11's, with a short way for what is sent most: the next piece of a chunked body.
-
-    That piece changes nothing in h11's states, and its frame is two lines (RFC 9112, 7.1).
-    """
-
-    _chunked = False  # the body that is being sent
-
-    def send(self, event: Any) -> Any:
-        if type(event) is h11.Data and self._chunked and self.our_state is h11.SEND_BODY:
-            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
-        output = super().send(event)
-        if type(event) is h11.Response:
-            self._chunked = b"\r\ntransfer-encoding: chunked\r\n" in output.lower()
-        return output
-
-
 class PatientProtocol(H11Protocol):
     """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
 
-    settings = Settings()
+    clocks = Clocks()
     most = 1 << 30  # connections at once
     _head_clock: asyncio.TimerHandle | None = None
     _send_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.conn = Connection(h11.SERVER)
         self._wait_for_head()
         if len(self.connections) > self.most:
             self.send_error(unavailable("Too many connections are open.", "connections", 5))
@@ -265,7 +242,7 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._send_clock = self.loop.call_later(self.settings.send_timeout, self.transport.abort)
+        self._send_clock = self.loop.call_later(self.clocks.unread, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._send_clock is not None:
@@ -291,7 +268,7 @@ class PatientProtocol(H11Protocol):
         self.transport.close()
 
     def _wait_for_head(self) -> None:
-        self._head_clock = self.loop.call_later(self.settings.header_timeout, self._give_up)
+        self._head_clock = self.loop.call_later(self.clocks.head, self._give_up)
 
     def _give_up(self) -> None:
         self._head_clock = None

@@ -15,6 +15,7 @@ from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
 from tinyllm.api.house.body import BodyLimits, BodyReader
+from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.kept_responses import KeptResponses
 from tinyllm.api.house.metrics import Metrics
 from tinyllm.api.house.sessions import Sessions
@@ -29,18 +30,25 @@ class Service:
     Args:
         settings: what the server was told.
         load: makes the models; called once, on a thread of its own.
+        clocks: how long it waits for its peers.
     """
 
     log = logging.getLogger(__name__)
 
-    def __init__(self, settings: Settings, load: Callable[[], Sequence[ServedModel]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Sequence[ServedModel]],
+        clocks: Clocks = Clocks(),  # noqa: B008  # frozen
+    ) -> None:
         self.settings = settings
+        self.clocks = clocks
         self.models: Sequence[ServedModel] = ()
         self.failure: BaseException | None = None  # why loading failed
         self.draining = False
         self.active = 0  # completion requests being answered
         self.started = time.time()
-        self.sessions = Sessions(settings.max_sessions, settings.session_ttl)
+        self.sessions = Sessions()
         self.kept_responses = KeptResponses()
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
@@ -48,7 +56,7 @@ class Service:
         self.looks = Looks()
         self.workshop = Workshop()
         self.replays = Turns(places=4, most=2)  # of kept requests, at once
-        limits = BodyLimits(settings.max_body, settings.max_text, settings.body_timeout)
+        limits = BodyLimits(settings.max_body, clocks.body)
         self.bodies = BodyReader(limits, self.workshop.reading)
         self._load = load
         self._names: dict[str, ServedModel] = {}

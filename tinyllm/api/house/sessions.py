@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from tinyllm.api.contract.answers import SessionOut, SessionRequest, Usage
 
 KEPT_REQUESTS = 100  # of each session, newest
+MAX_SESSIONS = 1024  # remembered at once
+TTL = 24 * 3600.0  # seconds after which an unused one is forgotten
 
 
 @dataclass
@@ -49,7 +51,10 @@ class Sessions:
     """
 
     def __init__(
-        self, max_sessions: int, ttl: float, clock: Callable[[], float] = time.time
+        self,
+        max_sessions: int = MAX_SESSIONS,
+        ttl: float = TTL,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._max_sessions = max_sessions
         self._ttl = ttl

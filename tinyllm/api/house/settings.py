@@ -65,26 +65,15 @@ class Settings:
     max_n: int = _flag(8, "most choices a request may ask for")
     max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: no cap")
     max_body: int = _flag(32 * MiB, "largest request body, in bytes")
-    max_text: int = _flag(4 * MiB, "largest request body without its images, in bytes")
     max_batch: int = _flag(16, "most choices that are decoded at once")
     max_queue: int = _flag(64, "most requests that wait; more get 429")
     kv_cache_mb: int = _flag(1024, "memory for the KV caches, in MiB")
-    prefill_chunk: int = _flag(256, "most prompt tokens taken in by one step")
-    prefix_cache: bool = _flag(True, "reuse the caches of earlier prompts")
-    keep_requests: int = _flag(256, "finished requests kept for replay; 0 keeps none")
     trace_inside: int = _flag(
         2, "requests at once whose `trace` may look inside the model; 0 refuses that"
     )
-    max_sessions: int = _flag(1024, "sessions remembered")
-    session_ttl: float = _flag(24 * 3600.0, "seconds after which an unused session is forgotten")
 
     request_timeout: float = _flag(600.0, "seconds that a request may take; 0 is for ever")
     drain_timeout: float = _flag(30.0, "seconds that running requests get after the first SIGTERM")
-    header_timeout: float = _flag(15.0, "seconds in which a request's head must arrive")
-    body_timeout: float = _flag(30.0, "seconds in which a request's body must arrive")
-    send_timeout: float = _flag(30.0, "seconds for which a client may leave its answer unread")
-    keep_alive: float = _flag(75.0, "seconds that an idle connection is kept between requests")
-    ping_interval: float = _flag(15.0, "seconds of silence in a stream before a comment is sent")
 
     image_urls: Literal["public", "allowlist", "off"] = _flag(
         "public", "which https image addresses are fetched"
@@ -92,7 +81,6 @@ class Settings:
     image_host: tuple[str, ...] = _flag((), "a host for `--image-urls allowlist`; repeatable")
 
     access_log: str = _flag("-", "file for the access log (JSON lines); - is stderr, off is none")
-    log_content: bool = _flag(False, "write prompts and answers into the access log too")
 
     def api_keys(self) -> tuple[str, ...]:
         """Every API key. Raises ValueError for a blank one, or a file that holds none."""
@@ -113,12 +101,9 @@ class Settings:
     def check(self) -> Settings:
         """Itself, when every value makes sense. Raises ValueError that names the flag."""
         at_least = {
-            "max_n": 1, "max_body": 1024, "max_text": 1024, "max_batch": 1, "max_queue": 0,
-            "kv_cache_mb": 1, "prefill_chunk": 1, "threads": 0, "max_tokens_cap": 0,
-            "keep_requests": 0, "trace_inside": 0,
-            "max_sessions": 1, "session_ttl": 1, "request_timeout": 0, "drain_timeout": 0,
-            "header_timeout": 0.1, "body_timeout": 0.1, "send_timeout": 0.1, "keep_alive": 0.1,
-            "ping_interval": 0.01,
+            "max_n": 1, "max_body": 1024, "max_batch": 1, "max_queue": 0, "kv_cache_mb": 1,
+            "threads": 0, "max_tokens_cap": 0, "trace_inside": 0, "request_timeout": 0,
+            "drain_timeout": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
