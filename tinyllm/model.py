@@ -47,7 +47,7 @@ class Rotation:
             return ops.apply_rope_neighbours(x, self.cos, self.sin)
         return ops.apply_rope(x, self.cos, self.sin)
 
-    def heat(self, q: Array) -> Array:
+    def scale_queries(self, q: Array) -> Array:
         """Queries, grown with their position where the family does that."""
         if self.temperature is None:
             return q
@@ -190,7 +190,7 @@ class Model:
         keys, values = cache.append(layer, k, v)  # (S, n_kv_heads, head_dim) each
 
         scores = ops.attention_scores(
-            rotation.heat(q), keys, cfg.attention_scale, cfg.score_cap, window
+            rotation.scale_queries(q), keys, cfg.attention_scale, cfg.score_cap, window
         )
         scores = tap(f"{hook}.hook_attn_scores", scores)  # (n_heads, T, S)
         if cfg.sinks:
@@ -290,17 +290,17 @@ class Model:
     ) -> dict[str, Rotation]:
         """What turns queries and keys at these positions, by a layer's `rotary`."""
         cfg = self.config
-        heat = None
+        grown = None
         if cfg.temperature is not None:
-            heat = ops.temperature(positions, cfg.temperature.beta, cfg.temperature.length)
-        tables = {"none": Rotation(None, None, heat)}
+            grown = ops.temperature(positions, cfg.temperature.beta, cfg.temperature.length)
+        tables = {"none": Rotation(None, None, grown)}
         if cfg.learned_positions:
             return {**tables, "global": tables["none"]}
         kinds = {cfg.layer(i).rotary for i in range(cfg.n_layers)} - {"none"}
         for kind in kinds:
             own = cfg.local() if kind == "local" else cfg
             cos, sin = ops.rope_tables(own.for_context(cache.capacity), positions, dtype)
-            tables[kind] = Rotation(cos, sin, heat, cfg.rope_pairs == "neighbours")
+            tables[kind] = Rotation(cos, sin, grown, cfg.rope_pairs == "neighbours")
         return tables
 
     @property

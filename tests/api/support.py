@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tinyllm.api.house.app import create_app
 from tinyllm.api.house.clocks import Clocks
-from tinyllm.api.house.serve import PatientProtocol, Server
+from tinyllm.api.house.serve import Server, TimedProtocol
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.images import ImageSource
@@ -199,7 +199,7 @@ def live(
     app = create_app(settings, models, images, clocks)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none",
-        http=type("Protocol", (PatientProtocol,), {"clocks": clocks}),
+        http=type("Protocol", (TimedProtocol,), {"clocks": clocks}),
         timeout_graceful_shutdown=2, timeout_keep_alive=int(clocks.idle),
     )  # fmt: skip
     server = Server(config, app.state.service)

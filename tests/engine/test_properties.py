@@ -15,7 +15,7 @@ from tests.fake_runner import VOCAB, FakeRunner, fake_logits
 from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
 from tinyllm.engine.job import Ticket
-from tinyllm.engine.scheduler import GUEST_ROWS
+from tinyllm.engine.scheduler import RESERVED_ROWS
 from tinyllm.engine.types import (
     Done,
     Event,
@@ -156,7 +156,7 @@ class Serving(RuleBasedStateMachine):
         pool = self.runner.pool
         assert (pool.refs >= 0).all()
         stats = self.engine.stats()
-        assert stats.running_choices <= self.max_batch + self.max_batch // GUEST_ROWS
+        assert stats.running_choices <= self.max_batch + self.max_batch // RESERVED_ROWS
         assert stats.queue_length <= self.max_queue + self.max_batch
         promised = sum(job.pages for job in self.engine._scheduler.running)
         assert promised <= pool.n_pages

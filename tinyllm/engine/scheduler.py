@@ -12,7 +12,7 @@ rows. Their size follows the clock, see `Pace`, so that a long prompt can't hold
 **Admission.** A request waits until there are rows for its n choices and pages for its worst case
 (memory.py). Next is whoever's share (`Request.share`) has the fewest rows; within a share, whoever
 came first. Nobody overtakes the one whose turn it is, so a large request waits for room but is
-never passed by. Some rows and pages are for guests, shares of which nothing runs yet: so one that
+never passed by. Some rows and pages are reserved for shares of which nothing runs yet: so one that
 has taken all the others doesn't keep a newcomer waiting until one of its requests ends.
 """
 
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from tinyllm.engine.job import NO_GUESSES, Guesses, Job, LiveChoice
 from tinyllm.engine.lookup import FULL, MOST_ROWS, PassTime, share_rows
 
-GUEST_ROWS = 4  # one for so many of max_batch, beyond it
-GUEST_PAGES = 8  # one of so many of the cache budget
+RESERVED_ROWS = 4  # one for so many of max_batch, beyond it
+RESERVED_PAGES = 8  # one of so many of the cache budget
 OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
 
 
@@ -122,17 +122,17 @@ class Scheduler:
 
     @property
     def free_rows(self) -> int:
-        """Rows of a step that nobody has, and that aren't for guests alone."""
+        """Rows of a step that nobody has, and that aren't reserved for newcomers."""
         return max(0, self.max_batch - sum(job.n_slots for job in list(self.running)))
 
     def _fits(self, job: Job) -> bool:
         n_rows = job.n_slots + sum(other.n_slots for other in self.running)
         n_pages = job.pages + sum(other.pages for other in self.running)
         if any(other.share == job.share for other in self.running):
-            n_for_all = self.n_pages - self.n_pages // GUEST_PAGES
+            n_for_all = self.n_pages - self.n_pages // RESERVED_PAGES
             return n_rows <= self.max_batch and n_pages <= n_for_all
-        guests = self.max_batch // GUEST_ROWS
-        return n_rows <= self.max_batch + guests and n_pages <= self.n_pages
+        reserved = self.max_batch // RESERVED_ROWS
+        return n_rows <= self.max_batch + reserved and n_pages <= self.n_pages
 
     # -- the next step -----------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def _kept(compiled: Any) -> Any:
 
 
 def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
-    """Compile a kernel (or load it from disk) for arguments of these types; says so if it takes.
+    """Compile a kernel (or load it from disk) for arguments of these types; says so if it compiles.
 
     `name` is for the message.
     """

@@ -30,7 +30,7 @@ Parts = tuple[NDArray[Any], ...]
 class Format:
     """How weights are held, and what they are multiplied with."""
 
-    name: str
+    name: Dtype
     weights: str  # the format that has these weights first: they are packed once, and kept by that
     packed: type  # a matrix in the kernels' layout
     activations: type  # what it is multiplied with
@@ -46,7 +46,7 @@ class Format:
     unpack: Callable[[Any, int], Parts]  # … and back, so many rows
     restore: Callable[..., NDArray[np.float32]]  # parts → what they stand for
     carry: Mapping[str, Callable[[Any], Parts]] = field(default_factory=dict)
-    """The same parts from a GGUF file's blocks (`files.blocks.Blocks`) of a kind, unrounded."""
+    """A kind of a GGUF file's blocks (`files.blocks.Blocks`) → the same parts, unrounded."""
 
     def matrix(self, weight: NDArray[np.float32]) -> Any:
         """One matrix, (rows, inputs), in the kernels' layout, without the layer axis."""
@@ -72,52 +72,55 @@ def _carry_q4(blocks: Any) -> Parts:
     return quantize.split_nibbles(blocks.q), blocks.scales, minimums
 
 
+# What the formats of floats have in common, and those of integers.
+_FLOATS: dict[str, Any] = {
+    "activations": layout.F32Rows,
+    "empty_rows": layout.empty_f32_rows,
+    "put": "put_f32",
+    "arithmetic": "f32",
+    "products": 1,
+    "restore": np.asarray,
+}
+_INTEGERS: dict[str, Any] = {
+    "activations": layout.Int16Rows,
+    "empty_rows": layout.empty_int16_rows,
+    "put": "put_int16",
+    "arithmetic": "int8",
+    "products": 2,
+    "kv_dtype": "f16",
+    "table": "q8",
+}
+
 _F32 = Format(
     name="f32",
     weights="f32",
     packed=layout.F32,
-    activations=layout.F32Rows,
-    empty_rows=layout.empty_f32_rows,
-    put="put_f32",
     bytes_per_weight=4,
-    arithmetic="f32",
-    products=1,
+    **_FLOATS,
     kv_dtype="f32",
     table="f32",
     round=_as_it_is,
     pack=quantize.pack_f32,
     unpack=_alone(quantize.unpack_f32),
-    restore=np.asarray,
 )
 _BF16 = Format(
     name="bf16",
     weights="bf16",
     packed=layout.BF16,
-    activations=layout.F32Rows,
-    empty_rows=layout.empty_f32_rows,
-    put="put_f32",
     bytes_per_weight=2,
-    arithmetic="f32",
-    products=1,
+    **_FLOATS,
     kv_dtype="f16",
     table="bf16",
     round=_as_it_is,  # while packing
     pack=quantize.pack_bf16,
     unpack=_alone(quantize.unpack_bf16),
-    restore=np.asarray,
 )
 _Q8 = Format(
     name="q8",
     weights="q8",
     packed=layout.Q8,
-    activations=layout.Int16Rows,
-    empty_rows=layout.empty_int16_rows,
-    put="put_int16",
     bytes_per_weight=layout.Q8_BYTES / (layout.GROUP * layout.BLOCK),
-    arithmetic="int8",
-    products=2,
-    kv_dtype="f16",
-    table="q8",
+    **_INTEGERS,
     round=quantize.quantize_q8,
     pack=quantize.pack_q8,
     unpack=quantize.unpack_q8,
@@ -128,14 +131,8 @@ _Q4 = Format(
     name="q4",
     weights="q4",
     packed=layout.Q4,
-    activations=layout.Int16Rows,
-    empty_rows=layout.empty_int16_rows,
-    put="put_int16",
     bytes_per_weight=layout.Q4_BYTES / (layout.GROUP * layout.BLOCK),
-    arithmetic="int8",
-    products=2,
-    kv_dtype="f16",
-    table="q8",
+    **_INTEGERS,
     round=quantize.quantize_q4,
     pack=quantize.pack_q4,
     unpack=quantize.unpack_q4,
@@ -146,9 +143,10 @@ _Q4 = Format(
 
 def _with_8_bits(form: Format) -> Format:
     """The same weights, with activations of 8 bits: quicker to multiply, further from float32."""
+    name: Any = f"{form.name}a8"
     return replace(
         form,
-        name=f"{form.name}a8",
+        name=name,
         activations=layout.Int8Rows,
         empty_rows=layout.empty_int8_rows,
         put="put_int8",
@@ -166,3 +164,9 @@ def format_of(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"dtype must be one of {', '.join(FORMATS)}, not {name!r}")
     return FORMATS[name]
+
+
+def with_8_bit_activations(name: Dtype) -> Dtype:
+    """The format of the same weights with activations of 8 bits; itself where there is none."""
+    quick: Any = f"{name}a8"
+    return quick if quick in FORMATS else name

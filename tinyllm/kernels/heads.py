@@ -31,8 +31,8 @@ def place_head(
         angles = table_row(parts.turns, layer, position)
         if unit < call.n_heads:
             to = (unit // group * s.x.shape[0] + r) * group + unit % group
-            place_query(unit, layer, lane, angles, heated(parts.heat, position, model.score_scale),
-                        to, model, parts.norm_last, s, own)  # fmt: skip
+            scale = query_scale(parts.temperature, position, model.score_scale)
+            place_query(unit, layer, lane, angles, scale, to, model, parts.norm_last, s, own)
         elif unit < call.n_heads + call.n_kv_heads:
             head = unit - call.n_heads
             turn_key(head, layer, lane, angles, model, parts.norm_last, own)
@@ -53,11 +53,11 @@ def table_row(turns: Any, layer: int, position: int) -> int:
 
 
 @part
-def heated(heat: Any, position: int, scale: float) -> float:
+def query_scale(temperature: Any, position: int, scale: float) -> float:
     """What a query's scores are multiplied by."""
-    if heat is None:
+    if temperature is None:
         return scale
-    grown: float = scale * heat[position]
+    grown: float = scale * temperature[position]
     return grown
 
 

@@ -55,7 +55,7 @@ class Q8(NamedTuple):
     """weight = scale · (byte - 128).
 
     Bytes are stored unsigned since `vpdpbusd` multiplies unsigned by signed ones; the offset is
-    paid back per token and group (`Int8Rows.starts`), exactly.
+    taken off per token and group (`Int8Rows.starts`), exactly.
     """
 
     values: Array  # (L, B, G, 544) uint8. In a group's bytes, 64·j + 4·row + i is input 4·j + i of

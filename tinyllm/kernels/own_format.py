@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinyllm.kernels.formats import Dtype
+from tinyllm.kernels.formats import FORMATS, Dtype
 from tinyllm.weights import index_folder
 
 
 def own_format(folder: Path) -> Dtype:
     """The smallest format that holds a checkpoint's matrices as they are.
 
-    q4 or q8 where all layers' matrices are blocks of that kind in a GGUF file, bf16 where every
-    tensor is that, else f32: float16 and mixtures of blocks fit no other without rounding.
+    One that can carry the blocks of a GGUF file where it carries those of all layers' matrices,
+    bf16 where every tensor is that, else f32: float16 and mixtures fit no other without rounding.
 
     Raises:
         WeightsError: the folder has no weights.
@@ -27,8 +27,7 @@ def own_format(folder: Path) -> Dtype:
         for name, tensor in stored.items()
         if ".layers." in name and name.endswith("_proj.weight")
     }
-    if kinds and kinds <= {"Q4_0", "Q4_1"}:
-        return "q4"
-    if kinds == {"Q8_0"}:
-        return "q8"
+    fitting = [form for form in FORMATS.values() if kinds and kinds <= form.carry.keys()]
+    if fitting:
+        return min(fitting, key=lambda form: form.bytes_per_weight).name
     return "bf16" if {tensor.dtype for tensor in stored.values()} == {"BF16"} else "f32"

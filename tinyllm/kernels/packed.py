@@ -66,7 +66,9 @@ def pack(
     def rows(name: str, form: Format) -> Parts:
         # What a sublayer adds is scaled here, once, and not at every token.
         factor = config.residual_scale if name.endswith(ADDING) and not config.norm_after else 1.0
-        blocks = stored.blocks(name) if stored is not None and factor == 1 else None
+        blocks = None
+        if stored is not None and form.carry and factor == 1:
+            blocks = stored.blocks(name)
         if blocks is not None and blocks.kind in form.carry:
             return form.carry[blocks.kind](blocks)
         weight = weights[name]
@@ -157,11 +159,6 @@ class Reading:
             return file.readinto(self._memory[first:last].data) == last - first
 
 
-def _takes_blocks(dtype: str) -> bool:
-    """Whether a file's own blocks can be used as that file has them."""
-    return bool(FORMATS[dtype].carry)
-
-
 def load_packed(
     folder: Path, config: ModelConfig, dtype: str
 ) -> tuple[Packed, str, Reading | None]:
@@ -178,7 +175,7 @@ def load_packed(
 
     def make() -> Packed:
         weights = Checkpoint(folder, config)
-        made = pack(config, weights, dtype, weights if _takes_blocks(dtype) else None)
+        made = pack(config, weights, dtype, weights)
         _write(path, made, digest)
         return made
 

@@ -43,7 +43,7 @@ class PagePool:
         self.arrays = Pool(huge_zeros(shape, stored))
         self.n_pages = n_pages
         self.page_nbytes = self.arrays.cells[:1].nbytes
-        self._claimed = 0  # pages from the first on whose memory is ours already, if anyone cares
+        self._claimed = 0  # pages from the first on, brought into memory by claim_memory
         self._users = [0] * n_pages
         self._free = list(range(n_pages - 1, -1, -1))  # the lowest first, so memory stays compact
         self._lock = threading.RLock()
@@ -83,7 +83,7 @@ class PagePool:
                     self._free.append(page)
 
     def claim_memory(self, n_tokens: int) -> None:
-        """Have the system hand out the memory of pages for `n_tokens` behind the caller's back.
+        """Have the system hand out the memory of pages for `n_tokens`, on a thread of its own.
 
         Else it does so at the first touch, in the middle of a step: it clears two megabytes then,
         and a virtual machine may have to get them from its host, which takes longer than a step.

@@ -30,7 +30,7 @@ class Parts(NamedTuple):
     # positions
     turns: Array | None  # (n_layers, 2) int64: first row of cos and sin, and rows a position (0, 1)
     positions: Array | None  # (max_seq_len, dim): learned ones
-    heat: Array | None  # (max_seq_len,): what queries are multiplied by
+    temperature: Array | None  # (max_seq_len,): what queries are multiplied by
     # attention
     qkv_bias: Array | None  # (n_layers, rows of qkv)
     q_norm: Array | None  # (n_layers, 1 or n_heads, head_dim)
@@ -125,11 +125,11 @@ def make_parts(config: ModelConfig, tensors: Mapping[str, Array], turns: Array |
     """A model's parts, of its shape and of what `packed.pack` made of its tensors."""
     mark = np.zeros(1, np.float32)
     windows = [config.layer(i).window or config.max_seq_len for i in range(config.n_layers)]
-    heat = None
+    temperature = None
     if config.temperature is not None:
         t = config.temperature
         grown = reference.temperature(np.arange(config.max_seq_len), t.beta, t.length)
-        heat = grown.astype(np.float32)
+        temperature = grown.astype(np.float32)
     plain_act = config.activation == "silu" and config.gated
     act = tensors.get("act")
     if act is None and not plain_act:
@@ -137,7 +137,7 @@ def make_parts(config: ModelConfig, tensors: Mapping[str, Array], turns: Array |
     of_files = {name: tensors.get(name) for name in TENSORS if name != "act"}
     return Parts(
         turns=turns,
-        heat=heat,
+        temperature=temperature,
         norm_last=mark if config.qk_norm_last else None,
         windows=np.array(windows, np.int64) if min(windows) < config.max_seq_len else None,
         score_cap=config.score_cap,

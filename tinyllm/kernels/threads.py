@@ -1,4 +1,4 @@
-"""A small team of threads that share one forward pass, and how they stay in step.
+"""A small team of threads that share one forward pass, and how they synchronise.
 
 All threads run the same function over the same *regions* (a matrix product, an attention, …).
 A region is cut into chunks of outputs. Every thread has a share of them, claims its own one by one,
@@ -40,10 +40,10 @@ Array = NDArray[Any]
 WORD = 16  # int64s a counter: 128 bytes apart, so that counters never share a cache line
 COUNT_BITS = 24
 COUNT_MASK = (1 << COUNT_BITS) - 1
-SPINS = 3000  # looks before a nap: about 50 microseconds
-NAP = 50  # microseconds
+SPINS = 3000  # polls before sleeping: about 50 microseconds
+SLEEP = 50  # microseconds
 PR_SET_TIMERSLACK = 29  # of Linux's prctl; the slack is in nanoseconds
-NAPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
+SLEEPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
 
 # The words of `control`. From REGIONS on a region has one a thread, how many of the chunks that are
 # that thread's own are claimed, and one more, how many of all are done.
@@ -84,10 +84,10 @@ def _compare_and_swap(words: Array, index: int, expected: int, new: int) -> int:
 
 
 def _pause() -> None:
-    """Tell the processor that this is a waiting loop."""
+    """Tell the processor that this is a spin loop."""
 
 
-def _nap(microseconds: int) -> None:
+def _sleep(microseconds: int) -> None:
     """Sleep; a lone thread in plain Python never has to."""
     del microseconds
 
@@ -149,8 +149,8 @@ def pause(typing_context):  # type: ignore[no-untyped-def]
     return types.void(), codegen
 
 
-@_operation(_nap)
-def nap(typing_context, microseconds):  # type: ignore[no-untyped-def]
+@_operation(_sleep)
+def sleep(typing_context, microseconds):  # type: ignore[no-untyped-def]
     del typing_context
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -231,7 +231,7 @@ def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
         if spins < SPINS:
             pause()
         else:
-            nap(NAP)
+            sleep(SLEEP)
 
 
 @part  # numba can't load a generator from its cache
@@ -260,14 +260,14 @@ def next_job(control: Array, thread: int, last: int) -> int:
     """
     if thread == 0:
         return last
-    for waits in range(SPINS + NAPS_BETWEEN_JOBS):
+    for waits in range(SPINS + SLEEPS_BETWEEN_JOBS):
         job: int = atomic_load(control, JOB * WORD)
         if job > last and job % 2 == 0:
             return job
         if waits < SPINS:
             pause()
         else:
-            nap(NAP)
+            sleep(SLEEP)
     return 0
 
 
@@ -289,8 +289,8 @@ def finish(control: Array, thread: int) -> bool:
     return False
 
 
-def wake_on_time() -> None:
-    """Have this thread's naps end when they should: Linux adds 50 microseconds unless told."""
+def set_timer_slack() -> None:
+    """Have this thread's sleeps end when they should: Linux adds 50 microseconds unless told."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
 
@@ -330,9 +330,9 @@ class Team:
 
     def run(self) -> None:
         """Run a job, together with the helpers that have time. One caller at a time."""
-        if not hasattr(self._callers, "on_time"):
-            wake_on_time()
-            self._callers.on_time = True
+        if not hasattr(self._callers, "timer_slack_set"):
+            set_timer_slack()
+            self._callers.timer_slack_set = True
         with self._called:
             self._job += 2
             self._called.notify_all()
@@ -345,7 +345,7 @@ class Team:
             self._called.notify_all()
 
     def _help(self, thread: int) -> None:
-        wake_on_time()
+        set_timer_slack()
         last = 0
         while not self._closed:
             last = self._work(thread, last)

@@ -50,10 +50,10 @@ class CompiledVisionModel:
         self._weights = weights
         self._names = NAMES[config.kind]
         self._arrays = self._lay_out()
-        self._lanes: OrderedDict[tuple[int, int], _Lane] = OrderedDict()
+        self._workspaces: OrderedDict[tuple[int, int], _Workspace] = OrderedDict()
         self._lock = threading.Lock()
-        self._lane((1, 1))  # compiles, so that no request has to wait
-        self._lanes.popitem()[1].team.close()
+        self._workspace((1, 1))  # compiles, so that no request has to wait
+        self._workspaces.popitem()[1].team.close()
 
     @classmethod
     def from_folder(cls, folder: Path, threads: int | None = None) -> CompiledVisionModel:
@@ -76,20 +76,24 @@ class CompiledVisionModel:
         grid = grid_of(pixels, cfg)
         squares = vit.patches(pixels.astype(np.float32, copy=False), cfg.patch_size)
         with self._lock:
-            lane = self._lane(grid)
+            workspace = self._workspace(grid)
             if layers is None:
-                return lane.encode(squares, cfg.n_layers, bool(len(self._arrays.final_norm)), ())
+                return workspace.encode(
+                    squares, cfg.n_layers, bool(len(self._arrays.final_norm)), ()
+                )
             kept = sorted(wanted)
-            lane.encode(squares, max(kept, default=0), False, kept)
-            return {layer: lane.streams[layer].copy() for layer in kept}
+            workspace.encode(squares, max(kept, default=0), False, kept)
+            return {layer: workspace.streams[layer].copy() for layer in kept}
 
-    def _lane(self, grid: tuple[int, int]) -> _Lane:
-        if grid not in self._lanes:
-            while len(self._lanes) >= SIZES_KEPT:
-                self._lanes.popitem(last=False)[1].team.close()
-            self._lanes[grid] = _Lane(self.config, self._arrays, self._start(grid), self.threads)
-        self._lanes.move_to_end(grid)
-        return self._lanes[grid]
+    def _workspace(self, grid: tuple[int, int]) -> _Workspace:
+        if grid not in self._workspaces:
+            while len(self._workspaces) >= SIZES_KEPT:
+                self._workspaces.popitem(last=False)[1].team.close()
+            self._workspaces[grid] = _Workspace(
+                self.config, self._arrays, self._start(grid), self.threads
+            )
+        self._workspaces.move_to_end(grid)
+        return self._workspaces[grid]
 
     def _start(self, grid: tuple[int, int]) -> Array:
         """What is added to every image of this size: positions, bias, the class token itself."""
@@ -153,7 +157,7 @@ class CompiledVisionModel:
         )
 
 
-class _Lane:
+class _Workspace:
     """Room and threads for images of one size."""
 
     def __init__(

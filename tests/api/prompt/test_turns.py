@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from tinyllm.api.contract.errors import ApiError
-from tinyllm.api.prompt.turns import MAX_WAITING, Turns, Workers
+from tinyllm.api.prompt.turns import MAX_WAITING, FairSemaphore, Workers
 
 
 def test_one_request_comes_before_another_callers_flood() -> None:
     async def flood() -> list[str]:
-        turns, served = Turns(1), []
+        turns, served = FairSemaphore(1), []
 
         async def ask(caller: str) -> None:
             async with turns.turn(caller):
@@ -34,7 +34,7 @@ def test_one_request_comes_before_another_callers_flood() -> None:
 
 def test_who_goes_away_takes_no_place_along() -> None:
     async def leave() -> None:
-        turns = Turns(1)
+        turns = FairSemaphore(1)
         await turns.enter("a")
         waiting = [asyncio.create_task(turns.enter(caller)) for caller in "bcd"]
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ def test_who_goes_away_takes_no_place_along() -> None:
 
 def test_a_callers_share_and_its_queue_are_bounded() -> None:
     async def crowd() -> None:
-        turns = Turns(3, most=2)
+        turns = FairSemaphore(3, most=2)
         await turns.enter("a")
         await turns.enter("a")
         waiting = [asyncio.create_task(turns.enter("a")) for _ in range(MAX_WAITING)]

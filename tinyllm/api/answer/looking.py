@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.api.answer.tracing import give_way
+from tinyllm.api.answer.tracing import lower_priority
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.look import LookNumber, LookRequest
 from tinyllm.api.prompt.served import ServedModel
@@ -34,7 +34,7 @@ class Looks:
     """Where looks are made, for one app: one at a time, callers in turn."""
 
     def __init__(self) -> None:
-        self._workers = Workers("look", 1, initializer=give_way)
+        self._workers = Workers("look", 1, initializer=lower_priority)
         self._prefixes: dict[Model, Prefixes] = {}
 
     def close(self) -> None:

@@ -208,7 +208,7 @@ class TraceWorker:
         self._places = places
         self._taken: Counter[str] = Counter()  # by share
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=give_way)
+        self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=lower_priority)
 
     def open(
         self,
@@ -251,7 +251,7 @@ class TraceWorker:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Let everybody else run first, where a thread can have a priority of its own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ class Dialect:
     truncate_len: int | None  # default of prompt_truncate_len
     author: re.Pattern[str]  # what messages[].name may be
     whole_created: bool  # `created` as an integer; S shows a float of whole seconds
-    eager_role: bool  # the role has a chunk of its own; else it rides on the first piece
+    eager_role: bool  # the role has a chunk of its own; else it is in the first piece
     usage_always: bool  # in streams; else only with stream_options.include_usage
 
     def created(self, now: float) -> float | int:

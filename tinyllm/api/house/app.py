@@ -82,7 +82,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 class Frame:
-    """Around every request: its id, who asks, the last word on faults, and the accounts."""
+    """Around every request: its id, who asks, faults that nobody handled, metrics and log."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app

@@ -31,7 +31,7 @@ class KeptResponse:
 
 
 @dataclass
-class _Shelf:
+class _OfKey:
     """One key's responses, oldest first."""
 
     responses: OrderedDict[str, KeptResponse] = field(default_factory=OrderedDict)
@@ -47,33 +47,33 @@ class KeptResponses:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._shelves: dict[str, _Shelf] = {}
+        self._by_key: dict[str, _OfKey] = {}
 
     def put(self, key: str, response: ResponseOut, messages: Sequence[dict[str, Any]]) -> None:
         """Keep a response; the key's oldest go when it has too many or they are too large."""
-        shelf = self._shelves.setdefault(key, _Shelf())
+        own = self._by_key.setdefault(key, _OfKey())
         n_bytes = len(to_json(response)) + len(to_json(messages))
-        shelf.responses[response["id"]] = KeptResponse(response, messages, n_bytes, self._clock())
-        shelf.n_bytes += n_bytes
-        while len(shelf.responses) > MAX_RESPONSES or shelf.n_bytes > MAX_BYTES:
-            self.delete(key, next(iter(shelf.responses)))
+        own.responses[response["id"]] = KeptResponse(response, messages, n_bytes, self._clock())
+        own.n_bytes += n_bytes
+        while len(own.responses) > MAX_RESPONSES or own.n_bytes > MAX_BYTES:
+            self.delete(key, next(iter(own.responses)))
 
     def get(self, key: str, id: str) -> KeptResponse | None:
         """The response of that key, if it is kept."""
-        shelf = self._shelves.get(key)
-        if shelf is None:
+        own = self._by_key.get(key)
+        if own is None:
             return None
-        while shelf.responses:
-            oldest_id, oldest = next(iter(shelf.responses.items()))
+        while own.responses:
+            oldest_id, oldest = next(iter(own.responses.items()))
             if self._clock() - oldest.kept_at <= TTL:
                 break
             self.delete(key, oldest_id)
-        return shelf.responses.get(id)
+        return own.responses.get(id)
 
     def item(self, key: str, id: str) -> Any | None:
         """An item of a kept response of that key."""
-        shelf = self._shelves.get(key)
-        for kept in reversed(shelf.responses.values() if shelf is not None else ()):
+        own = self._by_key.get(key)
+        for kept in reversed(own.responses.values() if own is not None else ()):
             for item in kept.response["output"]:
                 if item["id"] == id:
                     return item
@@ -81,9 +81,9 @@ class KeptResponses:
 
     def delete(self, key: str, id: str) -> bool:
         """Forget a response; False if there was none."""
-        shelf = self._shelves.get(key)
-        gone = shelf.responses.pop(id, None) if shelf is not None else None
-        if shelf is None or gone is None:
+        own = self._by_key.get(key)
+        gone = own.responses.pop(id, None) if own is not None else None
+        if own is None or gone is None:
             return False
-        shelf.n_bytes -= gone.n_bytes
+        own.n_bytes -= gone.n_bytes
         return True

@@ -41,7 +41,7 @@ class Api:
 
     def __init__(self, service: Service, images: ImageSource) -> None:
         self._service = service
-        self._planner = Planner(service.settings, images, service.workshop)
+        self._planner = Planner(service.settings, images, service.pools)
         self._generating = Generating(service, self._planner)
         self._document: bytes | None = None
 
@@ -170,17 +170,17 @@ class Api:
         if isinstance(asked, ChatRequest):
             conversation = await self._planner.conversation(asked.messages, model, asked.model)
             conversation.check_size(truncated=False, n_ctx=n_ctx)
-            workers = service.workshop.for_conversation(bool(conversation.pictures))
+            workers = service.pools.for_conversation(bool(conversation.pictures))
             prompt = await workers.run(share, conversation.render, Layout())
             ids = prompt.tokens.tolist()
         else:
             text = asked.text or ""
             if (least := model.tokenizer.least_tokens(len(text))) > n_ctx:
                 raise context_length_exceeded(least, n_ctx, "text", at_least=True)
-            ids = await service.workshop.planning.run(share, model.tokenizer.encode, text)
+            ids = await service.pools.planning.run(share, model.tokenizer.encode, text)
         told: Tokens = {"tokens": ids, "count": len(ids), "max_model_len": n_ctx}
         if with_pieces:
-            told["pieces"] = await service.workshop.planning.run(share, pieces, model, ids)
+            told["pieces"] = await service.pools.planning.run(share, pieces, model, ids)
         return json_response(told)
 
     async def detokenize(self, request: Request) -> Response:
@@ -191,12 +191,12 @@ class Api:
         for i, token in enumerate(asked.tokens):
             if token >= model.vocab_size:
                 raise invalid(f"The vocabulary has {model.vocab_size} tokens.", "tokens", i)
-        text = await service.workshop.planning.run(
+        text = await service.pools.planning.run(
             request.state.share, model.tokenizer.decode, asked.tokens
         )
         told: Text = {"text": text}
         if asked.pieces:
-            told["pieces"] = await service.workshop.planning.run(
+            told["pieces"] = await service.pools.planning.run(
                 request.state.share, pieces, model, asked.tokens
             )
         return json_response(told)

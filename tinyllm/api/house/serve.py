@@ -33,7 +33,7 @@ from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
 from tinyllm.errors import printable
 from tinyllm.fetch import is_here, resolve
-from tinyllm.kernels.formats import Dtype
+from tinyllm.kernels.formats import with_8_bit_activations
 from tinyllm.kernels.own_format import own_format
 from tinyllm.parts import Parts
 from tinyllm.tokenizer import Tokenizer
@@ -80,15 +80,12 @@ def _vision(parts: Parts, tokenizer: Tokenizer, settings: Settings) -> LazyVisio
     return vision
 
 
-_EIGHT_BITS: dict[Dtype, Dtype] = {"q8": "q8a8", "q4": "q4a8"}  # --activations 8
-
-
 def _language_model(parts: Parts, settings: Settings) -> ServedModel:
     """What models share that have it in common: loaded, its engine running."""
     dtype = settings.dtype
     if settings.backend == "compiled" and settings.activations == "8":
         own = own_format(parts.language_model) if dtype == "auto" else dtype
-        dtype = _EIGHT_BITS.get(own, own)
+        dtype = with_8_bit_activations(own)
     lm = tinyllm.load(
         parts.language_model,
         dtype=dtype,
@@ -134,7 +131,7 @@ def serve(
         return 1
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (PatientProtocol,), limits),
+        http=type("Protocol", (TimedProtocol,), limits),
         ws="none",
         lifespan="on",
         log_level="warning",
@@ -213,7 +210,7 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-class PatientProtocol(H11Protocol):
+class TimedProtocol(H11Protocol):
     """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
 
     clocks = Clocks()

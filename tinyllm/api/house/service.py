@@ -21,7 +21,7 @@ from tinyllm.api.house.metrics import Metrics
 from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import EngineLike, ServedModel
-from tinyllm.api.prompt.turns import Turns, Workshop
+from tinyllm.api.prompt.turns import FairSemaphore, WorkerPools
 
 
 class Service:
@@ -54,10 +54,10 @@ class Service:
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)
         self.looks = Looks()
-        self.workshop = Workshop()
-        self.replays = Turns(places=4, most=2)  # of kept requests, at once
+        self.pools = WorkerPools()
+        self.replays = FairSemaphore(places=4, most=2)  # of kept requests, at once
         limits = BodyLimits(settings.max_body, clocks.body)
-        self.bodies = BodyReader(limits, self.workshop.reading)
+        self.bodies = BodyReader(limits, self.pools.reading)
         self._load = load
         self._names: dict[str, ServedModel] = {}
         self._key_hashes = [hashlib.sha256(key.encode()).digest() for key in settings.api_keys()]
@@ -91,7 +91,7 @@ class Service:
         """Let go of everything."""
         self.trace_worker.close()
         self.looks.close()
-        self.workshop.close()
+        self.pools.close()
         for engine in self.engines.values():
             engine.stop()
         self.access_log.stop()

@@ -42,7 +42,7 @@ Score = Callable[[ServedModel, Prompt, int], Awaitable[Sequence[float]]]
 
 @dataclass(frozen=True)
 class Decision:
-    """How the model leans: `margin` in nats towards a call, and the tools it leans to."""
+    """What the model finds likelier: `margin` is by how many nats a call, `tools` the likeliest."""
 
     margin: float
     tools: tuple[Tool, ...]

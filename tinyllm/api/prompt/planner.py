@@ -25,7 +25,7 @@ from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.relax import relaxed
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.tool_words import MAX_LISTED
-from tinyllm.api.prompt.turns import Client, Workshop
+from tinyllm.api.prompt.turns import Client, WorkerPools
 from tinyllm.engine.types import Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -39,13 +39,13 @@ class Planner:
     Args:
         settings: the server's.
         images: fetches https images.
-        workshop: the threads that prompts are made on.
+        pools: the threads that prompts are made on.
     """
 
-    def __init__(self, settings: Settings, images: ImageSource, workshop: Workshop) -> None:
+    def __init__(self, settings: Settings, images: ImageSource, pools: WorkerPools) -> None:
         self._settings = settings
         self._images = images
-        self._workshop = workshop
+        self._pools = pools
 
     # -- a conversation ----------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ class Planner:
         conversation = await self.conversation(request.messages, model, request.model)
         conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
         call, first = await self._decide_on_calls(request, conversation, score)
-        workers = self._workshop.for_conversation(
+        workers = self._pools.for_conversation(
             bool(conversation.pictures), call or request.response_format is not None
         )
 
@@ -199,7 +199,7 @@ class Planner:
                 n_tokens = model.tokenizer.least_tokens(len(given))
             if n_tokens > _n_ctx(model):
                 raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
-        return await self._workshop.planning.run(
+        return await self._pools.planning.run(
             client.share, self._plan_completion, request, dialect, model, ignored
         )
 

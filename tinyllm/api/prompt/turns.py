@@ -29,7 +29,7 @@ class Client(Protocol):
     gone: bool
 
 
-class Turns:
+class FairSemaphore:
     """A semaphore that is fair between callers. Used on the event loop's thread alone.
 
     Args:
@@ -112,7 +112,7 @@ class Workers:
     def __init__(
         self, name: str, places: int, initializer: Callable[[], None] | None = None
     ) -> None:
-        self.turns = Turns(places)
+        self.turns = FairSemaphore(places)
         self._pool = ThreadPoolExecutor(places, f"tinyllm-{name}", initializer)
 
     async def run(self, caller: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -136,7 +136,7 @@ class Workers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Workshop:
+class WorkerPools:
     """The kinds of work there are."""
 
     def __init__(self) -> None:
