@@ -130,9 +130,9 @@ class Generation:
             readable = plan.model.readable
             # The plan has checked that both are there.
             assert self._trace_worker is not None and readable is not None
-            n, tokenizer = self._request.n, plan.model.tokenizer
-            self._inside = self._trace_worker.open(
-                readable, tokenizer, plan.prompt, trace, n, self._request.share
+            leave = self._trace_worker.take_place(self._request.share)
+            self._inside = Inside(
+                readable, plan.model.tokenizer, plan.prompt, trace, self._request.n, leave
             )
             caller.attach(self._inside)
         self._event_queue = submit(self.plan.model.engine, self._request, waker, caller)

@@ -17,7 +17,7 @@ from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Workers
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
-from tinyllm.inside.causal import owed
+from tinyllm.inside.causal import effects_of_zeroing
 from tinyllm.inside.look import MAX_TERMS, Want, look
 from tinyllm.inside.prefixes import Prefixes
 from tinyllm.model import Model
@@ -82,7 +82,8 @@ class Looks:
                 if asked.want.causal:
                     parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
                     out["causal"] = [
-                        e._asdict() for e in owed(step.rerun, step.token, parts, go_on)
+                        e._asdict()
+                        for e in effects_of_zeroing(step.rerun, step.token, parts, go_on)
                     ]
                 if asked.want.explain is not None:
                     out["explain"] = _explained(step, asked.want.explain)

@@ -210,22 +210,14 @@ class TraceWorker:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "tinyllm-trace", initializer=lower_priority)
 
-    def open(
-        self,
-        model: Callable[[], Model],
-        tokenizer: Tokenizer,
-        prompt: Prompt,
-        trace: Trace,
-        n: int,
-        share: str = "",
-    ) -> Inside:
-        """A place for one request, until it is cancelled. ApiError 429 when all are taken."""
+    def take_place(self, share: str) -> Callable[[], None]:
+        """A place for one request; gives what gives it back. ApiError 429 when all are taken."""
         with self._lock:
             if self.free + (not self._taken[share]) <= 0:
                 message = "Other requests are being traced inside the model; try again."
                 raise too_many(message, retry_after=5)
             self._taken[share] += 1
-        return Inside(model, tokenizer, prompt, trace, n, partial(self._leave, share))
+        return partial(self._leave, share)
 
     @property
     def free(self) -> int:
