@@ -7,8 +7,12 @@ server, engine and api.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tinyllm.errors import TinyllmError
@@ -26,8 +30,52 @@ except PackageNotFoundError:  # a checkout that isn't installed
     __version__ = "0+checkout"
 
 
-# `from tinyllm import lab`: modules of the room `inside` that notebooks use by name.
-INSIDE = ("causal", "explain", "hooks", "lab", "pictures", "trace_file")
+# Modules by the names they had before they moved: `from tinyllm import lab` and
+# `from tinyllm.trace_file import load_trace` go on to work.
+MOVED = {
+    "tinyllm.causal": "tinyllm.inside.causal",
+    "tinyllm.display": "tinyllm.inside.display",
+    "tinyllm.explain": "tinyllm.inside.explain",
+    "tinyllm.hooks": "tinyllm.inside.hooks",
+    "tinyllm.inspect_trace": "tinyllm.inside.inspect",
+    "tinyllm.lab": "tinyllm.inside.lab",
+    "tinyllm.pictures": "tinyllm.inside.pictures",
+    "tinyllm.trace": "tinyllm.inside.replay",
+    "tinyllm.trace_file": "tinyllm.inside.trace_file",
+    "tinyllm.kernels.one_entry": "tinyllm.inside.one_entry",
+    "tinyllm.connected": "tinyllm.vision.connected",
+    "tinyllm.connector": "tinyllm.vision.connector",
+    "tinyllm.image": "tinyllm.vision.image",
+    "tinyllm.image_prompt": "tinyllm.vision.prompt",
+    "tinyllm.preprocess": "tinyllm.vision.preprocess",
+    "tinyllm.smolvlm": "tinyllm.vision.smolvlm",
+    "tinyllm.vision_compiled": "tinyllm.vision.compiled",
+    "tinyllm.vision_config": "tinyllm.vision.config",
+    "tinyllm.bench": "tinyllm.measure.bench",
+    "tinyllm.bench_ops": "tinyllm.measure.ops",
+    "tinyllm.quality": "tinyllm.measure.quality",
+    "tinyllm.kernels.machine": "tinyllm.measure.machine",
+    "tinyllm.kernels.peak": "tinyllm.measure.peak",
+    "tinyllm.chat": "tinyllm.terminal.chat",
+    "tinyllm.cli": "tinyllm.terminal.cli",
+    "tinyllm.stepper": "tinyllm.terminal.stepper",
+    "tinyllm.api.app": "tinyllm.api.house.app",
+    "tinyllm.api.serve": "tinyllm.api.house.serve",
+    "tinyllm.api.settings": "tinyllm.api.house.settings",
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Imports a module by its former name."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(MOVED[module.__name__])
+
+
+sys.meta_path.append(_Moved())
 
 
 def __getattr__(name: str) -> object:
@@ -44,6 +92,6 @@ def __getattr__(name: str) -> object:
         from tinyllm.inside.architecture import compare
 
         return compare
-    if name in INSIDE:
-        return import_module(f"tinyllm.inside.{name}")
+    if f"tinyllm.{name}" in MOVED:
+        return import_module(f"tinyllm.{name}")
     raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")

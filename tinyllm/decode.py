@@ -24,6 +24,9 @@ from tinyllm.kv_cache import Cache
 from tinyllm.model import Model
 from tinyllm.runner import Array, Runner
 from tinyllm.sampler import Logits, Sampler, SamplingParams
+from tinyllm.step import CacheView as CacheView  # these three: importable from here, too
+from tinyllm.step import Candidate as Candidate
+from tinyllm.step import Candidates as Candidates
 from tinyllm.step import Draws, Moment, NextToken, Step
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 

@@ -8,3 +8,21 @@
 
 In: files, bytes or arrays. Out: a `Prompt` whose image rows stand in for tokens' embeddings.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinyllm.vision.encoder import VisionModel
+
+__all__ = ["VisionModel"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: whoever wants a part of this room needn't load the others."""
+    if name in __all__:
+        from tinyllm.vision import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
