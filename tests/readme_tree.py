@@ -33,15 +33,14 @@ def tree() -> str:
 
 
 def rooms() -> str:
-    """The top's modules and the rooms, a line each: for README.md."""
-    lines = [f"{'server.py':<20}  {first_line(ROOT / 'server.py')}", "tinyllm/"]
+    """The rooms, a line each: for README.md."""
+    lines = [
+        f"{'server.py':<20}  {first_line(ROOT / 'server.py')}",
+        f"{'tinyllm/*.py':<20}  the transformer alone, in the order in which a token meets it",
+    ]
     for place, path in sorted(modules().items(), key=lambda item: _rank(item[0])):
-        if "/" not in place:
-            is_room = path.name == "__init__.py"
-            name, what = (
-                (f"{place}/", _title(place, path)) if is_room else (path.name, first_line(path))
-            )
-            lines.append(f"  {name:<18}  {what}")
+        if "/" not in place and path.name == "__init__.py":
+            lines.append(f"  {place + '/':<18}  {_title(place, path)}")
     lines += [
         f"{'notebooks/':<20}  stories on the real model, from first steps to images",
         f"{'tests/':<20}  mirrors tinyllm/, file by file; naive.py holds loop oracles",
