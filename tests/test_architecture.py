@@ -36,7 +36,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The rooms of the API, from the ground up, as a request meets them: see `tinyllm/api/__init__.py`.
-API_ROOMS = ["contract", "constraints", "prompt", "answer", "house", "ray_serve"]
+API_ROOMS = ["limits", "contract", "constraints", "prompt", "answer", "house", "ray_serve"]
 PROGRAMS = RANK["measure"]  # from here up, packages beyond the core's are welcome
 
 # What running a model takes: these third-party packages and no others.

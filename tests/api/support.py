@@ -16,6 +16,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from tinyllm.api.house.app import create_app
+from tinyllm.api.house.budget import Budget
 from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.serve import Server, TimedProtocol
 from tinyllm.api.house.service import Service
@@ -199,7 +200,7 @@ def live(
     app = create_app(settings, models, images, clocks)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", access_log=False, ws="none",
-        http=type("Protocol", (TimedProtocol,), {"clocks": clocks}),
+        http=type("Protocol", (TimedProtocol,), {"clocks": clocks, "places": Budget(1000)}),
         timeout_graceful_shutdown=2, timeout_keep_alive=int(clocks.idle),
     )  # fmt: skip
     server = Server(config, app.state.service)

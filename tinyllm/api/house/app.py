@@ -136,6 +136,8 @@ class Frame:
                 await response(scope, receive, framed)
         finally:
             self._service.active -= 1
+            if (room := scope.get("state", {}).get("room")) is not None:
+                room.close()
             metrics.in_flight.dec()
             route = scope.get("route")
             path = getattr(route, "path", "none")

@@ -1,4 +1,8 @@
-"""Reading a request's body: no larger, slower or stranger than the server allows."""
+"""Reading a request's body: no larger, slower or stranger than the server allows.
+
+What all bodies take together is bounded too, and shared by callers. A body counts until its request
+has been planned (or answered, where the request itself is in the answer): so long it is in memory.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,10 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from tinyllm.api.answer.event_queue import ClientGone
-from tinyllm.api.contract.errors import ApiError
+from tinyllm.api.contract.errors import ApiError, unavailable
 from tinyllm.api.contract.strict_json import parse_object
+from tinyllm.api.house.budget import Budget
+from tinyllm.api.limits import MAX_BODIES
 from tinyllm.api.prompt.turns import Workers
 
 Read = TypeVar("Read")
@@ -29,28 +35,57 @@ class BodyLimits:
     text: int = MAX_TEXT  # bytes that aren't images
 
 
+class Room:
+    """What one body takes of the budget, until it is closed."""
+
+    def __init__(self, budget: Budget, share: str) -> None:
+        self._budget, self._share = budget, share
+        self._taken = 0  # bytes
+
+    def check(self, n: int) -> None:
+        """ApiError 503 if a body of `n` bytes finds no room at the moment."""
+        if not self._budget.has(self._share, n):
+            raise _no_room()
+
+    def grow(self, n: int) -> None:
+        """Make room for `n` bytes more. ApiError 503."""
+        if not self._budget.take(self._share, n):
+            raise _no_room()
+        self._taken += n
+
+    def close(self) -> None:
+        """The body is in memory no longer. Nothing happens the second time."""
+        if self._taken:
+            self._budget.give_back(self._share, self._taken)
+            self._taken = 0
+
+
 class BodyReader:
     """Reads the bodies of one app; large ones by `workers`."""
 
-    def __init__(self, limits: BodyLimits, workers: Workers) -> None:
+    def __init__(self, limits: BodyLimits, workers: Workers, most: int = MAX_BODIES) -> None:
         self._limits, self._workers = limits, workers
+        self._budget = Budget(most)
 
     async def read(self, request: Request, make: Callable[[dict[str, Any]], Read]) -> Read:
         """What `make` makes of the JSON object in the body.
 
-        Raises ApiError 408, 413, 415, or what `parse_object` and `make` raise; ClientGone.
+        The body's room is `request.state.room`, which whoever answers the request closes.
+
+        Raises ApiError 408, 413, 415, 503, or what `parse_object` and `make` raise; ClientGone.
         """
         check_content_type(request.headers.get("content-type"))
-        body = await _receive(request, self._limits)
+        request.state.room = room = Room(self._budget, request.state.share)
+        body = await _receive(request, self._limits, room)
         if len(body) > BIG:
             return await self._workers.run(request.state.share, _parse, body, self._limits, make)
         return _parse(body, self._limits, make)
 
 
-async def _receive(request: Request, limits: BodyLimits) -> bytes:
+async def _receive(request: Request, limits: BodyLimits, room: Room) -> bytes:
     """The body, once all of it is there."""
     try:
-        return await asyncio.wait_for(_read(request, limits), limits.timeout)
+        return await asyncio.wait_for(_read(request, limits, room), limits.timeout)
     except asyncio.TimeoutError:
         raise ApiError(
             408, f"The body didn't arrive within {limits.timeout:g} s.", code="request_timeout",
@@ -94,10 +129,12 @@ def check_content_type(header: str | None) -> None:
         )  # fmt: skip
 
 
-async def _read(request: Request, limits: BodyLimits) -> bytes:
+async def _read(request: Request, limits: BodyLimits, room: Room) -> bytes:
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > limits.whole:
-        raise _too_large(limits.whole)
+    if announced.isdigit():
+        if int(announced[:20]) > limits.whole:
+            raise _too_large(limits.whole)
+        room.check(int(announced))
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise ApiError(
@@ -106,6 +143,7 @@ async def _read(request: Request, limits: BodyLimits) -> bytes:
         )  # fmt: skip
     body = bytearray()
     async for chunk in request.stream():
+        room.grow(len(chunk))
         body += chunk
         if len(body) > limits.whole:
             raise _too_large(limits.whole)
@@ -113,6 +151,12 @@ async def _read(request: Request, limits: BodyLimits) -> bytes:
         if len(body) - len(chunk) <= limits.text < len(body) and IMAGE not in body:
             raise _too_large(limits.text, " and no image")
     return bytes(body)
+
+
+def _no_room() -> ApiError:
+    error = unavailable("Other large requests are being read; try again.", "bodies", retry_after=5)
+    error.headers = {"Connection": "close"}
+    return error
 
 
 def _too_large(most: int, more: str = "") -> ApiError:

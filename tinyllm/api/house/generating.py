@@ -24,6 +24,7 @@ from tinyllm.api.answer.run import Run
 from tinyllm.api.contract.dialect import S, dialect_of
 from tinyllm.api.contract.errors import ApiError, invalid, server_error
 from tinyllm.api.contract.fields import SESSION_ID
+from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.shapes import Chunk, Shape, Writer
 from tinyllm.api.prompt.decide import Score
@@ -42,14 +43,17 @@ class Generating:
         self._service = service
         self._planner = planner
 
-    async def answer(self, request: Request, shape: Shape) -> Response:
+    async def answer(self, request: Request, shape: Shape[Any]) -> Response:
         """The whole answer, or its stream. Raises ApiError, ClientGone."""
         service, settings = self._service, self._service.settings
         arrived = time.monotonic()
         session = session_id(request)
         service.check_accepting()
         dialect = dialect_of(request.url.path) or S
-        asked = await service.bodies.read(request, lambda body: shape.read(body, dialect))
+        asked: SampledRequest = await service.bodies.read(
+            request, lambda body: shape.read(body, dialect)
+        )
+        streamed = asked.stream
         model = service.model(asked.model)
         id = shape.id_prefix(dialect) + uuid.uuid4().hex[:24]
         entry: dict[str, Any] = request.scope["tinyllm.log"]
@@ -60,8 +64,11 @@ class Generating:
         try:
             score = self._scorer(caller, request.state.key)
             plans = await caller.while_here(
-                shape.plan(self._planner, dialect, model, score, caller)
+                shape.plan(asked, self._planner, dialect, model, score, caller)
             )
+            del asked  # it may be large
+            if not shape.holds_request:
+                request.state.room.close()
             run = Run(
                 plans,
                 id,
@@ -78,7 +85,7 @@ class Generating:
                 service.metrics.disconnects.inc()
             raise
         answer = _Answer(service, shape, run, caller, arrived, entry)
-        if asked.stream:
+        if streamed:
             return _Streamed(answer.events(), _headers(plans[0]))
         return json_response(await answer.whole(), headers=_headers(plans[0]))
 
@@ -97,7 +104,7 @@ class _Answer:
     def __init__(
         self,
         service: Service,
-        shape: Shape,
+        shape: Shape[Any],
         run: Run,
         caller: Caller,
         arrived: float,

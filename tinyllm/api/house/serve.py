@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import tinyllm
 from tinyllm.api.contract.errors import ApiError, error_response, unavailable
 from tinyllm.api.house.app import create_app
+from tinyllm.api.house.budget import Budget
 from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
@@ -121,7 +122,7 @@ def serve(
     settings: Settings, load: Callable[[Settings], Sequence[ServedModel]] = load_models
 ) -> int:
     """Serve until told to stop; the exit status. Prints one line with the address when ready."""
-    limits = {"most": most_connections(raise_file_limit())}
+    limits = {"places": Budget(most_connections(raise_file_limit()))}
     app = create_app(settings, lambda: load(settings))
     try:
         app.state.service.access_log.check()
@@ -214,18 +215,24 @@ class TimedProtocol(H11Protocol):
     """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
 
     clocks = Clocks()
-    most = 1 << 30  # connections at once
+    places: Budget  # for connections, shared by address
+    _address: str | None = None  # whose place it has, if it has one
     _head_clock: asyncio.TimerHandle | None = None
     _send_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_head()
-        if len(self.connections) > self.most:
+        address = self.client[0] if self.client else ""
+        if self.places.take(address, 1):
+            self._address = address
+        else:
             self.send_error(unavailable("Too many connections are open.", "connections", 5))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clocks()
+        if self._address is not None:
+            self.places.give_back(self._address, 1)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from tinyllm.api.answer import sse
 from tinyllm.api.answer.chunks import ChunkWriter, fold
@@ -28,6 +28,7 @@ from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Client
 
 Chunk = Mapping[str, Any]
+Asked = TypeVar("Asked", bound=SampledRequest)
 
 
 class Writer(Protocol):
@@ -38,22 +39,29 @@ class Writer(Protocol):
     def end(self) -> Iterable[Chunk]: ...
 
 
-class Shape(ABC):
+class Shape(ABC, Generic[Asked]):
     """One request on its way: made for it, first `read`, then `plan`, then `writer`."""
 
     last_event = sse.DONE  # after the last chunk of a stream
+    holds_request = False  # once it is planned: its body is in memory to the answer's end
 
     @abstractmethod
     def id_prefix(self, dialect: Dialect) -> str:
         """Of the answer's id."""
 
     @abstractmethod
-    def read(self, body: Mapping[str, Any], dialect: Dialect) -> SampledRequest:
+    def read(self, body: Mapping[str, Any], dialect: Dialect) -> Asked:
         """The valid request in a body. ApiError."""
 
     @abstractmethod
     async def plan(
-        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+        self,
+        request: Asked,
+        planner: Planner,
+        dialect: Dialect,
+        model: ServedModel,
+        score: Score,
+        client: Client,
     ) -> Sequence[Plan]:
         """The plans of what was read, one a prompt. ApiError, and what `score` raises."""
 
@@ -74,51 +82,65 @@ class Shape(ABC):
         return [envelope(error)]
 
 
-class ChatShape(Shape):
+class ChatShape(Shape[ChatRequest]):
     """/chat/completions."""
 
     def id_prefix(self, dialect: Dialect) -> str:
         return dialect.id_prefix
 
     def read(self, body: Mapping[str, Any], dialect: Dialect) -> ChatRequest:
-        self._request = read_chat(body, dialect)
-        return self._request
+        request = read_chat(body, dialect)
+        self._with_usage = _wants_usage(request)
+        return request
 
     async def plan(
-        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+        self,
+        request: ChatRequest,
+        planner: Planner,
+        dialect: Dialect,
+        model: ServedModel,
+        score: Score,
+        client: Client,
     ) -> Sequence[Plan]:
-        return [await planner.chat(self._request, dialect, model, score, client)]
+        return [await planner.chat(request, dialect, model, score, client)]
 
     def writer(self, run: Run, created: float, whole: bool) -> Writer:
-        return ChunkWriter(run, created, whole or _wants_usage(self._request))
+        return ChunkWriter(run, created, whole or self._with_usage)
 
     def fold(self, chunks: Sequence[Any]) -> Chunk:
         return fold(chunks)
 
 
-class TextShape(Shape):
+class TextShape(Shape[CompletionRequest]):
     """/completions."""
 
     def id_prefix(self, dialect: Dialect) -> str:
         return "cmpl-"
 
     def read(self, body: Mapping[str, Any], dialect: Dialect) -> CompletionRequest:
-        self._request = read(CompletionRequest, body)
-        return self._request
+        request = read(CompletionRequest, body)
+        self._with_usage = _wants_usage(request)
+        return request
 
     async def plan(
-        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+        self,
+        request: CompletionRequest,
+        planner: Planner,
+        dialect: Dialect,
+        model: ServedModel,
+        score: Score,
+        client: Client,
     ) -> Sequence[Plan]:
-        return await planner.completion(self._request, dialect, model, client)
+        return await planner.completion(request, dialect, model, client)
 
     def writer(self, run: Run, created: float, whole: bool) -> Writer:
-        return TextChunkWriter(run, created, whole or _wants_usage(self._request))
+        return TextChunkWriter(run, created, whole or self._with_usage)
 
     def fold(self, chunks: Sequence[Any]) -> Chunk:
         return fold_text(chunks)
 
 
-class ResponsesShape(Shape):
+class ResponsesShape(Shape[ResponsesRequest]):
     """/responses: a chat in other words, whose answers may be kept.
 
     Args:
@@ -127,6 +149,7 @@ class ResponsesShape(Shape):
     """
 
     last_event = b""
+    holds_request = True
 
     def __init__(self, kept: KeptResponses, key: str) -> None:
         self._kept, self._key = kept, key
@@ -139,9 +162,14 @@ class ResponsesShape(Shape):
         return self._request
 
     async def plan(
-        self, planner: Planner, dialect: Dialect, model: ServedModel, score: Score, client: Client
+        self,
+        request: ResponsesRequest,
+        planner: Planner,
+        dialect: Dialect,
+        model: ServedModel,
+        score: Score,
+        client: Client,
     ) -> Sequence[Plan]:
-        request = self._request
         history: Sequence[dict[str, Any]] = ()
         if (previous := request.previous_response_id) is not None:
             before = self._kept.get(self._key, previous)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tinyllm.api.limits import MAX_CONNECTIONS
+
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048  # connections that the system keeps for us until we accept them
@@ -72,7 +74,7 @@ def raise_file_limit() -> int:
 
 def most_connections(file_limit: int) -> int:
     """Connections that leave some descriptors for all else."""
-    return max(file_limit - SPARE, file_limit // 2, 1)
+    return min(MAX_CONNECTIONS, max(file_limit - SPARE, file_limit // 2, 1))
 
 
 class AcceptTrouble:
