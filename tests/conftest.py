@@ -21,6 +21,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tinyllm")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes share a whole suite, a file at a time; a named file needs none.
+
+    At most four, since each may hold the real model in every format.
+    """
+    whole = config.args_source is config.ArgsSource.TESTPATHS
+    return min(4, os.cpu_count() or 1) if whole else 0
+
+
 @pytest.fixture(scope="session")
 def weights_folder() -> Path:
     """The default model's folder. Not to be had is a failure, not a reason to skip."""

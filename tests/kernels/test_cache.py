@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,47 +15,63 @@ from tinyllm.kernels.processor import JIT
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 
 SCRIPT = """
+import importlib, sys
+from pathlib import Path
 from numba.core import event
-from tinyllm.kernels import cache
-only = cache.folders()[:1]  # NUMBA_CACHE_DIR, and not the package's own
-cache.folders = lambda: only
-from tinyllm.kernels import draw
-with event.install_recorder("numba:compile") as compiled:
-    print(draw.log(2.0))
-print(len(compiled.buffer))
+from tinyllm.kernels import cache, draw
+for folder in map(Path, sys.argv[1:]):
+    cache.folders = lambda: (folder / f"kernels-{cache.key()}",)
+    cache.readable.cache_clear()
+    cache.writable.cache_clear()
+    importlib.reload(draw)  # functions of which nothing is loaded
+    with event.install_recorder("numba:compile") as compiled:
+        print(draw.log(2.0), len(compiled.buffer))
 """
+LOG_2 = "0.6931471805599453"
+ANEW, LOADED = (LOG_2, 2), (LOG_2, 0)  # its value; compiling begins and ends
 
 
-def run(folder: Path, script: str = SCRIPT, **more: str) -> tuple[str, int]:
-    """What a fresh process computes with its kernels kept there, and how many it compiled."""
+def run_all(folders: Iterable[Path], script: str = SCRIPT) -> list[tuple[str, int]]:
+    """What a fresh process computes with its kernels kept in each, and how many it compiled."""
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **more},
+        [sys.executable, "-c", script, *map(str, folders)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    value, n = done.stdout.split()
-    return value, int(n)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [(value, int(n)) for value, n in lines]
+
+
+def run(folder: Path) -> tuple[str, int]:
+    (found,) = run_all([folder])
+    return found
 
 
 def only_file(folder: Path) -> Path:
-    (found,) = (folder / "tinyllm").glob("kernels-*/log-*.kernel")
+    (found,) = folder.glob("kernels-*/log-*.kernel")
     return found
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A kernel's file as it should be."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A kernel's file as it should be: where it lies in its folder, and its bytes."""
     folder = tmp_path_factory.mktemp("kernels")
-    assert run(folder) == ("0.6931471805599453", 2)  # begin and end
-    assert run(folder) == ("0.6931471805599453", 0)
-    return only_file(folder).read_bytes()
+    assert run_all([folder, folder]) == [ANEW, LOADED]
+    return only_file(folder).relative_to(folder), only_file(folder).read_bytes()
 
 
-DAMAGES = {
+def placed(folder: Path, path: Path, data: bytes) -> Path:
+    """A folder of kernels with these bytes in that place."""
+    (folder / path).parent.mkdir(parents=True, mode=0o700)
+    (folder / path).write_bytes(data)
+    return folder
+
+
+Damage = Callable[[bytes], bytes]
+DAMAGES: dict[str, Damage] = {
     "empty": lambda data: b"",
     "cut short": lambda data: data[:-100],
     "cut in the head": lambda data: data[:20],
@@ -67,36 +83,28 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", list(DAMAGES))
-def test_a_damaged_file_is_compiled_anew(whole: bytes, tmp_path: Path, damage: str) -> None:
-    run(tmp_path)
-    path = only_file(tmp_path)
-    path.write_bytes(DAMAGES[damage](whole))
-    value, compiled = run(tmp_path)
-    assert (value, compiled) == ("0.6931471805599453", 2)
-    assert run(tmp_path)[1] == 0  # and kept again
+def test_a_damaged_file_is_compiled_anew(whole: tuple[Path, bytes], tmp_path: Path) -> None:
+    path, data = whole
+    damages: dict[str, Damage] = {
+        **DAMAGES,
+        "no kernel": lambda data: cache.seal(b"\x80\x05N.", path.name),
+    }
+    folders = [placed(tmp_path / name, path, spoil(data)) for name, spoil in damages.items()]
+    assert dict(zip(damages, run_all(folders), strict=True)) == dict.fromkeys(damages, ANEW)
+    assert run_all(folders) == [LOADED] * len(folders)  # and kept again
 
 
-def test_what_is_sealed_but_no_kernel_is_compiled_anew(whole: bytes, tmp_path: Path) -> None:
-    run(tmp_path)
-    path = only_file(tmp_path)
-    path.write_bytes(cache.seal(b"\x80\x05N.", path.name))  # a pickled None
-    assert run(tmp_path)[1] == 2
-    assert run(tmp_path)[1] == 0
-
-
-def test_what_others_can_write_is_not_trusted(tmp_path: Path) -> None:
-    run(tmp_path)
-    path = only_file(tmp_path)
+def test_what_others_can_write_is_not_trusted(whole: tuple[Path, bytes], tmp_path: Path) -> None:
+    folder = placed(tmp_path / "kernels", *whole)
+    path = only_file(folder)
     path.parent.chmod(0o777)
-    assert run(tmp_path)[1] == run(tmp_path)[1] == 2  # neither read nor written
+    assert run_all([folder, folder]) == [ANEW, ANEW]  # neither read nor written
     path.parent.chmod(0o755)
     path.chmod(0o666)
-    assert run(tmp_path)[1] == 2  # a file alone, too
-    assert run(tmp_path)[1] == 0  # it was replaced
+    assert run_all([folder, folder]) == [ANEW, LOADED]  # a file alone, too; it was replaced
 
 
-def test_nowhere_to_write(tmp_path: Path) -> None:
+def test_nowhere_to_write() -> None:
     """A file where the folder would be, and no home: compiled for this process alone."""
     script = """
 import numba.core.event as event
@@ -104,10 +112,9 @@ from pathlib import Path
 from tinyllm.kernels import cache, draw
 cache.folders = lambda: (Path("/proc/no/place"),)
 with event.install_recorder("numba:compile") as compiled:
-    print(draw.log(2.0))
-print(len(compiled.buffer))
+    print(draw.log(2.0), len(compiled.buffer))
 """
-    assert run(tmp_path, script) == ("0.6931471805599453", 2)
+    assert run_all([], script) == [ANEW]
 
 
 def test_a_file_changes_nothing_that_it_should_not(tmp_path: Path) -> None:

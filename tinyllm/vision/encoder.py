@@ -276,18 +276,24 @@ def load_vision_weights(folder: Path, config: VisionConfig) -> dict[str, Array]:
             if not prefixes
             else f"{folder}: tensor {anchor} is there {len(prefixes)} times; which one is meant?"
         )
-    weights: dict[str, Array] = {}
-    for name, shape in shapes.items():
-        full = prefixes[0] + name
-        if full not in tensors:
-            raise WeightsError(f"{folder}: tensor {full} {shape} is missing from the checkpoint")
-        path, array = tensors[full]
-        if array.shape != shape:
-            raise WeightsError(
-                f"{path}: tensor {full} has shape {array.shape}, but config.json asks for {shape}"
-            )
-        weights[name] = array
-    return weights
+    return {
+        name: tensor_of(tensors, prefixes[0] + name, shape, folder)
+        for name, shape in shapes.items()
+    }
+
+
+def tensor_of(
+    tensors: Mapping[str, tuple[Path, Array]], name: str, shape: tuple[int, ...], folder: Path
+) -> Array:
+    """A tensor of `weights.read_folder`; WeightsError if it is missing or misshapen."""
+    if name not in tensors:
+        raise WeightsError(f"{folder}: tensor {name} {shape} is missing from the checkpoint")
+    path, array = tensors[name]
+    if array.shape != shape:
+        raise WeightsError(
+            f"{path}: tensor {name} has shape {array.shape}, but config.json asks for {shape}"
+        )
+    return array
 
 
 def _no_tap(name: str, array: Array) -> Array:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig, read_json_object
-from tinyllm.errors import ConfigError, ImageError, WeightsError
+from tinyllm.errors import ConfigError, ImageError
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.config import VisionConfig
-from tinyllm.vision.encoder import Encoder
+from tinyllm.vision.encoder import Encoder, tensor_of
 from tinyllm.vision.load import load_encoder
 from tinyllm.vision.preprocess import ImageProcessor
 from tinyllm.weights import read_folder
@@ -82,14 +82,7 @@ class SmolVLM:
         _rows_a_tile(processor, encoder.config, scale)  # before a shape is computed from it
         shape = (ModelConfig.from_folder(folder).dim, encoder.config.dim * scale**2)
         found = read_folder(folder, keep=PROJECTION.__eq__)
-        if PROJECTION not in found:
-            raise WeightsError(f"{folder}: tensor {PROJECTION} {shape} is missing")
-        path, projection = found[PROJECTION]
-        if projection.shape != shape:
-            raise WeightsError(
-                f"{path}: tensor {PROJECTION} has shape {projection.shape}, but config.json asks "
-                f"for {shape}"
-            )
+        projection = tensor_of(found, PROJECTION, shape, folder)
         return cls(encoder, processor, projection, scale, tokenizer)
 
     def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:

@@ -92,7 +92,7 @@ def post(server: Live, body: dict[str, Any], prefix: str = "/v1") -> dict[str, A
     return answer
 
 
-def test_text_first_and_no_eyes_for_it(server: Live) -> None:
+def test_text_needs_no_encoder(server: Live) -> None:
     """Before any image: the same bits from either name, and nothing was loaded for them."""
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     body = {"messages": turns, "max_tokens": 12, "logprobs": True, "top_logprobs": 3}
