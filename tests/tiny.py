@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyllm.config import ModelConfig
 from tinyllm.model import Model
+from tinyllm.text.characters import TokenTexts
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import expected_shapes
 
@@ -40,7 +41,7 @@ def tiny_model(seed: int = 0, dtype: Any = np.float32, scale: float = 0.3) -> Mo
     return Model(CONFIG, weights)
 
 
-class Bytes:
+class Bytes(TokenTexts):
     """A tokenizer whose tokens are bytes; 256 ends a turn."""
 
     vocab_size = 257
@@ -54,9 +55,6 @@ class Bytes:
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < EOS else b"<end>"
-
-    def token_text(self, token_id: int) -> str:
-        return chr(token_id) if 32 <= token_id < 127 else f"\\x{token_id:02x}"
 
 
 def bytes_tokenizer() -> Tokenizer:

@@ -26,6 +26,7 @@ from typing import Any
 import tokenizers
 
 from tinyllm.errors import TokenizerError
+from tinyllm.text.characters import TokenTexts
 from tinyllm.text.chat_template import ChatTemplates
 from tinyllm.text.folder import read_folder
 from tinyllm.text.pieces import Pieces, as_json, letters_in_one
@@ -36,7 +37,7 @@ LONG_TEXT = 4096  # letters; `encode` keeps the interpreter's lock, `encode_batc
 _CUT = f"(the text ends here: {secrets.token_hex(16)})"
 
 
-class Tokenizer:
+class Tokenizer(TokenTexts):
     """A checkpoint's tokenizer: `Tokenizer.from_folder(folder)`.
 
     Attributes:
@@ -193,17 +194,6 @@ class Tokenizer:
         self._known_bytes[token_id] = raw
         return raw
 
-    def token_text(self, token_id: int) -> str:
-        r"""A token for display: on one line, with `\n` and stray bytes (`\xe2`) escaped."""
-        raw = self.token_bytes(token_id)
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return "".join(chr(b) if 32 <= b < 127 else f"\\x{b:02x}" for b in raw)
-        return "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-        )
-
     # -- chat -----------------------------------------------------------------------------------
 
     def apply_chat_template(
@@ -286,6 +276,11 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._rest = b""  # the beginning of a character
+
+    @property
+    def begun(self) -> bytes:
+        """The first bytes of a character that isn't whole yet, or b""."""
+        return self._rest
 
     def push(self, token: int) -> str:
         """Take a token; return the characters that are complete with it, perhaps none."""
