@@ -65,6 +65,18 @@ def test_prompts_of_every_kind(lm: LM) -> None:
             lm.encode_prompt(bad)  # type: ignore[arg-type]
 
 
+def test_a_saved_session_is_gone_on_with(lm: LM, folder: Path, tmp_path: Path) -> None:
+    session = lm.session("hello", temperature=0.9)
+    session.run(5)
+    saved = session.trace().save(tmp_path / "trace.json")
+    assert lm.reopen(saved, 2).run(3)[-1].token == session.tokens[-1]
+    assert lm.reopen(str(saved)).step().logits.tobytes() == session.step().logits.tobytes()
+    with pytest.raises(TinyllmError, match="absent"):
+        lm.reopen(tmp_path / "absent.json")
+    with pytest.raises(TinyllmError, match="small"):  # not a name that anybody knows
+        tinyllm.reopen(saved)
+
+
 def test_a_chat_needs_a_template(lm: LM) -> None:
     with pytest.raises(TinyllmError, match="template"):
         lm.chat("Hello")

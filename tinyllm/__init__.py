@@ -19,10 +19,10 @@ from tinyllm.errors import TinyllmError
 
 if TYPE_CHECKING:
     from tinyllm.inside.architecture import compare
-    from tinyllm.lm import LM, load
+    from tinyllm.lm import LM, load, reopen
     from tinyllm.sampler import SamplingParams
 
-__all__ = ["LM", "SamplingParams", "TinyllmError", "compare", "load"]
+__all__ = ["LM", "SamplingParams", "TinyllmError", "compare", "load", "reopen"]
 
 try:
     __version__ = version("tinyllm")
@@ -80,7 +80,7 @@ sys.meta_path.append(_Moved())
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that `python server.py --help` needn't wait for numpy."""
-    if name in ("LM", "load"):
+    if name in ("LM", "load", "reopen"):
         from tinyllm import lm
 
         return getattr(lm, name)

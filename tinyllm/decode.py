@@ -22,12 +22,13 @@ from tinyllm.inside.rerun import Rerun
 from tinyllm.inside.trace_file import TraceRecord, record
 from tinyllm.kv_cache import Cache
 from tinyllm.model import Model
+from tinyllm.prompt import ImageSpan, texts_of
 from tinyllm.runner import Array, Runner
-from tinyllm.sampler import Logits, Sampler, SamplingParams
+from tinyllm.sampler import ChosenBy, Draws, Logits, Sampler, SamplingParams
 from tinyllm.step import CacheView as CacheView  # these three: importable from here, too
 from tinyllm.step import Candidate as Candidate
 from tinyllm.step import Candidates as Candidates
-from tinyllm.step import Draws, Moment, NextToken, Step
+from tinyllm.step import Moment, NextToken, Step
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
@@ -48,6 +49,7 @@ class Session:
         broken: parts that are wrong in every forward of this session.
         image_positions, image_rows: (M,) and (M, dim): embeddings in place of the prompt's tokens
             there.
+        images: which of the prompt's tokens each image takes, for display.
         name: the model's, for saved traces.
         said: what the model has said already: the next draw is the one that comes after these.
         cache: one that holds the first tokens of prompt and `said` already, fewer than all; the
@@ -73,6 +75,7 @@ class Session:
         broken: Sequence[Breakage] = (),
         image_positions: NDArray[np.int64] | None = None,
         image_rows: NDArray[np.float32] | None = None,
+        images: Sequence[ImageSpan] = (),
         name: str = "",
         said: Sequence[int] = (),
         cache: Cache | None = None,
@@ -84,6 +87,7 @@ class Session:
         self.name = name
         self.prompt = [int(t) for t in prompt]
         self.image_positions, self.image_rows = image_positions, image_rows
+        self.images = tuple(images)
         self.steps: list[Step] = []
         limit = runner.config.max_seq_len
         self.cache: Cache = cache or runner.new_cache(
@@ -122,9 +126,19 @@ class Session:
         return self._sampler.params
 
     @property
+    def draws(self) -> Draws:
+        """The sampling parameters and seed of the next step."""
+        return Draws.of(self._sampler)
+
+    @property
     def tokens(self) -> list[int]:
         """Prompt and completion."""
         return list(self._tokens)
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompt and completion, each token for display."""
+        return texts_of(self.tokenizer, self._tokens, self.image_positions)
 
     @property
     def text(self) -> str:
@@ -160,8 +174,16 @@ class Session:
                 "the model has ended its turn; step(beyond_end=True) goes on all the same, and "
                 "rewind(n) goes back before the end"
             )
+        return self._decide(forced)
+
+    def redo(self, token: int, draws: Draws, chosen_by: ChosenBy) -> Step:
+        """Decode a token as it was decoded once: see `inside/reopen.py`."""
+        self.set_draws(draws)
+        return self._decide(token, chosen_by)
+
+    def _decide(self, forced: int | None, chosen_by: ChosenBy | None = None) -> Step:
         logits = self._next_logits()
-        draws = Draws.of(self._sampler)
+        draws = self.draws
         pick = self._sampler.pick(logits, forced=forced)
         step = Step(
             session=self,
@@ -170,7 +192,7 @@ class Session:
             token=pick.token,
             text_delta=self._decoder.push(pick.token),
             logprob=pick.logprob,
-            chosen_by=pick.chosen_by,
+            chosen_by=chosen_by or pick.chosen_by,
             draws=draws,
             kept_logits=[logits],
         )
@@ -242,7 +264,10 @@ class Session:
                 f"{self.runner.config.vocab_size}"
             )
         seed = self._sampler.seed if sampling.get("seed") is None else sampling["seed"]
-        draws = Draws(params, seed, self._sampler.stream)
+        self.set_draws(Draws(params, seed, self._sampler.stream))
+
+    def set_draws(self, draws: Draws) -> None:
+        """Draw the next tokens like this: `set` for all parameters, the seed and its stream."""
         self._sampler = draws.sampler(self.prompt, self._sampler.picked)
 
     def rewind(self, n: int = 1) -> None:

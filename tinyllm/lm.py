@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ from tinyllm.inside.explain import Explanation
 from tinyllm.inside.hooks import Conditions, HookFn, HookSet, Positions, make_hooks
 from tinyllm.inside.lab import Broken, breakages
 from tinyllm.inside.points import HookPoints, NamesFilter, hook_points
+from tinyllm.inside.reopen import prompt_of, redo
 from tinyllm.inside.replay import ActivationCache, check_index, run_with_cache
+from tinyllm.inside.trace_file import TraceRecord, load_trace
 from tinyllm.kernels.formats import Asked, format_of
 from tinyllm.model import Model
 from tinyllm.parts import Parts
@@ -31,7 +34,7 @@ from tinyllm.runner import Array, Runner, images_between
 from tinyllm.sampler import SamplingParams
 from tinyllm.step import Step
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision.image import ImageSource, list_of_images, read_image
+from tinyllm.vision.image import ImageSource, list_of_images, read_image, thumbnail
 from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import load_weights
 
@@ -80,6 +83,24 @@ def load(
         threads=threads,
         kv_cache_mb=kv_cache_mb,
     )
+
+
+def reopen(
+    trace: str | os.PathLike[str] | TraceRecord,
+    at: int | None = None,
+    *,
+    threads: int | None = None,
+) -> Session:
+    """The session of a saved trace, with the model that the trace names; see `LM.reopen`.
+
+    Raises:
+        TraceError: it can't be read, or not be gone on with.
+        FetchError: no such model is here, nor known by that name: load it, and `lm.reopen(trace)`.
+    """
+    record = trace if isinstance(trace, TraceRecord) else load_trace(trace)
+    backend = record.backend if record.backend in ("reference", "compiled") else "auto"
+    lm = load(record.model, dtype=record.dtype, backend=backend, threads=threads)  # type: ignore[arg-type]
+    return lm.reopen(record, at)
 
 
 class LM:
@@ -174,7 +195,12 @@ class LM:
         items: list[Any] = list(prompt)
         if not all(isinstance(item, Mapping) for item in items):
             raise TypeError("a prompt with images is text or a list of chat messages, not ids")
-        return self.vision.prompt(items, [read_image(image) for image in pictures])
+        pixels = [read_image(image) for image in pictures]
+        built = self.vision.prompt(items, pixels)
+        spans = zip(built.images, pixels, strict=True)
+        return replace(
+            built, images=tuple(replace(span, thumbnail=thumbnail(p)) for span, p in spans)
+        )
 
     def encode_prompt(self, prompt: PromptLike) -> list[int]:
         """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
@@ -213,11 +239,34 @@ class LM:
             capacity=capacity,
             image_positions=prompt.image_positions,
             image_rows=prompt.image_rows,
+            images=prompt.images,
             readable=lambda: self.model,
             hooks=self._hooks,
             broken=breakages(broken),
             name=self.name,
         )
+
+    def reopen(self, trace: str | os.PathLike[str] | TraceRecord, at: int | None = None) -> Session:
+        """The session of a saved trace, to look into and to go on with, from any of its steps.
+
+        With the model, format and backend of the trace, all that comes is the same to the bit.
+
+        Args:
+            trace: a file of `session.trace().save(path)`, `tinyllm chat` or `step`, or what it
+                holds. Its images are in it.
+            at: how many of its steps to take; default: all.
+
+        Raises:
+            TraceError: it can't be read, or it doesn't have all steps.
+            ValueError: `at` is beyond its steps.
+
+        Warns:
+            TraceDiffers: the numbers aren't the trace's.
+        """
+        record = trace if isinstance(trace, TraceRecord) else load_trace(trace)
+        session = self.session(prompt_of(record))
+        redo(session, record, at)
+        return session
 
     def decode_steps(
         self,

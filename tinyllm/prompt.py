@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.runner import images_between
+from tinyllm.text.characters import TokenTexts
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Where one image stands in a prompt, and what it looks like."""
+
+    start: int  # its first token's position
+    stop: int  # the one behind its last
+    thumbnail: bytes = b""  # a small PNG, where somebody will want to see it
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,7 @@ class Prompt:
     image_positions: NDArray[np.int64] | None = None  # (M,) ascending
     image_rows: NDArray[np.float32] | None = None  # (M, dim)
     image_keys: NDArray[np.int64] | None = None  # (M,) negative content hashes, for prefix matching
+    images: tuple[ImageSpan, ...] = ()
 
     def match_ids(self) -> NDArray[np.int64]:
         """What two prompts are compared by: token ids, with image positions by their content."""
@@ -32,3 +44,20 @@ class Prompt:
         """The image positions from `start` to before `stop`, counted from `start`, and their rows;
         None twice where there is no image."""
         return images_between(self.image_positions, self.image_rows, start, stop)
+
+
+def texts_of(
+    tokenizer: TokenTexts, tokens: Sequence[int], image_positions: NDArray[np.int64] | None = None
+) -> list[str]:
+    """Tokens for display: parts of a character as such, and what stands for an image as its rows.
+
+    Args:
+        tokenizer: theirs.
+        tokens: (T,) ids.
+        image_positions: (M,) where image rows stand in; those beyond T are left out.
+    """
+    texts = tokenizer.token_texts(tokens)
+    for row, position in enumerate([] if image_positions is None else image_positions.tolist()):
+        if position < len(texts):
+            texts[position] = f"image row {row}"
+    return texts

@@ -15,7 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -369,3 +369,22 @@ class Sampler:
         twin = Sampler(self.params, self.stream, tuple(self._prompt))
         twin.seed, twin.picked, twin._counts = self.seed, list(picked), dict(Counter(picked))
         return twin
+
+
+class Draws(NamedTuple):
+    """How tokens are drawn: what a sampler is made of but for what it has picked."""
+
+    params: SamplingParams
+    seed: int
+    stream: int
+
+    @classmethod
+    def of(cls, sampler: Sampler) -> Draws:
+        """A sampler's."""
+        return cls(sampler.params, sampler.seed, sampler.stream)
+
+    def sampler(self, prompt: Sequence[int], picked: Sequence[int]) -> Sampler:
+        """One that has picked these tokens behind a prompt."""
+        sampler = Sampler(self.params, self.stream, prompt)
+        sampler.seed = self.seed
+        return sampler.at(picked)

@@ -19,7 +19,7 @@ from tinyllm.inside.replay import check_index
 from tinyllm.inside.rerun import LooksInside, Rerun
 from tinyllm.inside.trace_file import record
 from tinyllm.runner import Array
-from tinyllm.sampler import ChosenBy, Logits, Sampler, SamplingParams, uniform
+from tinyllm.sampler import ChosenBy, Draws, Logits, SamplingParams, uniform
 from tinyllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -77,24 +77,9 @@ class Moment(NamedTuple):
         """Prompt and completion up to here."""
         return self.history[: self.position]
 
-
-class Draws(NamedTuple):
-    """How tokens are drawn: what a sampler is made of but for what it has picked."""
-
-    params: SamplingParams
-    seed: int
-    stream: int
-
-    @classmethod
-    def of(cls, sampler: Sampler) -> Draws:
-        """A sampler's."""
-        return cls(sampler.params, sampler.seed, sampler.stream)
-
-    def sampler(self, prompt: Sequence[int], picked: Sequence[int]) -> Sampler:
-        """One that has picked these tokens behind a prompt."""
-        sampler = Sampler(self.params, self.stream, prompt)
-        sampler.seed = self.seed
-        return sampler.at(picked)
+    def begun(self, tokenizer: Tokenizer) -> bytes:
+        """The first bytes of a character that the tokens before have begun, or b""."""
+        return tokenizer.unfinished(self.history[max(0, self.position - 3) : self.position])
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +118,8 @@ class NextToken(Distribution, LooksInside):
         return self._candidate(self.standing(token))
 
     def _candidate(self, standing: Standing) -> Candidate:
-        return Candidate(text=self.tokenizer.token_text(standing.token), **standing._asdict())
+        text = self.tokenizer.token_text(standing.token, self.moment.begun(self.tokenizer))
+        return Candidate(text=text, **standing._asdict())
 
     def __repr__(self) -> str:
         best = self.candidates(3)
@@ -203,6 +189,12 @@ class Step(LooksInside):
         return self.moment.position
 
     @property
+    def text(self) -> str:
+        """The token for display: what it makes of a character that others have begun."""
+        tokenizer = self.session.tokenizer
+        return tokenizer.token_text(self.token, self.moment.begun(tokenizer))
+
+    @property
     def tokens_before(self) -> list[int]:
         """Prompt and completion up to this step, its own token not included."""
         return self.moment.before
@@ -269,9 +261,8 @@ class Step(LooksInside):
         return record(self.session, [self], **parts).to_dict()
 
     def __repr__(self) -> str:
-        text = self.session.tokenizer.token_text(self.token)
         return (
-            f"Step({self.index}: {text!r}, p {np.exp(self.logprob):.1%}, {self.chosen_by}, "
+            f"Step({self.index}: {self.text!r}, p {np.exp(self.logprob):.1%}, {self.chosen_by}, "
             f"position {self.position})"
         )
 

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tests.tiny import EOS, bytes_tokenizer
+from tests.tiny import EOS, bytes_tokenizer, tiny_model
+from tinyllm.decode import Session
 from tinyllm.errors import ImageError
+from tinyllm.inside.trace_file import load_trace
 from tinyllm.lm import LM
 from tinyllm.terminal.chat import HELP, Chat
 from tinyllm.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ class Said:
 
     token: int
     text_delta: str
+    session: Any = None
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Parrot:
     tokenizer: Tokenizer = field(default_factory=bytes_tokenizer)
     interrupt_after: int | None = None
     fault: Exception | None = None
+    session: Any = None  # what each step belongs to
 
     def decode_steps(
         self, messages: list[Any], *, images: list[Path], max_tokens: int, **sampling: Any
@@ -52,7 +56,10 @@ class Parrot:
         return self._steps(self.answers.pop(0), max_tokens)
 
     def _steps(self, answer: str, max_tokens: int) -> Iterator[Said]:
-        steps = [*(Said(ord(c) % 256, c) for c in answer), Said(EOS, "<end>")]
+        steps = [
+            *(Said(ord(c) % 256, c, self.session) for c in answer),
+            Said(EOS, "<end>", self.session),
+        ]
         for i, step in enumerate(steps[:max_tokens]):
             if i == self.interrupt_after:
                 raise KeyboardInterrupt
@@ -200,3 +207,17 @@ def test_what_looks_like_markup_in_an_answer_is_text(chat: Chat, parrot: Parrot)
     parrot.answers = ["[red]not red[/red] 🙂"]
     chat.run(typing("Hi"))
     assert "[red]not red[/red] 🙂" in printed(chat)
+
+
+def test_the_newest_answers_trace_is_saved(chat: Chat, parrot: Parrot, tmp_path: Path) -> None:
+    chat.run(typing(f"/save {tmp_path / 'early.json'}", "/save"))
+    assert "there is no answer yet" in printed(chat)
+    assert "where to? /save PATH" in printed(chat)
+    parrot.session = Session(tiny_model(), bytes_tokenizer(), list(b"Hi"))
+    parrot.session.run(3)
+    saved = tmp_path / "an answer.json"
+    chat.run(typing("Hello", f"/save {saved}", f"/save {tmp_path / 'none' / 'x.json'}"))
+    assert load_trace(saved) == parrot.session.trace()
+    assert f"saved: {saved}" in printed(chat).replace("\n", "")
+    assert "No such file" in printed(chat)
+    assert not (tmp_path / "early.json").exists()

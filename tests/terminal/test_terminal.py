@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pexpect
 import pyte
 import pytest
 from PIL import Image, ImageDraw
+
+import tinyllm
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is the capital of France?"
@@ -175,6 +178,9 @@ def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
     t.asks("")
     t.process.send(QUESTION + "\r")
     t.asks("The capital of France is Paris.")
+    saved = tmp_path / "answer.json"
+    t.process.send(f"/save {saved}\r")
+    t.asks("saved:")
     t.process.send("And of Italy?\r")  # the history is in the prompt: it knows what "of" is about
     t.asks("Rome")
     t.process.send("/image nowhere.png\r")
@@ -197,6 +203,12 @@ def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
     t.process.sendcontrol("d")
     assert t.ends() == 0
     assert QUESTION in (tmp_path / "tinyllm" / "chat_history").read_text()
+    # What was saved is opened again, on the same path: its numbers are the same, to the bit.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = tinyllm.reopen(saved)
+    assert again.text.removesuffix("<|im_end|>") == "The capital of France is Paris."
+    assert again.finished
 
 
 def test_a_conversation_about_a_picture(

@@ -6,18 +6,24 @@ up whenever a field changes its meaning or goes; new fields alone don't raise it
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyllm.distribution import Standing
 from tinyllm.errors import TraceError
 from tinyllm.inside.replay import LogitLens, Replay, check_index
-from tinyllm.tokenizer import Tokenizer
+from tinyllm.model import Model
+from tinyllm.prompt import texts_of
+from tinyllm.sampler import ChosenBy, Draws
+from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from tinyllm.decode import Session
@@ -83,7 +89,11 @@ class GuessRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One decoded token. Stages, lens, attention and replay's error are there if asked for."""
+    """One decoded token. Stages, lens, attention and replay's error are there if asked for.
+
+    `text` is the token's for display: what it makes of a character that others have begun;
+    `text_delta` are the characters that are whole with it.
+    """
 
     index: int
     position: int
@@ -92,7 +102,7 @@ class StepRecord:
     text_delta: str
     logprob: float
     entropy: float
-    chosen_by: str
+    chosen_by: ChosenBy
     uniform: float
     candidates: list[CandidateRecord]
     stages: list[StageRecord] | None = None
@@ -100,11 +110,33 @@ class StepRecord:
     attention: list[AttentionRecord] | None = None
     replay_error: float | None = None
     guess: GuessRecord | None = None  # where a server had one
+    sampling: dict[str, Any] | None = None  # what held for this step, where a session drew it
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image of the prompt: where it stands, and what it looks like."""
+
+    start: int  # its first token
+    stop: int  # the token behind its last
+    png: str  # a thumbnail, base64; perhaps none
+
+
+@dataclass(frozen=True)
+class RowsRecord:
+    """What stands in the place of tokens where images are, to go on with: (M, dim) float32."""
+
+    positions: list[int]  # (M,) ascending
+    dim: int
+    data: str  # little-endian, row by row, base64
 
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """Some steps of one session, with what is needed to understand them."""
+    """Some steps of one session, with what is needed to understand them, and to go on.
+
+    `sampling` is what would hold for the next step; each step has its own.
+    """
 
     format: str
     version: int
@@ -118,6 +150,10 @@ class TraceRecord:
     tokens: list[int]  # prompt and completion
     texts: list[str]  # of `tokens`, for display
     steps: list[StepRecord]
+    backend: str = ""  # "reference" or "compiled": what computed it
+    deltas: list[str] | None = None  # the characters that are whole with each of `tokens`
+    images: list[ImageRecord] | None = None
+    image_rows: RowsRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, lists, strings and numbers."""
@@ -127,7 +163,7 @@ class TraceRecord:
         """As a JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the JSON to a file."""
         path = Path(path)
         path.write_text(self.to_json(), encoding="utf-8")
@@ -151,27 +187,39 @@ def record_step(
         attention: a layer, and which of its heads (None: all).
     """
     choice, tokenizer = step.choice, step.session.tokenizer
+    begun = step.moment.begun(tokenizer)
     return StepRecord(
         index=step.index,
         position=step.position,
         token=step.token,
-        text=tokenizer.token_text(step.token),
+        text=step.text,
         text_delta=step.text_delta,
         logprob=step.logprob,
         entropy=step.entropy,
         chosen_by=step.chosen_by,
         uniform=step.uniform,
-        candidates=record_candidates(choice.best_and(step.token, candidates), tokenizer),
+        candidates=record_candidates(choice.best_and(step.token, candidates), tokenizer, begun),
         stages=[StageRecord(s.name, s.n_kept, s.mass) for s in choice.stages] if stages else None,
         lens=record_lens(step.logit_lens(lens)) if lens else None,
         attention=record_attention(step.replay, *attention) if attention else None,
         replay_error=step.replay_error if lens or attention else None,
+        sampling=record_sampling(step.draws),
     )
 
 
-def record_candidates(standings: Sequence[Standing], tokenizer: Tokenizer) -> list[CandidateRecord]:
-    """Candidates with their texts."""
-    return [CandidateRecord(text=tokenizer.token_text(s.token), **s._asdict()) for s in standings]
+def record_sampling(draws: Draws) -> dict[str, Any]:
+    """Sampling parameters as data, and the seed that was drawn where none was given."""
+    bias = {str(token): bias for token, bias in draws.params.logit_bias.items()}
+    return {**asdict(draws.params), "seed": draws.seed, "logit_bias": bias}
+
+
+def record_candidates(
+    standings: Sequence[Standing], tokenizer: Tokenizer, begun: bytes = b""
+) -> list[CandidateRecord]:
+    """Candidates with their texts, behind the beginning of a character or none."""
+    return [
+        CandidateRecord(text=tokenizer.token_text(s.token, begun), **s._asdict()) for s in standings
+    ]
 
 
 def record_lens(lens: LogitLens) -> list[LensRecord]:
@@ -198,9 +246,9 @@ def record_attention(
 
 def record(session: Session, steps: Sequence[Step], name: str = "", **parts: Any) -> TraceRecord:
     """Some steps of a session as plain data; `parts` are those of `record_step`."""
-    runner, params, tokens = session.runner, session.sampler.params, session.tokens
-    sampling = {**asdict(params), "seed": session.sampler.seed}
-    sampling["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
+    runner, tokens = session.runner, session.tokens
+    decoder = StreamDecoder(session.tokenizer)
+    where, rows = session.image_positions, session.image_rows
     return TraceRecord(
         format=FORMAT,
         version=VERSION,
@@ -209,15 +257,44 @@ def record(session: Session, steps: Sequence[Step], name: str = "", **parts: Any
         dtype=runner.dtype,
         n_layers=runner.config.n_layers,
         n_heads=runner.config.n_heads,
-        sampling=sampling,
+        sampling=record_sampling(session.draws),
         prompt=list(session.prompt),
         tokens=tokens,
-        texts=[session.tokenizer.token_text(t) for t in tokens],
+        texts=texts_of(session.tokenizer, tokens, where),
         steps=[record_step(step, **parts) for step in steps],
+        backend="reference" if isinstance(runner, Model) else "compiled",
+        deltas=[decoder.push(token) for token in tokens],
+        images=[
+            ImageRecord(i.start, i.stop, base64.b64encode(i.thumbnail).decode("ascii"))
+            for i in session.images
+        ],
+        image_rows=None if where is None or rows is None else _record_rows(where, rows),
     )
 
 
-def load_trace(path: str | Path) -> TraceRecord:
+def _record_rows(positions: NDArray[np.int64], rows: NDArray[np.float32]) -> RowsRecord:
+    raw = np.ascontiguousarray(rows, "<f4").tobytes()
+    return RowsRecord(positions.tolist(), rows.shape[1], base64.b64encode(raw).decode("ascii"))
+
+
+def rows_of(trace: TraceRecord) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
+    """A trace's image positions (M,) and rows (M, dim); None twice where it has no images.
+
+    Raises:
+        TraceError: the file's bytes aren't as many as positions and dim say.
+    """
+    if trace.image_rows is None:
+        return None, None
+    positions = np.array(trace.image_rows.positions, np.int64)
+    try:
+        raw = base64.b64decode(trace.image_rows.data, validate=True)
+        rows = np.frombuffer(raw, "<f4").reshape(len(positions), trace.image_rows.dim)
+    except ValueError as error:
+        raise TraceError(f"image_rows.data: {error}") from None
+    return positions, rows.astype(np.float32)
+
+
+def load_trace(path: str | os.PathLike[str]) -> TraceRecord:
     """Read a saved trace.
 
     Raises:

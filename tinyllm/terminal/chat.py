@@ -1,7 +1,7 @@
 """`tinyllm chat`: a conversation in the terminal, streamed as it is decoded.
 
 Lines that begin with a slash are commands: /image PATH shows the model a picture with the next
-message, /reset begins anew, /help lists them.
+message, /save PATH writes the trace of the last answer, /reset begins anew, /help lists them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.markup import escape
 
+from tinyllm.decode import Session
 from tinyllm.errors import TinyllmError
 from tinyllm.lm import LM
 from tinyllm.terminal.console import for_terminal
@@ -23,6 +24,7 @@ from tinyllm.terminal.console import for_terminal
 HELP = """\
 /image PATH …   show the model pictures with the next message
 /system TEXT    what the model should be told first; begins anew
+/save PATH      write the trace of the last answer, for tinyllm inspect and tinyllm.reopen
 /undo           take the last question and answer back
 /reset          begin anew
 /quit           leave (control-D does too)
@@ -47,6 +49,7 @@ class Chat:
     messages: list[dict[str, Any]] = field(default_factory=list)
     images: list[Path] = field(default_factory=list)  # in the order of the messages' image parts
     waiting: list[Path] = field(default_factory=list)  # for the next message
+    last: Session | None = None  # the newest answer's, for its trace
 
     def run(self, read_line: Callable[[], str]) -> None:
         """Read lines until EOF or /quit; an error is told, and the conversation goes on."""
@@ -91,6 +94,10 @@ class Chat:
             self.console.print("[dim]a new conversation[/]")
         elif name == "/undo":
             self.undo()
+        elif name == "/save":
+            if not rest.strip():
+                raise ValueError("where to? /save PATH")
+            self.save(Path(rest.strip()).expanduser())
         elif name == "/help":
             self.console.print(escape(HELP), style="dim")
         else:
@@ -112,6 +119,18 @@ class Chat:
         del self.messages[questions[-1] :]
         self.console.print("[dim]the last question is taken back[/]")
 
+    def save(self, path: Path) -> None:
+        """Write the trace of the newest answer.
+
+        Raises:
+            ValueError: there is none yet.
+            OSError: the file can't be written.
+        """
+        if self.last is None:
+            raise ValueError("there is no answer yet to save the trace of")
+        saved = self.last.trace().save(path)
+        self.console.print(f"[dim]saved: {escape(str(saved))}[/]")
+
     def say(self, text: str, out: IO[str] | None = None) -> None:
         """Ask, and print the answer as it comes; what is no answer leaves the chat as it was.
 
@@ -127,7 +146,7 @@ class Chat:
         images = [*self.images, *self.waiting]
         self.waiting = []
         answer, n_tokens, start = "", 0, time.perf_counter()
-        note = ""
+        note, self.last = "", None  # whose KV cache is free for this one
         try:
             steps = self.lm.decode_steps(  # reads the prompt
                 [*self.messages, question],
@@ -136,6 +155,7 @@ class Chat:
                 **self.sampling,
             )
             for step in steps:
+                self.last = step.session
                 n_tokens += 1
                 if step.token in self.lm.tokenizer.eos_ids:
                     break

@@ -127,6 +127,9 @@ def chat(
     dtype: Dtype = "auto",
     backend: Backend = "compiled",
     history: Annotated[bool, typer.Option(help="Remember what was typed for next time")] = True,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the last answer's trace here, for tinyllm inspect")
+    ] = None,
 ) -> None:
     """Talk to a model; answers stream as they are decoded.
 
@@ -154,6 +157,8 @@ def chat(
         conversation.command(f"/image {shlex.quote(str(path))}")
     if once:
         conversation.say(once, sys.stdout)
+        if save is not None:
+            conversation.save(save)
         return
     past: History = InMemoryHistory()
     if history:
@@ -167,6 +172,8 @@ def chat(
     console.print(f"[dim]{lm.name}; /help lists commands[/]")
     prompt: PromptSession[str] = PromptSession("› ", history=past)
     conversation.run(prompt.prompt)
+    if save is not None and conversation.last is not None:
+        conversation.save(save)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from tinyllm.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image
 
+THUMBNAIL: Final = 96  # pixels of the longer side
 MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 megapixels pass
 
 # A progressive JPEG repeats its whole picture in scans, each a pass over every pixel. Encoders
@@ -111,6 +112,15 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         raise ImageError(f"{path} can't be read: {error.strerror or error}") from None
     except ImageError as error:
         raise ImageError(f"{path} can't be used: {error}") from None
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int = THUMBNAIL) -> bytes:
+    """A small PNG of pixels (height, width, 3), its longer side at most `side`."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    out = io.BytesIO()
+    image.quantize(64).save(out, "PNG", optimize=True)  # 2 to 5 kB
+    return out.getvalue()
 
 
 def list_of_images(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

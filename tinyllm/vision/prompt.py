@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.errors import ImageError
-from tinyllm.prompt import Prompt
+from tinyllm.prompt import ImageSpan, Prompt
 from tinyllm.tokenizer import Tokenizer
 
 CACHE_BYTES = 64 * 1024 * 1024
@@ -113,11 +113,13 @@ class ImagePrompts:
         waiting = iter(images)
         tokens: list[int] = []
         keys: list[int] = []
+        spans: list[ImageSpan] = []
         for token in ids:
             if token != self.image_id:
                 tokens.append(token)
                 continue
             image = next(waiting)
+            spans.append(ImageSpan(len(tokens), len(tokens) + len(image.layout)))
             tokens += image.layout
             # Distinct along the image, so that no shifted copy of it can be taken for it.
             keys += [-1 - (image.digest + j) % (1 << KEY_BITS) for j in range(len(image.rows))]
@@ -129,6 +131,7 @@ class ImagePrompts:
             image_positions=np.flatnonzero(array == self.image_id).astype(np.int64),
             image_rows=np.concatenate([image.rows for image in images]),
             image_keys=np.array(keys, np.int64),
+            images=tuple(spans),
         )
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:

@@ -64,20 +64,20 @@ class StepWriter:
 
     def write(self, token: Token) -> StepRecord:
         """The step of the next token; the event must hold a look."""
-        look, index = token.look, len(self.drawn)
+        look, index, begun = token.look, len(self.drawn), self._decoder.begun
         assert look is not None
         self.drawn.append(token.token)
         return StepRecord(
             index=index,
             position=self._n_prompt + index,
             token=token.token,
-            text=self._tokenizer.token_text(token.token),
+            text=self._tokenizer.token_text(token.token, begun),
             text_delta=self._decoder.push(token.token),
             logprob=token.logprob,
             entropy=look.entropy,
             chosen_by=look.chosen_by,
             uniform=look.uniform,
-            candidates=record_candidates(look.candidates, self._tokenizer),
+            candidates=record_candidates(look.candidates, self._tokenizer, begun),
             stages=None if look.stages is None else [StageRecord(*s) for s in look.stages],
             guess=self._guess(token),
         )
