@@ -54,7 +54,10 @@ def readable(reference: Model, tokens: np.ndarray) -> tuple[np.ndarray, KVCache]
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.long if "a8" in name else ()) for name in FORMATS],
+    params=[
+        pytest.param(name, marks=pytest.mark.long if name in ("bf16", "q8a8", "q4a8") else ())
+        for name in FORMATS
+    ],
 )
 def compiled(
     request: pytest.FixtureRequest, weights_folder: Path, config: ModelConfig

@@ -1,8 +1,8 @@
 """The compiled path's parts against the readable path's, on seeded models of every family.
 
 The readable path is held to the reference (tests/reference/test_families.py). Compiling a family
-takes half a minute, so that six run in the stage of long tests and all of them in one of their own
-(`.ci/run families`); a made-up model with many parts at once runs always.
+takes half a minute, so that six, and two made-up models with many parts at once, are for the stage
+of long tests, and all of them for one of their own (`.ci/run families`).
 """
 
 from __future__ import annotations
@@ -126,9 +126,8 @@ MADE_UP: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["normed twice", pytest.param("side by side", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", MADE_UP)
 def test_parts_together(name: str) -> None:
     compare(MADE_UP[name])
 

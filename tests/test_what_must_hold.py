@@ -38,7 +38,10 @@ def lm(weights_folder: Path) -> LM:
     return tinyllm.load(weights_folder)
 
 
-@pytest.fixture(params=["text", "images", "the real model"])
+REAL = pytest.param("the real model", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=["text", "images", REAL])
 def make(request: pytest.FixtureRequest) -> Make:
     """Opens sessions: make(hooks=…, **sampling)."""
     return maker(request)
@@ -123,7 +126,7 @@ def test_cached_equals_uncached_chunked_prefill_too_and_under_hooks(
         assert np.abs(unhooked - cached[1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["f32", "q8"])
+@pytest.mark.parametrize("dtype", [pytest.param("f32", marks=pytest.mark.long), "q8"])
 def test_the_readable_path_is_about_the_compiled_path(
     lm: LM, weights_folder: Path, dtype: Any
 ) -> None:
