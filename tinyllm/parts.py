@@ -18,6 +18,8 @@ from typing import Any
 from tinyllm import fetch
 from tinyllm.config import read_json_object
 from tinyllm.errors import ConfigError, WeightsError
+from tinyllm.files import generation_config
+from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.connected import CONNECTOR_FILE, ConnectedEncoder
 from tinyllm.vision.connector import Connector
@@ -76,6 +78,20 @@ class Parts:
             return True
         config = self.language_model / "config.json"
         return read_json_object(config).get("model_type") in MODEL_TYPES
+
+    def sampling_defaults(self) -> dict[str, float]:
+        """What generation_config.json asks of sampling: fields of SamplingParams; {} if nothing.
+
+        Servers and `tinyllm chat` go by it; sessions draw as they are told. Raises ConfigError for
+        a value that makes no sense.
+        """
+        values: dict[str, Any] = generation_config.sampling_defaults(self.language_model)
+        try:
+            SamplingParams(**values)
+        except ValueError as error:
+            path = self.language_model / generation_config.FILE
+            raise ConfigError(f"{path}: {error}") from None
+        return values
 
     def fetch(self) -> None:
         """Have every part on this machine."""

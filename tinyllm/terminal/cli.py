@@ -98,7 +98,10 @@ def serve(context: typer.Context) -> None:
 
 Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NAME[@REV]")]
 Dtype = Annotated[
-    str, typer.Option(help="How weights are held: auto, f32, bf16, q8, q4, q8a8 or q4a8")
+    str,
+    typer.Option(
+        "--dtype", "--format", help="How weights are held: auto, f32, bf16, q8, q4, q8a8 or q4a8"
+    ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
 TopK = Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all")]
@@ -120,9 +123,24 @@ def chat(
     ] = None,
     system: Annotated[str, typer.Option(help="What the model is told first")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer")] = 512,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.95,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 is greedy [the model's own, or 0.7]")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keep the k likeliest tokens [the model's own, or all]"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Keep the likeliest up to this [the model's own, or 0.95]"),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Keep those of this share of the likeliest [likewise]"),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.01, max=10, help="Above 1: fewer repetitions [likewise]")
+    ] = None,
     seed: Seed = None,
     dtype: Dtype = "auto",
     backend: Backend = "compiled",
@@ -149,7 +167,10 @@ def chat(
     # An answer that goes to a file is the answer alone.
     console = Console() if sys.stdout.isatty() or not once else Console(file=sys.stderr)
     lm = _load(model, dtype, backend)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty, "seed": seed}  # fmt: skip
+    sampling = {"temperature": 0.7, "top_p": 0.95} | lm.parts.sampling_defaults()
+    sampling |= {name: value for name, value in given.items() if value is not None}
     conversation = Chat(lm, console, max_tokens, sampling)
     if system:
         conversation.messages = [{"role": "system", "content": system}]

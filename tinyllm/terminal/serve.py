@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-
-from tinyllm.api.house.settings import parse
 
 
 def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
@@ -15,12 +14,15 @@ def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
         argv: the flags; default: this process's own.
         program: the name that --help and mistakes are told under.
     """
-    settings = parse(argv, program=program)  # first: --help and mistakes needn't wait for numpy
-
-    if settings.backend == "compiled":
+    words = [*(sys.argv[1:] if argv is None else argv), os.environ.get("TINYLLM_BACKEND", "")]
+    if not any(word.endswith("reference") for word in words):
         # The kernels have the cores. numpy only helps, with traces: on one thread, so that two of
-        # its own don't wait for each other while the kernels run.
+        # its own don't wait for each other while the kernels run. It reads this as it is imported.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    from tinyllm.api.house.settings import parse
+
+    settings = parse(argv, program=program)  # --help and mistakes needn't wait for the rest
 
     from tinyllm.api.house.serve import serve
 

@@ -192,11 +192,20 @@ class ErrorEnvelope(TypedDict):
     status: NotRequired[str]
 
 
+class SamplingOut(TypedDict):
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+
+
 class ModelOut(TypedDict):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    default_sampling: SamplingOut  # where a request under the same prefix doesn't say
 
 
 class ModelList(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -15,6 +16,7 @@ class Dialect:
     id_prefix: str  # of completion ids
     schema_status: int  # what a request that breaks the schema gets
     truncate_len: int | None  # default of prompt_truncate_len
+    documented: Mapping[str, float]  # sampling defaults that its page promises, of every model
     author: re.Pattern[str]  # what messages[].name may be
     whole_created: bool  # `created` as an integer; S shows a float of whole seconds
     eager_role: bool  # the role has a chunk of its own; else it is in the first piece
@@ -30,6 +32,7 @@ S = Dialect(
     id_prefix="nugen-",
     schema_status=422,
     truncate_len=1500,
+    documented={"temperature": 1.0},
     author=re.compile(r"[A-Za-z0-9_]{1,64}"),
     whole_created=False,
     eager_role=False,
@@ -42,6 +45,7 @@ O = Dialect(  # noqa: E741
     id_prefix="chatcmpl-",
     schema_status=400,
     truncate_len=None,
+    documented={},
     author=re.compile(r"[A-Za-z0-9_-]{1,64}"),
     whole_created=True,
     eager_role=True,

@@ -15,7 +15,7 @@ from tinyllm.api.answer import replaying
 from tinyllm.api.answer.asking import Caller
 from tinyllm.api.contract.answers import Index, ModelOut, Piece, Text, Tokens
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
-from tinyllm.api.contract.dialect import DIALECTS, S, dialect_of
+from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
 from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found
 from tinyllm.api.contract.fields import read
@@ -142,13 +142,14 @@ class Api:
     async def list_models(self, request: Request) -> Response:
         """The models that are served, by id and by alias."""
         self._service.check_ready()
-        names = self._service.names.items()
-        return json_response({"object": "list", "data": [_model(n, m) for n, m in names]})
+        dialect, names = dialect_of(request.url.path) or S, self._service.names.items()
+        return json_response({"object": "list", "data": [_model(n, m, dialect) for n, m in names]})
 
     async def retrieve_model(self, request: Request) -> Response:
         """One model, by id or alias."""
         name = request.path_params["id"]
-        return json_response(_model(name, self._service.model(name)))
+        dialect = dialect_of(request.url.path) or S
+        return json_response(_model(name, self._service.model(name), dialect))
 
     # -- tokens ------------------------------------------------------------------------------
 
@@ -260,8 +261,15 @@ def _by_method(handlers: Mapping[str, Handler]) -> Handler:
     return handle
 
 
-def _model(name: str, model: ServedModel) -> ModelOut:
-    return {"id": name, "object": "model", "created": model.created, "owned_by": "tinyllm"}
+def _model(name: str, model: ServedModel, dialect: Dialect) -> ModelOut:
+    sampling: Any = model.defaults.under(dialect)
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "tinyllm",
+        "default_sampling": sampling,
+    }
 
 
 def pieces(model: ServedModel, ids: Sequence[int]) -> list[Piece]:

@@ -21,6 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import tinyllm
+from tinyllm.api.contract.dialect import DIALECTS, O
 from tinyllm.api.contract.errors import ApiError, error_response, unavailable
 from tinyllm.api.house.app import create_app
 from tinyllm.api.house.budget import Budget
@@ -28,6 +29,7 @@ from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
+from tinyllm.api.prompt.defaults import SamplingDefaults, told
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.compiled import CompiledModel
@@ -112,6 +114,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         n_heads=lm.config.n_heads,
         readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
         fingerprint=lm.runner.fingerprint,
+        defaults=SamplingDefaults(parts.sampling_defaults(), settings.sampling()),
     )
     # Beside the rest of the loading, so that the first grammar holds nobody up.
     threading.Thread(target=lambda: model.grammars.start(), name="grammars", daemon=True).start()
@@ -174,7 +177,13 @@ class Server(uvicorn.Server):
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"tinyllm: ready on http://{shown}:{port}", flush=True)
+        for model in self._service.models:
+            for name, value in model.defaults.overruled().items():
+                flag = f"--{name.replace('_', '-')} {value:g}"
+                why = f"its generation_config.json says {model.defaults.model[name]:g}"
+                print(f"tinyllm: {flag} is without effect on {model.id}: {why}", flush=True)
+        about = _samplings(self._service.models)
+        print(f"tinyllm: ready on http://{shown}:{port} ({about})", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First: drain. Second: stop at once."""
@@ -209,6 +218,19 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()
+
+
+def _samplings(models: Sequence[ServedModel]) -> str:
+    """How answers are drawn where a request doesn't say, for the line that says ready."""
+    shown: dict[str, str] = {}
+    for model in models:
+        here = {dialect.prefix: told(model.defaults.under(dialect)) for dialect in DIALECTS}
+        alike = len(set(here.values())) == 1
+        places = (f"{how} on {prefix}" for prefix, how in here.items())
+        shown[model.id] = here[O.prefix] if alike else "; ".join(places)
+    if len(set(shown.values())) == 1:
+        return shown[models[0].id]
+    return "; ".join(f"{id}: {how}" for id, how in shown.items())
 
 
 class TimedProtocol(H11Protocol):

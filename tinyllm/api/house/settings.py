@@ -13,7 +13,9 @@ from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 from tinyllm import __version__
 from tinyllm.api.house.origins import is_loopback
+from tinyllm.files import generation_config
 from tinyllm.kernels.formats import Asked
+from tinyllm.sampler import SamplingParams
 
 MiB = 1024 * 1024
 
@@ -41,6 +43,7 @@ class Settings:
     dtype: Asked = _flag(  # noqa: RUF009
         "auto",
         "what the weights are computed in; auto: what the checkpoint holds, without rounding",
+        also="--format",
     )
     activations: Literal["16", "8"] = _flag(
         "16", "bits of what q8 and q4 weights are multiplied with; 8 is quicker, answers change"
@@ -61,6 +64,12 @@ class Settings:
     )
     alias: tuple[str, ...] = _flag((), "NAME[=MODEL]: one more name for a model; repeatable")
     strict: bool = _flag(False, "refuse unknown parameters instead of ignoring them by name")
+
+    temperature: float | None = _flag(None, "where neither request nor model says; on /v1")
+    top_p: float | None = _flag(None, "where neither request nor model says")
+    top_k: int | None = _flag(None, "where neither request nor model says; 0 keeps all")
+    min_p: float | None = _flag(None, "where neither request nor model says")
+    repetition_penalty: float | None = _flag(None, "where neither request nor model says")
 
     max_n: int = _flag(8, "most choices a request may ask for")
     max_tokens_cap: int = _flag(0, "most completion tokens of a choice; 0: no cap")
@@ -98,6 +107,11 @@ class Settings:
             raise ValueError(f"--api-key-file {self.api_key_file}: the file holds no key")
         return given + keys
 
+    def sampling(self) -> dict[str, float]:
+        """The sampling parameters among the flags that were given."""
+        given = {key: getattr(self, key) for key in generation_config.KEYS}
+        return {key: value for key, value in given.items() if value is not None}
+
     def check(self) -> Settings:
         """Itself, when every value makes sense. Raises ValueError that names the flag."""
         at_least = {
@@ -110,6 +124,11 @@ class Settings:
                 raise ValueError(f"{_option(name)} must be at least {least}")
         if not 0 <= self.port <= 65535:
             raise ValueError("--port must be from 0 to 65535")
+        try:
+            SamplingParams(**self.sampling())  # type: ignore[arg-type]
+        except ValueError as error:
+            name, _, what = str(error).partition(" ")
+            raise ValueError(f"{_option(name)} {what}") from None
         if not self.model:
             raise ValueError("--model must name at least one model")
         if self.image_urls == "allowlist" and not self.image_host:
@@ -124,6 +143,11 @@ class Settings:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _given(kind: Any) -> Any:
+    """What a flag's value is if it is given: `float` of `float | None`."""
+    return next((inner for inner in get_args(kind) if type(None) in get_args(kind)), kind)
 
 
 def _choices(kind: Any) -> tuple[str, ...] | None:
@@ -157,7 +181,7 @@ def parse(
     )
     version = f"tinyllm {__version__}"
     parser.add_argument("--version", action="version", version=version, help="what this is")
-    kinds = get_type_hints(Settings)
+    kinds = {name: _given(kind) for name, kind in get_type_hints(Settings).items()}
     for field in dataclasses.fields(Settings):
         kind = kinds[field.name]
         options: dict[str, Any] = {
@@ -173,7 +197,8 @@ def parse(
         else:
             options |= {"type": kind, "metavar": field.name.split("_")[-1].upper()}
         options["help"] = options["help"].replace("%", "%%")
-        parser.add_argument(_option(field.name), **options)
+        names = (_option(field.name), field.metadata.get("also"))
+        parser.add_argument(*filter(None, names), **options)
     parser.formatter_class = argparse.HelpFormatter
     given = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
@@ -202,7 +227,7 @@ def _shown(default: Any) -> str:
         return ", ".join(default) or "none"
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "none" if default == "" else str(default)
+    return "none" if default in ("", None) else str(default)
 
 
 def _from_text(text: str, kind: Any, variable: str) -> Any:

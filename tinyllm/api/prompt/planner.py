@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -146,7 +146,7 @@ class Planner:
     ) -> Plan:
         """Renders, tokenizes and compiles: on a thread."""
         model = conversation.model
-        params, n = _sampling(request, model), self._n(request)
+        params, n = _sampling(request, dialect, model), self._n(request)
         tools = callable_tools(request) if call else ()
         format, words = answer_format(request, model, tools, first, gone)
         continues = bool(request.continue_final_message)
@@ -206,7 +206,7 @@ class Planner:
     def _plan_completion(
         self, request: CompletionRequest, dialect: Dialect, model: ServedModel, ignored: list[str]
     ) -> list[Plan]:
-        params, n = _sampling(request, model), self._n(request)
+        params, n = _sampling(request, dialect, model), self._n(request)
         plans = []
         for where, given in request.prompts():
             prompt = _bare_prompt(given, where, model)
@@ -326,7 +326,8 @@ def _bare_prompt(given: str | list[int], where: Loc, model: ServedModel) -> Prom
     return Prompt(np.array(ids, np.int32))
 
 
-def _sampling(request: SampledRequest, model: ServedModel) -> SamplingParams:
+def _sampling(request: SampledRequest, dialect: Dialect, model: ServedModel) -> SamplingParams:
+    """How to sample: what the request says, and the model's defaults for what it leaves out."""
     bias: dict[int, float] = {}
     for key, value in (request.logit_bias or {}).items():
         if not _is_token_id(key):
@@ -335,15 +336,13 @@ def _sampling(request: SampledRequest, model: ServedModel) -> SamplingParams:
             raise invalid(f"{key[:20]} is no token of this model's {model.vocab_size}.",
                           "logit_bias", key[:20])  # fmt: skip
         bias[int(key)] = value
+    defaults: dict[str, Any] = model.defaults.under(dialect)
+    given = {name: getattr(request, name) for name in defaults}
     return SamplingParams(
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_k=request.top_k or 0,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        **defaults | {name: value for name, value in given.items() if value is not None},
         seed=request.seed,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        min_p=request.min_p or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
         logit_bias=bias,
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tinyllm.api.constraints.closing import TokenForms
 from tinyllm.api.constraints.grammar import Grammars
+from tinyllm.api.prompt.defaults import SamplingDefaults
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.engine.replay import Recording
 from tinyllm.engine.types import Event, Handle, Request
@@ -31,7 +32,8 @@ class EngineLike(Protocol):
 class ServedModel:
     """One model as clients see it.
 
-    `card` is the model's card.json; `vision` makes prompts out of images, None where the model
+    `card` is the model's card.json; `defaults` are how it is sampled from where a request doesn't
+    say; `vision` makes prompts out of images, None where the model
     reads text alone; `readable` gives the numpy model that a trace looks into. `base` is what it
     shares with other models on the same language model.
     """
@@ -42,6 +44,7 @@ class ServedModel:
     vocab_size: int
     fingerprint: str
     card: Mapping[str, Any] = field(default_factory=dict)
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     vision: LazyVision | None = None
     created: int = 0
     readable: Callable[[], Model] | None = None
