@@ -42,9 +42,13 @@ def ask(
     path: str = CHAT,
     key: str = "",
     timeout: float = 120,
+    address: str = "127.0.0.1",
 ) -> tuple[int, bytes]:
-    """One request: status and body; GET where there is no body to send."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    """One request: status and body; GET where there is no body to send.
+
+    `address` is the caller's own: without keys, whose share of the server it takes.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout, (address, 0))
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -91,7 +95,7 @@ def resident(server: Server) -> int:
 
 
 @contextlib.contextmanager
-def polite(server: Server) -> Iterator[Seen]:
+def polite(server: Server, address: str = "127.0.0.1") -> Iterator[Seen]:
     """A client that asks for /health all the time, for as long as the block lasts."""
     seen, over = Seen(), threading.Event()
     seen.memory.append(resident(server))
@@ -99,7 +103,7 @@ def polite(server: Server) -> Iterator[Seen]:
     def watch() -> None:
         while not over.is_set():
             begin = time.perf_counter()
-            status, _ = ask(server.port, None, "/health")
+            status, _ = ask(server.port, None, "/health", address=address)
             seen.waits.append(time.perf_counter() - begin)
             seen.statuses.append(status)
             seen.memory.append(resident(server))
