@@ -19,7 +19,7 @@ from ray.serve.config import HTTPOptions, RequestRouterConfig
 from starlette.types import ASGIApp
 
 from tinyllm.api.house.app import create_app
-from tinyllm.api.house.serve import load_models
+from tinyllm.api.house.loading import load_models
 from tinyllm.api.house.settings import Settings, parse
 
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"

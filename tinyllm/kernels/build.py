@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.cache import KernelCache, writable
 from tinyllm.kernels.processor import JIT
 
@@ -84,7 +85,12 @@ def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
         folder = writable()
         kept = f"once: they are kept in {folder}" if folder else "and can't be kept anywhere"
         _say(f"compiling the {name} kernels for this processor, {kept}")
-    function.compile(types)
+        compiling.append(name)
+    try:
+        function.compile(types)
+    finally:
+        if not known:
+            compiling.remove(name)
     if not known:
         _say(f"compiled in {time.monotonic() - start:.0f} s")
 

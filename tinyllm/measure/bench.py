@@ -260,7 +260,8 @@ def environment(options: BenchOptions) -> dict[str, str]:
 
 def print_result(result: dict[str, Any], console: Console) -> None:
     """The same for people."""
-    console.print(f"{result['dtype']} on {result['threads']} threads", style="bold")
+    kind = result["environment"]["kind"]
+    console.print(f"{result['dtype']} on {result['threads']} threads, {kind} kernels", style="bold")
     for name in ("decode", "prefill", "batch_decode", "decode_beside_a_busy_core"):
         if (speed := result.get(f"{name}_tokens_per_s")) is not None:
             console.print(f"{name.replace('_', ' '):>26}  {speed:8.1f} tokens/s")

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import tinyllm
 from tests.api.support import MODEL, PREFIXES, Live, S, events_of, live
-from tinyllm.api.house.serve import load_models
+from tinyllm.api.house.loading import load_models
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.engine import Engine

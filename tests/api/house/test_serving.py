@@ -17,6 +17,7 @@ import pytest
 from tests.api.support import MODEL, PREFIXES, Live, ScriptRunner, events_of, live, scripted_model
 from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.settings import Settings
+from tinyllm.kernels.being_compiled import compiling
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -199,9 +200,14 @@ def test_requests_while_loading_are_503(tokenizer: Tokenizer) -> None:
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "model_loading"
             assert response.headers["Retry-After"]
+        compiling.append("q4-f16")
+        told = server.http.get("/health").json()["error"]["message"]
+        compiling.remove("q4-f16")
+        assert told.startswith("The kernels for q4-f16 are being compiled")
         gate.set()
         until(lambda: server.http.get("/health").status_code == 200)
-        assert server.http.get("/health").json() == {"status": "ready", "models": ["scripted"]}
+        ready = {"status": "ready", "models": ["scripted"], "processor": "numpy"}
+        assert server.http.get("/health").json() == ready
 
 
 def test_draining_refuses_new_work_and_lets_running_requests_finish(slow: Live) -> None:

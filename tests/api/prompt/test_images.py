@@ -17,7 +17,7 @@ from tests.api.support import Live, live
 from tests.smolvlm_folder import write_smolvlm
 from tests.vision.test_image import gif_canvas, mutate, png_of_size, seeds, webp_canvas
 from tests.vision_models import picture
-from tinyllm.api.house.serve import load_models
+from tinyllm.api.house.loading import load_models
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.images import MAX_IMAGES
 from tinyllm.errors import ImageError

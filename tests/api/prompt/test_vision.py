@@ -19,7 +19,7 @@ from tests.api.support import PREFIXES, Live, live
 from tests.assembled_folder import write_assembled
 from tests.vision_models import picture
 from tinyllm.api.contract.errors import ApiError
-from tinyllm.api.house.serve import load_models
+from tinyllm.api.house.loading import load_models
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.errors import ImageError, WeightsError

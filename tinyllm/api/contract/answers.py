@@ -289,3 +289,4 @@ class Index(TypedDict):
 class Health(TypedDict):
     status: Literal["ready"]
     models: list[str]
+    processor: str

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.answer import replaying
 from tinyllm.api.answer.asking import Caller
-from tinyllm.api.contract.answers import Index, ModelOut, Piece, Text, Tokens
+from tinyllm.api.contract.answers import Health, Index, ModelOut, Piece, Text, Tokens
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
@@ -239,7 +239,13 @@ class Api:
         """Whether the server can answer: 200 ready, 503 loading or draining."""
         self._service.check_ready()
         self._service.check_accepting()
-        return json_response({"status": "ready", "models": [m.id for m in self._service.models]})
+        models = self._service.models
+        told: Health = {
+            "status": "ready",
+            "models": [model.id for model in models],
+            "processor": models[0].processor,
+        }
+        return json_response(told)
 
     async def metrics(self, request: Request) -> Response:
         """Counters in Prometheus text."""

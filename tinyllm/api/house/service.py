@@ -22,6 +22,7 @@ from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import EngineLike, ServedModel
 from tinyllm.api.prompt.turns import FairSemaphore, WorkerPools
+from tinyllm.kernels.being_compiled import compiling
 
 
 class Service:
@@ -151,7 +152,13 @@ class Service:
     def check_ready(self) -> None:
         """ApiError 503 while the models are loading."""
         if not self.models:
-            raise unavailable("The model is still being loaded.", "model_loading", retry_after=2)
+            message = "The model is still being loaded."
+            if compiling:
+                message = (
+                    f"The kernels for {', '.join(compiling)} are being compiled for this processor,"
+                    " which happens once."
+                )
+            raise unavailable(message, "model_loading", retry_after=2)
 
     def check_accepting(self) -> None:
         """ApiError 503 while the server is shutting down."""

@@ -51,6 +51,7 @@ class ServedModel:
     n_layers: int = 0  # of `readable`
     n_heads: int = 0
     base: ServedModel | None = None
+    processor: str = "numpy"  # the kind that the kernels are compiled for, where they compute
 
     @cached_property
     def grammars(self) -> Grammars:
