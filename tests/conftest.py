@@ -30,6 +30,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(4, os.cpu_count() or 1) if whole else 0
 
 
+def pytest_configure() -> None:
+    """One of several processes keeps to a core: threads of two would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        ours = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {ours[int(worker) % len(ours)]})
+
+
 @pytest.fixture(scope="session")
 def weights_folder() -> Path:
     """The default model's folder. Not to be had is a failure, not a reason to skip."""

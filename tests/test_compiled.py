@@ -62,7 +62,7 @@ def readable(reference: Model, tokens: np.ndarray) -> tuple[np.ndarray, KVCache]
 def compiled(
     request: pytest.FixtureRequest, weights_folder: Path, config: ModelConfig
 ) -> Iterator[CompiledModel]:
-    yield CompiledModel(config, weights_folder, request.param, kv_cache_mb=96)
+    yield CompiledModel(config, weights_folder, request.param, threads=2, kv_cache_mb=96)
 
 
 @pytest.fixture(scope="module")

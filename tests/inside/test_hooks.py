@@ -85,7 +85,8 @@ def test_names_and_globs() -> None:
     ]
     assert match_names(CONFIG, ["ln_final.*", "hook_embed"])[0] == "hook_embed"
     assert match_names(CONFIG, lambda name: name.endswith("resid_mid"))[0].startswith("blocks.0")
-    assert len(match_names(CONFIG, None)) == 18 * 3 + 2
+    in_layers = sum(point.in_layers for point in POINTS)
+    assert len(match_names(CONFIG, None)) == in_layers * CONFIG.n_layers + len(POINTS) - in_layers
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def gated(tokenizer: Tokenizer) -> Iterator[Live]:
         return [scripted_model(tokenizer, runner, n_layers=config.n_layers, n_heads=config.n_heads,
                                readable=lambda: model)]  # fmt: skip
 
-    settings = Settings(port=0, access_log="off", trace_inside=1, request_timeout=5,
+    settings = Settings(port=0, access_log="off", trace_inside=1, request_timeout=3,
                         drain_timeout=0.2)  # fmt: skip
     with live(settings, load, runner=runner, clocks=Clocks(silence=0.05)) as server:
         yield server
