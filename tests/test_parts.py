@@ -1,4 +1,4 @@
-"""Assembled models: the same language model, and eyes that are only opened when they are needed."""
+"""Assembled models: the same language model, and an encoder that is loaded when needed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text() -> LM:
     return tinyllm.load()
 
 
-def eyes(lm: LM) -> ConnectedEncoder:
+def encoder_of(lm: LM) -> ConnectedEncoder:
     assert lm.vision is not None
     assert isinstance(lm.vision.embedder, ConnectedEncoder)
     return lm.vision.embedder
@@ -87,9 +87,9 @@ def test_text_alone_gives_the_bits_of_the_text_model(folder: Path, dtype: Any) -
 
 
 def test_rows_stand_where_the_images_stand(lm: LM) -> None:
-    connector = eyes(lm).connector
+    connector = encoder_of(lm).connector
     prompt = lm.prompt(CHAT, PICTURES)
-    token = eyes(lm).image_token
+    token = encoder_of(lm).image_token
     shown = lm.tokenizer.decode(prompt.tokens.tolist())
     image = token * connector.n_rows
     assert shown == (
@@ -102,17 +102,17 @@ def test_rows_stand_where_the_images_stand(lm: LM) -> None:
     n = connector.n_rows
     assert len(prompt.image_positions) == 3 * n and prompt.image_rows.shape == (3 * n, 576)
     for i, pixels in enumerate(PICTURES):
-        states = eyes(lm).encoder.encode(PROCESSOR(pixels), layers=connector.layers)
+        states = encoder_of(lm).encoder.encode(PROCESSOR(pixels), layers=connector.layers)
         assert np.array_equal(prompt.image_rows[i * n : (i + 1) * n], connector.rows(states))
 
 
 def test_what_is_read_is_what_is_handed_over(lm: LM) -> None:
-    reading = eyes(lm).read(PICTURES[0])
-    (_, rows), n = eyes(lm).encode(PICTURES[0]), eyes(lm).connector.n_rows
-    assert np.array_equal(rows, eyes(lm).connector.rows(reading.caption))
+    reading = encoder_of(lm).read(PICTURES[0])
+    (_, rows), n = encoder_of(lm).encode(PICTURES[0]), encoder_of(lm).connector.n_rows
+    assert np.array_equal(rows, encoder_of(lm).connector.rows(reading.caption))
     assert rows.shape == (n, 576) and rows.dtype == np.float32
     with pytest.raises(ImageError, match="height, width, 3"):
-        eyes(lm).read(np.zeros((0, 4, 3), np.uint8))
+        encoder_of(lm).read(np.zeros((0, 4, 3), np.uint8))
 
 
 def test_a_session_steps_rewinds_and_forks_over_images(lm: LM) -> None:
@@ -132,7 +132,7 @@ def test_a_session_steps_rewinds_and_forks_over_images(lm: LM) -> None:
 
 
 def test_the_stepper_shows_a_sign_for_an_image(lm: LM) -> None:
-    n = eyes(lm).connector.n_rows
+    n = encoder_of(lm).connector.n_rows
     session = lm.session("What is it?", images=PICTURES[:1], temperature=0)
     assert f"user\n[image, {n} rows]\nWhat is it?<|im_end|>" in prompt_text(session)
     assert prompt_text(lm.session("Hi there")) == "Hi there"
@@ -147,19 +147,19 @@ def test_both_paths_see_the_same(lm: LM, folder: Path) -> None:
     assert one.tokens.tolist() == other.tokens.tolist()
     assert one.image_rows is not None and other.image_rows is not None
     assert np.abs(one.image_rows - other.image_rows).max() < 1e-4
-    readings = [eyes(model).read(PICTURES[0]) for model in (lm, fast)]
+    readings = [encoder_of(model).read(PICTURES[0]) for model in (lm, fast)]
     assert np.abs(readings[0].name - readings[1].name).max() < 1e-3
 
 
 def test_an_image_is_encoded_once(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    whole = eyes(lm).encode
+    whole = encoder_of(lm).encode
 
     def spy(image: Any) -> Any:
         seen.append(image.shape)
         return whole(image)
 
-    monkeypatch.setattr(eyes(lm), "encode", spy)
+    monkeypatch.setattr(encoder_of(lm), "encode", spy)
     one, other = picture(33, 44), picture(33, 45)
     ask = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
     first = lm.prompt(ask, [one, other]).match_ids()

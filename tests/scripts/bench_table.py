@@ -1,10 +1,11 @@
 """The table of ratios: every weight format beside llama.cpp and torch, interleaved in one run.
 
-    python -m tests.scripts.bench_table --llama BIN_FOLDER --gguf FOLDER [--rounds 7] [--torch]
+    python -m tests.scripts.bench_table [--llama BIN_FOLDER --gguf FOLDER] [--torch] [--write]
 
-`--gguf` holds smollm2-{F32,BF16,Q8_0,Q4_0,Q4_1}.gguf; BIN_FOLDER llama-bench and
-llama-batched-bench. A round times everything once, ours and theirs in turn; what is printed are
-medians over the rounds, and ratios of medians. Give it the machine alone.
+Without options it times ours alone. `--gguf` holds smollm2-{F32,BF16,Q8_0,Q4_0,Q4_1}.gguf;
+BIN_FOLDER llama-bench and llama-batched-bench. A round times everything once, ours and theirs in
+turn; what is printed, and written to tinyllm/measure/README.md with `--write`, are medians over the
+rounds, and ratios of medians. Give it the machine alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from tinyllm.measure.bench import (
     measure,
     start_streams,
 )
+
+PAGE = Path(__file__).parents[2] / "tinyllm" / "measure" / "README.md"
+BEGIN, END = "<!-- speed: python -m tests.scripts.bench_table --write -->\n", "<!-- /speed -->"
 
 PREFILL, DECODE, BATCH, THREADS = 512, 128, 16, 2
 FORMATS = {"f32": ["F32"], "bf16": ["BF16"], "q8": ["Q8_0"], "q4": ["Q4_0", "Q4_1"]}
@@ -64,7 +68,7 @@ def torch_prefill(folder: Path) -> dict[str, Callable[[], float]]:
 
     torch.set_num_threads(THREADS)
     ids = torch.arange(100, 100 + PREFILL)[None]
-    timers = {}
+    timers: dict[str, Callable[[], float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = transformers.LlamaForCausalLM.from_pretrained(
             folder, dtype=dtype, gguf_file="model.gguf"
@@ -83,11 +87,13 @@ def torch_prefill(folder: Path) -> dict[str, Callable[[], float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama", type=Path, required=True)
-    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--llama", type=Path)
+    parser.add_argument("--gguf", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--write", action="store_true", help="put the tables on the page")
     options = parser.parse_args()
+    peers = FORMATS if options.llama and options.gguf else {}
 
     folder = fetch.ensure("smollm2-135m-instruct")
     config = ModelConfig.from_folder(folder)
@@ -105,9 +111,9 @@ def main() -> None:
     for i in range(options.rounds):
         print(f"round {i + 1} of {options.rounds}", file=sys.stderr, flush=True)
         seen["machine"]["bandwidth"].append(machine.read_bandwidth(THREADS, repeats=2))
-        for dtype, names in FORMATS.items():
+        for dtype in FORMATS:
             measure(models[dtype], bench, seen[dtype], streams[dtype])
-            for name in names:
+            for name in peers.get(dtype, ()):
                 path = options.gguf / f"smollm2-{name}.gguf"
                 for what, value in llama_bench(options.llama / "llama-bench", path).items():
                     seen[name][what].append(value)
@@ -127,31 +133,55 @@ def main() -> None:
     }
     q8 = middle["q8"]
     read = models["q8"].nbytes + kv_bytes(models["q8"], bench.context + DECODE // 2)
-    ours = [middle[dtype] for dtype in FORMATS]
-    theirs = [middle[name] for names in FORMATS.values() for name in names]
     ratios = {
-        f"decode {dtype} / llama.cpp {' and '.join(names)}": middle[dtype]["decode"]
-        / max(middle[name]["decode"] for name in names)
-        for dtype, names in FORMATS.items()
+        "q8 decode, bytes read / the memory's speed": read
+        * q8["decode"]
+        / middle["machine"]["bandwidth"],
+        "q8 decode beside a busy core / alone": q8["decode beside a busy core"] / q8["decode"],
+        "q8 decode behind 4,096 tokens / behind 16": q8["decode at 4096"] / q8["decode"],
     }
-    best = max(row["prefill"] for row in theirs)
-    if timers:
-        best = max(best, middle["torch bfloat16"]["prefill"])
-        ratios["prefill f32 / torch f32"] = (
-            middle["f32"]["prefill"] / middle["torch float32"]["prefill"]
+    for dtype, names in peers.items():
+        fastest = max(middle[name]["decode"] for name in names)
+        ratios[f"decode {dtype} / llama.cpp's {' or '.join(names)}"] = (
+            middle[dtype]["decode"] / fastest
         )
-    ratios["prefill, best / best peer"] = max(row["prefill"] for row in ours) / best
-    ratios["16 streams, best / llama.cpp's best"] = max(row["batch_decode"] for row in ours) / max(
-        row["batch_decode"] for row in theirs
-    )
-    ratios["q8 beside a busy core / quiet"] = q8["decode beside a busy core"] / q8["decode"]
-    ratios["q8 at 4,096 / at 16"] = q8["decode at 4096"] / q8["decode"]
-    ratios["q8 bytes read / bandwidth"] = read * q8["decode"] / middle["machine"]["bandwidth"]
-    print(
-        json.dumps(
-            {"medians": middle, "ratios": ratios, "environment": environment(bench)}, indent=1
-        )
-    )
+    others = [row for who, row in middle.items() if who not in FORMATS]
+    for title, what in (("prefill", "prefill"), ("16 streams", "batch_decode")):
+        theirs = [row[what] for row in others if what in row]
+        if theirs:
+            ours = max(middle[dtype][what] for dtype in FORMATS)
+            ratios[f"{title}, our best / the best peer's"] = ours / max(theirs)
+    page = markdown(middle, ratios, environment(bench), options.rounds)
+    print(page)
+    if options.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(before + BEGIN + page + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def markdown(
+    middle: Mapping[str, Mapping[str, float]],
+    ratios: Mapping[str, float],
+    made: Mapping[str, str],
+    rounds: int,
+) -> str:
+    """The page's tables: tokens a second, then ratios, below when and where they were made."""
+    lines = [
+        f"{made['date']}: {made['processor']}, kernels of kind {made['kind']}, {THREADS} threads; "
+        f"medians of {rounds} rounds; Python {made['python']}, numpy {made['numpy']}, numba "
+        f"{made['numba']}.",
+        "",
+        f"| | decode, 1 stream | prefill, {PREFILL} tokens | decode, {BATCH} streams |",
+        "|---|---|---|---|",
+    ]
+    for who, row in middle.items():
+        if who != "machine":
+            name = f"**{who}**" if who in FORMATS else who if " " in who else f"llama.cpp {who}"
+            cells = (row.get(what) for what in ("decode", "prefill", "batch_decode"))
+            shown = " | ".join("" if value is None else f"{value:,.0f}" for value in cells)
+            lines.append(f"| {name} | {shown} |")
+    lines += ["", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in ratios.items()]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

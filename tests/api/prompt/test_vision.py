@@ -1,4 +1,4 @@
-"""The default vision model over the wire: its text is the text model's, and its eyes open late."""
+"""The default vision model over the wire: its text is the text model's, its encoder comes later."""
 
 from __future__ import annotations
 
