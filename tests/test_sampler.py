@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from tinyllm.sampler import (
-    BLOCK,
+    VOCABULARY_BLOCK,
     Sampler,
     SamplingParams,
     apply_logit_bias,
@@ -208,7 +208,7 @@ def test_filters_leave_their_input_alone(filtered: Any) -> None:
 @st.composite
 def long_logits(draw: Any) -> NDArray[np.float32]:
     """Up to five blocks; often with ties, cuts, and few distinct values."""
-    size = draw(st.integers(1, 5 * BLOCK))
+    size = draw(st.integers(1, 5 * VOCABULARY_BLOCK))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     logits = rng.normal(0, draw(st.sampled_from([0.1, 2.0, 20.0])), size)
     if draw(st.booleans()):
@@ -224,7 +224,7 @@ def by_rank(logits: NDArray[np.float32]) -> list[int]:
     return sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
 
 
-@given(long_logits(), st.integers(1, 3 * BLOCK))
+@given(long_logits(), st.integers(1, 3 * VOCABULARY_BLOCK))
 def test_top_k_of_many(logits: NDArray[np.float32], k: int) -> None:
     expected = {i for i in by_rank(logits)[:k] if logits[i] > CUT}
     assert set(kept(apply_top_k(logits, k))) == expected
@@ -265,7 +265,7 @@ def test_draw_by_hand() -> None:
 
 
 def test_draw_never_lands_on_a_cut_token() -> None:
-    logits = np.full(3 * BLOCK, CUT, np.float32)
+    logits = np.full(3 * VOCABULARY_BLOCK, CUT, np.float32)
     logits[[5, 700]] = 0.0
     for u in (0.0, 0.49, 0.51, np.nextafter(1.0, 0.0)):
         assert draw(logits, u) == (5 if u < 0.5 else 700)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 ChosenBy = Literal["argmax", "sample", "forced"]
 MAX_SEED = 2**64 - 1
-BLOCK = 256  # tokens a block, where the vocabulary is gone through in two levels
+VOCABULARY_BLOCK = 256  # tokens a block, where the vocabulary is gone through in two levels
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def best_ids(logits: Logits, k: int) -> NDArray[np.intp]:
     """The ids of the k largest logits, best first; among equals the lower ids."""
     # k blocks hold a value of at least the k-th largest block maximum, so the top k are among the
     # few that reach it: a whole partition of the vocabulary costs ten times as much.
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), BLOCK))
+    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), VOCABULARY_BLOCK))
     floor = np.partition(maxima, -k)[-k] if 0 < k <= len(maxima) else -np.inf
     ids = np.flatnonzero(logits >= floor)  # ascending, so a stable sort leaves ties in id order
     return ids[np.argsort(-logits[ids], kind="stable")[:k]]
@@ -214,11 +214,11 @@ def draw(logits: Logits, u: float) -> int:
     """The token whose slice of the unit interval, laid out in id order, holds `u` (0 <= u < 1)."""
     p = np.exp(logits - logits.max())  # not normalised; zero where a filter has cut
     # First the block of tokens whose share of the interval holds u, then the token inside it.
-    starts = np.arange(0, len(p), BLOCK)
+    starts = np.arange(0, len(p), VOCABULARY_BLOCK)
     block_ends = np.cumsum(np.add.reduceat(p, starts), dtype=np.float64)
     target = u * block_ends[-1]
     block = min(int(np.searchsorted(block_ends, target, side="right")), len(starts) - 1)
-    inside = p[starts[block] : starts[block] + BLOCK].astype(np.float64)
+    inside = p[starts[block] : starts[block] + VOCABULARY_BLOCK].astype(np.float64)
     before = block_ends[block - 1] if block else 0.0
     place = int(np.searchsorted(before + np.cumsum(inside), target, side="right"))
     token = int(starts[block]) + min(place, len(inside) - 1)

@@ -29,7 +29,7 @@ from tinyllm.fetch.convert import convert
 from tinyllm.files.blocks import Blocks
 from tinyllm.files.gguf import GGUF
 from tinyllm.files.gguf_config import hub_config, llama3_factors, shortest
-from tinyllm.files.gguf_families import BLOCK
+from tinyllm.files.gguf_families import LAYER
 from tinyllm.files.gguf_weights import GGUFWeights, half_split_order
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import Checkpoint, load_weights
@@ -84,7 +84,7 @@ def hub_name(name: str) -> str:
     if stem in names:
         return f"{names[stem]}.weight"
     _, layer, stem = stem.split(".")
-    return f"model.layers.{layer}.{BLOCK[stem]}.weight"
+    return f"model.layers.{layer}.{LAYER[stem]}.weight"
 
 
 @pytest.mark.long

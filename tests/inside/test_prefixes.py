@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tests.tiny import CONFIG, tiny_model
 from tinyllm.errors import CacheFull
-from tinyllm.inside.prefixes import BLOCK, Prefixes
+from tinyllm.inside.prefixes import PREFIX_BLOCK, Prefixes
 from tinyllm.prompt import Prompt
 
 MODEL = tiny_model()
@@ -22,11 +22,13 @@ def rows(prefixes: Prefixes, tokens: NDArray[np.int32], length: int) -> list[NDA
         return [np.stack([cache.keys(i), cache.values(i)]).copy() for i in layers]
 
 
-@pytest.mark.parametrize("length", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 511])
+@pytest.mark.parametrize(
+    "length", [0, 1, PREFIX_BLOCK - 1, PREFIX_BLOCK, PREFIX_BLOCK + 1, 3 * PREFIX_BLOCK, 511]
+)
 def test_a_warm_cache_has_the_same_bits_as_a_cold_one(length: int) -> None:
     cold = rows(Prefixes(MODEL), TEXT, length)
     warm = Prefixes(MODEL)
-    for other in (500, 7, 3 * BLOCK, length):  # longer, shorter, at a block's edge
+    for other in (500, 7, 3 * PREFIX_BLOCK, length):  # longer, shorter, at a block's edge
         rows(warm, TEXT, other)
     forked = TEXT.copy()
     forked[length:] = 9
@@ -43,13 +45,13 @@ def test_the_rows_are_those_of_a_plain_prefill() -> None:
 
 
 def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
-    prefixes = Prefixes(MODEL, max_tokens=3 * BLOCK)
+    prefixes = Prefixes(MODEL, max_tokens=3 * PREFIX_BLOCK)
     computed = []
     for first in range(6):
         text = np.full(100, first, np.int32)
         for _ in range(2):
             with prefixes.before(Prompt(text), 100, lambda: computed.append(1)):
-                assert prefixes.n_tokens <= 3 * BLOCK
+                assert prefixes.n_tokens <= 3 * PREFIX_BLOCK
     assert len(computed) == 6 * 2  # two blocks a text, once
 
 
@@ -57,7 +59,7 @@ def test_a_text_that_grows_takes_its_cache_along() -> None:
     prefixes = Prefixes(MODEL)
     for length in range(1, 300, 7):
         rows(prefixes, TEXT, length)
-    assert prefixes.n_tokens == 5 * BLOCK
+    assert prefixes.n_tokens == 5 * PREFIX_BLOCK
 
 
 def test_the_row_behind_is_put_back() -> None:

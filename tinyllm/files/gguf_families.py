@@ -31,7 +31,7 @@ MLP = {
 }
 NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-BLOCK = {**NORMS, **ATTENTION, **MLP}
+LAYER = {**NORMS, **ATTENTION, **MLP}
 # Norms behind attention and MLP; Gemma has them in front as well.
 NORMS_BEHIND = {
     "post_attention_norm": "post_attention_layernorm",
@@ -86,7 +86,7 @@ class GGUFFamily:
 
     hub: str
     model_type: str
-    layers: Mapping[str, str] = field(default_factory=lambda: BLOCK)
+    layers: Mapping[str, str] = field(default_factory=lambda: LAYER)
     keys: Mapping[str, str] = field(default_factory=lambda: {**SIZES, **HIDDEN, **RMS})
     optional: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -134,7 +134,7 @@ FAMILIES: dict[str, GGUFFamily] = {
     "qwen3": GGUFFamily(
         "Qwen3ForCausalLM",
         "qwen3",
-        layers={**BLOCK, **QK_NORMS},
+        layers={**LAYER, **QK_NORMS},
         fixed={**SILU, "use_sliding_window": False, "attention_bias": False},
     ),
     "qwen3moe": GGUFFamily(

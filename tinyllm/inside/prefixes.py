@@ -22,7 +22,7 @@ from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 
-BLOCK = 64  # tokens; what a text costs at most beyond its own length
+PREFIX_BLOCK = 64  # tokens; what a text costs at most beyond its own length
 
 Keys = NDArray[np.int64]
 
@@ -88,17 +88,17 @@ class Prefixes:
             if common >= length and found.cache.length > length:
                 return found.cache
         common = min(common, length)
-        start = common // BLOCK * BLOCK
-        end = min((length // BLOCK + 1) * BLOCK, self.model.config.max_seq_len)
+        start = common // PREFIX_BLOCK * PREFIX_BLOCK
+        end = min((length // PREFIX_BLOCK + 1) * PREFIX_BLOCK, self.model.config.max_seq_len)
         if name is None:
             cache = self.model.new_cache(end)
         else:
             grown = common == len(self._texts[name].keys)  # then nobody needs the shorter one
             source = self._texts.pop(name) if grown else self._texts[name]
             cache = source.cache.fork(start, capacity=end)
-        for block in range(start, length, BLOCK):
+        for block in range(start, length, PREFIX_BLOCK):
             go_on()
-            self._fill_block(cache, prompt, length, block, min(block + BLOCK, end))
+            self._fill_block(cache, prompt, length, block, min(block + PREFIX_BLOCK, end))
         cache.advance(end - cache.length)  # the place of the one more
         self._count += 1
         self._texts[self._count] = _Text(keys[:length], cache)

@@ -36,7 +36,7 @@ def _part_tag(value: Any) -> str | None:
     return {"text": "~text", "image_url": "~image_url"}.get(kind) if isinstance(kind, str) else None
 
 
-Part = Annotated[
+ContentPart = Annotated[
     Annotated[TextPart, Tag("~text")] | Annotated[ImagePart, Tag("~image_url")],
     Discriminator(
         _part_tag,
@@ -58,7 +58,9 @@ _CONTENT = Discriminator(
 TextContent = Annotated[
     Annotated[str, Tag("~string")] | Annotated[list[TextPart], Tag("~parts")], _CONTENT
 ]
-Content = Annotated[Annotated[str, Tag("~string")] | Annotated[list[Part], Tag("~parts")], _CONTENT]
+Content = Annotated[
+    Annotated[str, Tag("~string")] | Annotated[list[ContentPart], Tag("~parts")], _CONTENT
+]
 
 Author = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 

@@ -134,7 +134,7 @@ class ResponsesRequest(SampledRequest):
 
 
 @dataclass
-class Turn:
+class Transcript:
     """Messages of a conversation, each with its place in `input`; kept ones have none."""
 
     messages: list[Json] = field(default_factory=list)
@@ -163,7 +163,7 @@ def as_chat(
 
     Raises ApiError, with the places of this request's own fields.
     """
-    turn = Turn()
+    turn = Transcript()
     for message in history:
         turn.add(message)
     if isinstance(request.input, str):
@@ -250,7 +250,7 @@ def replace_place(error: ApiError, places: Sequence[Loc]) -> ApiError:
 
 
 def _add_item(
-    turn: Turn, item: Mapping[str, Any], place: Loc, find_item: Callable[[str], Json | None]
+    turn: Transcript, item: Mapping[str, Any], place: Loc, find_item: Callable[[str], Json | None]
 ) -> None:
     """An item as a message, or as a part of the one before it. ApiError."""
     kind = item.get("type", "message" if "role" in item else None)
@@ -287,7 +287,7 @@ def _add_item(
         raise invalid(f"Items of type {shown!r} are not supported here.", *place, "type")
 
 
-def _assistant(turn: Turn, place: Loc) -> Json:
+def _assistant(turn: Transcript, place: Loc) -> Json:
     """The assistant's message that a call belongs to: the one before, or a new one."""
     if not turn.messages or turn.messages[-1]["role"] != "assistant":
         turn.add({"role": "assistant", "content": None}, place)

@@ -19,7 +19,7 @@ TTL = 24 * 3600.0  # seconds after which an unused one is forgotten
 
 
 @dataclass
-class Session:
+class SessionLog:
     """One session of one API key."""
 
     id: str
@@ -59,7 +59,7 @@ class Sessions:
         self._max_sessions = max_sessions
         self._ttl = ttl
         self._clock = clock
-        self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, str], SessionLog] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -70,7 +70,7 @@ class Sessions:
         """Note a finished request; `started` is in seconds since the epoch."""
         self._forget_old()
         now = self._clock()
-        session = self._sessions.pop((key, id), None) or Session(id, now, now)
+        session = self._sessions.pop((key, id), None) or SessionLog(id, now, now)
         session.last_used = now
         session.n_requests += 1
         session.total_tokens += usage["total_tokens"] if usage else 0
@@ -82,7 +82,7 @@ class Sessions:
             most = Counter(owner for owner, _ in self._sessions).most_common(1)[0][0]
             del self._sessions[next(place for place in self._sessions if place[0] == most)]
 
-    def get(self, key: str, id: str) -> Session | None:
+    def get(self, key: str, id: str) -> SessionLog | None:
         """The session of that key, if it is remembered."""
         self._forget_old()
         return self._sessions.get((key, id))
