@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.errors import TurnEnded
+from tinyllm.inside.along import LooksAlong
 from tinyllm.inside.breakage import Breakage, broken_here
 from tinyllm.inside.forwards import Forwards
 from tinyllm.inside.hooks import Conditions, HookSet
@@ -35,7 +36,7 @@ KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older one
 SETTINGS = [f.name for f in fields(SamplingParams)]
 
 
-class Session:
+class Session(LooksAlong):
     """A conversation with the decoder: look at what comes next, take it or force another, go back.
 
     Args:

@@ -96,6 +96,7 @@ def run_with_cache(
     names_filter: NamesFilter = None,
     *,
     under: Conditions = WHOLE,
+    n_prompt: int | None = None,
     image_positions: NDArray[np.int64] | None = None,
     image_rows: NDArray[np.float32] | None = None,
 ) -> tuple[Array, ActivationCache]:
@@ -105,6 +106,7 @@ def run_with_cache(
         tokens: (T,) ids.
         names_filter: see `hooks.match_names`; None records everything.
         under: hooks and breakages; what is recorded is what the forward went on with.
+        n_prompt: how many of the tokens are the prompt's, for the hooks' positions; default: all.
 
     Returns:
         Logits (T, vocab_size) and the activations; attention's are (n_heads, T, T).
@@ -134,7 +136,7 @@ def run_with_cache(
     logits = model.forward(
         tokens,
         cache,
-        tap=HookTap(model, cache, under, len(tokens), record),
+        tap=HookTap(model, cache, under, len(tokens) if n_prompt is None else n_prompt, record),
         image_positions=image_positions,
         image_rows=image_rows,
     )
