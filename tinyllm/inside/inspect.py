@@ -6,6 +6,8 @@ keys go from token to token, and style sheet and drawings are in the file.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyllm.inside.trace_file import StepRecord, TraceRecord
+from tinyllm.inside.trace_text import columns, pieces
+from tinyllm.sampler import SamplingParams
 from tinyllm.text.shown import bar, percent, visible
 
 ATTENTION_COLUMNS = 48  # newest positions that the page draws; the first one always is
+LEVELS = 20  # shades of a cell
 
 
 def print_trace(trace: TraceRecord, console: Console, step: int | None = None) -> None:
@@ -42,9 +47,9 @@ def print_trace(trace: TraceRecord, console: Console, step: int | None = None) -
 def _header(trace: TraceRecord) -> RenderableType:
     n_prompt = len(trace.prompt)
     text = Text()
-    for position, piece in enumerate(trace.texts):
-        text.append(_unescaped(piece), style="dim" if position < n_prompt else "bold")
-    sampling = ", ".join(f"{k} {v}" for k, v in trace.sampling.items() if v not in ({}, None))
+    for piece in pieces(trace):
+        text.append(piece.text, style="dim" if piece.positions.start < n_prompt else "bold")
+    sampling = ", ".join(f"{k} {v}" for k, v in _unusual(trace.sampling).items())
     title = f"{trace.model} ({trace.dtype}, {trace.fingerprint})"
     return Panel(text, title=escape(title), subtitle=escape(sampling), title_align="left")
 
@@ -59,8 +64,9 @@ def _steps_table(trace: TraceRecord) -> Table:
         others = [c for c in step.candidates if c.token != step.token][:3]
         instead = "  ".join(f"{visible(c.text)} {percent(c.p_raw)}" for c in others)
         table.add_row(
-            str(step.index), escape(visible(step.text)), percent(p), f"[cyan]{bar(p, 12)}[/]",
-            f"{step.entropy:.2f}", step.chosen_by, f"[dim]{escape(instead)}[/]",
+            str(step.index), escape(visible(_text(trace, step))), percent(p),
+            f"[cyan]{bar(p, 12)}[/]", f"{step.entropy:.2f}", step.chosen_by,
+            f"[dim]{escape(instead)}[/]",
         )  # fmt: skip
     return table
 
@@ -68,7 +74,7 @@ def _steps_table(trace: TraceRecord) -> Table:
 def _step_parts(trace: TraceRecord, step: StepRecord) -> list[RenderableType]:
     head = (
         f"[bold]step {step.index}[/], position {step.position}: "
-        f"[bold]{escape(visible(step.text))}[/] by {step.chosen_by}, "
+        f"[bold]{escape(visible(_text(trace, step)))}[/] by {step.chosen_by}, "
         f"log-probability {step.logprob:.3f}, entropy {step.entropy:.2f} nats"
     )
     if step.guess is not None:
@@ -96,11 +102,11 @@ def _step_parts(trace: TraceRecord, step: StepRecord) -> list[RenderableType]:
             lens.add_row(str(row.layer), escape(visible(best[0])), percent(best[1]),
                          f"{bar(row.p, 12)} {percent(row.p)}", str(row.rank))  # fmt: skip
         parts.append(lens)
+    places = columns(trace, step.position, step.position)
     for head_record in step.attention or []:
-        best_first = sorted(range(len(head_record.weights)), key=lambda i: -head_record.weights[i])
-        looks = "  ".join(
-            f"{visible(trace.texts[i])} {percent(head_record.weights[i])}" for i in best_first[:5]
-        )
+        looked = [(sum(head_record.weights[i] for i in where), text) for text, where in places]
+        best_first = sorted(looked, key=lambda item: -item[0])
+        looks = "  ".join(f"{visible(text)} {percent(w)}" for w, text in best_first[:5])
         parts.append(f"layer {head_record.layer}, head {head_record.head}: {escape(looks)}")
     if step.replay_error is not None:
         parts.append(f"[dim]replay error {step.replay_error:.1e}[/]")
@@ -124,26 +130,53 @@ def trace_html(trace: TraceRecord) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"visible": visible, "percent": percent}
-    by_position = {step.position: step for step in trace.steps}
-    tokens = [
-        {"text": text, "step": by_position.get(i), "breaks": text.count("\\n")}
-        for i, text in enumerate(trace.texts)
-    ]
     return environment.get_template("trace.html.jinja").render(
         trace=trace,
         n_prompt=len(trace.prompt),
-        tokens=tokens,
+        pieces=list(pieces(trace)),
+        by_position={step.position: step for step in trace.steps},
+        text_of=partial(_text, trace),
         surprise={step.index: min(1.0, -step.logprob / 6) for step in trace.steps},
+        levels=LEVELS,
         line=_entropy_line(trace.steps),
         chosen={step.index: _chosen(step) for step in trace.steps},
-        columns=_columns,
+        looks=partial(_looks, trace),
+        level=_level,
+        shade=_shade,
+        sampling=_unusual(trace.sampling),
     )
 
 
-def _columns(step: StepRecord) -> list[int]:
-    """The positions whose attention the page draws."""
-    newest = range(max(0, step.position - ATTENTION_COLUMNS), step.position)
-    return list(newest) if 0 in newest else [0, *newest]
+def _looks(trace: TraceRecord, step: StepRecord) -> dict[str, Any]:
+    """What the page draws of a step's attention: columns, and a weight a head and column."""
+    places = columns(trace, step.position, ATTENTION_COLUMNS)
+    heads = [
+        (h.head, [sum(h.weights[i] for i in where) for _, where in places])
+        for h in step.attention or []
+    ]
+    drawn = sum(len(where) for _, where in places)
+    return {"columns": [text for text, _ in places], "heads": heads, "drawn": drawn}
+
+
+def _level(share: float) -> int:
+    """A share as one of the style sheet's LEVELS of colour: a class is shorter than a style."""
+    return round(min(max(share, 0.0), 1.0) * LEVELS)
+
+
+def _shade(share: float) -> str:
+    """A cell's attribute that colours it."""
+    level = _level(share)
+    return f" class=c{level}" if level else ""
+
+
+def _unusual(sampling: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that do something."""
+    usual = asdict(SamplingParams())
+    return {
+        name: value
+        for name, value in sampling.items()
+        if name == "temperature" or value not in (None, {}, usual.get(name))
+    }
 
 
 def _entropy_line(steps: list[StepRecord]) -> dict[str, Any]:
@@ -161,6 +194,6 @@ def _chosen(step: StepRecord) -> Any:
     return next(c for c in step.candidates if c.token == step.token)
 
 
-def _unescaped(text: str) -> str:
-    """Token text with its line breaks back."""
-    return text.replace("\\n", "\n")
+def _text(trace: TraceRecord, step: StepRecord) -> str:
+    """A step's token, as a part of a character that only later tokens make whole."""
+    return trace.texts[step.position] if step.position < len(trace.texts) else step.text

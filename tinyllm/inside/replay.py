@@ -177,16 +177,17 @@ class LogitLens:
     """
 
     def __init__(
-        self, logits: Array, names: Sequence[str], target: int, k: int, tokenizer: Tokenizer
-    ) -> None:
+        self, logits: Array, names: Sequence[str], target: int, k: int, tokenizer: Tokenizer,
+        begun: bytes = b"",
+    ) -> None:  # fmt: skip
         self.logits, self.target, self.k = logits, target, k
-        self.target_text = tokenizer.token_text(target)
+        self.target_text = tokenizer.token_text(target, begun)
         self.rows = [
             LensRow(
                 layer=i,
                 name=name,
                 top=[
-                    (t, tokenizer.token_text(t), float(np.exp(logprob)))
+                    (t, tokenizer.token_text(t, begun), float(np.exp(logprob)))
                     for t, logprob in top_logprobs(row, k)
                 ],
                 rank=int(np.count_nonzero(row > row[target])),
@@ -280,9 +281,15 @@ class Replay:
         normed[-1] = self.activations[FINAL][-1]  # a hook there counts
         return model.unembed(normed)
 
-    def logit_lens(self, k: int, target: int, tokenizer: Tokenizer) -> LogitLens:
-        """The lens as a table of the k likeliest tokens at each depth."""
-        return LogitLens(self.lens_logits, depth_names(self.model.config), target, k, tokenizer)
+    def logit_lens(
+        self, k: int, target: int, tokenizer: Tokenizer, begun: bytes = b""
+    ) -> LogitLens:
+        """The lens as a table of the k likeliest tokens at each depth.
+
+        `begun` are the bytes of a character that tokens before have begun; see `token_text`.
+        """
+        names = depth_names(self.model.config)
+        return LogitLens(self.lens_logits, names, target, k, tokenizer, begun)
 
 
 def depth_names(config: ModelConfig) -> list[str]:

@@ -168,7 +168,9 @@ class LooksInside:
         """
         token = self._asked_token if token is None else token
         check_index("token", token, len(self._distribution.logits))
-        return self.replay.logit_lens(k, token, self.rerun.tokenizer)
+        tokenizer = self.rerun.tokenizer
+        begun = tokenizer.unfinished(self.rerun.tokens)
+        return self.replay.logit_lens(k, token, tokenizer, begun)
 
     lens = logit_lens
 

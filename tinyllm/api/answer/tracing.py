@@ -152,7 +152,8 @@ class Inside:
         assert event.look is not None and event.look.logits is not None
         lens = attention = None
         if trace.lens:
-            lens = record_lens(replay.logit_lens(trace.lens, event.token, self._tokenizer))
+            begun = self._tokenizer.unfinished(tokens)
+            lens = record_lens(replay.logit_lens(trace.lens, event.token, self._tokenizer, begun))
         if trace.attention is not None:
             attention = record_attention(replay, trace.attention.layer, trace.attention.heads)
         error = float(np.abs(replay.logits - event.look.logits).max())
