@@ -130,8 +130,8 @@ def test_entropy_shows_the_newest_and_says_so(session: Session, written: list[st
     written.clear()
     pictures.entropy(session.steps[:5])
     assert not any("the last" in t for t in written)
-    texts = [session.tokenizer.token_text(s.token) for s in session.steps[:5]]
-    assert written[-5:] == texts
+    assert written[-5:] == [pictures.visible(s.text) for s in session.steps[:5]]
+    assert "nats" in written
     pictures.entropy([])  # nothing yet is no mistake
 
 
@@ -167,6 +167,54 @@ def test_candidates_say_what_cut_them(session: Session, written: list[str]) -> N
 def test_curves_over_one_point_or_of_zeros() -> None:
     for values in ([0.0], [5.0]):
         assert "flat" in repr(pictures.lines([1], {"one": values}, title="flat"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 0.837, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 3.4, [0, 1, 2, 3, 4]),
+        (0.2, 2, [0, 0.5, 1, 1.5, 2]),
+        (1, 8, [0, 2, 4, 6, 8]),
+        (0, 187, [0, 50, 100, 150, 200]),
+        (64, 512, [0, 100, 200, 300, 400, 500, 600]),
+        (0, 3e-5, [0, 1e-5, 2e-5, 3e-5]),
+        (5, 5, [5]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, marks: list[float]) -> None:
+    found = pictures.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    assert found == pytest.approx(marks)
+
+
+def test_curves_have_round_numbers_and_say_what_they_are(written: list[str]) -> None:
+    pictures.lines([64, 512], {"one": [3.0, 187.4]}, title="t", x_label="tokens", y_label="ms")
+    assert written == [
+        "t", "0", "50", "100", "150", "200", "ms", "100", "200", "300", "400", "500", "tokens",
+        "one",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="series 'one' has 1 values, but x has 2"):
+        pictures.lines([1, 2], {"one": [3]}, title="t")
+
+
+def test_labels_that_dont_match_are_refused() -> None:
+    pattern = np.full((2, 3, 3), 1 / 3)
+    with pytest.raises(ValueError, match="looks at 3 positions, but there are 2 tokens"):
+        pictures.attention(pattern, ["a", "b"])
+    with pytest.raises(ValueError, match="head must be from 0 to 1, not 2"):
+        pictures.attention(pattern, ["a", "b", "c"], heads=[2])
+    with pytest.raises(ValueError, match="1 pictures, but 2 labels"):
+        pictures.strip([pattern[0]], ["a", "b"])
+
+
+def test_a_strip_has_a_label_over_each(written: list[str]) -> None:
+    heat = np.array([[0.0, 1.0], [0.5, 0.0]])
+    picture = pictures.strip([heat, Image.new("RGB", (9, 9), ORANGE)], ["heat", "orange"], side=50)
+    assert written == ["", "heat", "orange"]
+    assert area(picture, BLUE) == (25 * SCALE) ** 2  # the largest number's quarter
+    assert area(picture, ORANGE) == (50 * SCALE) ** 2
 
 
 def test_letters_that_the_font_has_not_are_named() -> None:

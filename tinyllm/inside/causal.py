@@ -152,14 +152,14 @@ def causal_map(rerun: Rerun, token: int, layer: int | None = None) -> CausalMap:
         nats[effect.part].append(effect.nats)
     return CausalMap(
         token=token,
-        text=tokenizer.token_text(token),
+        text=tokenizer.token_text(token, tokenizer.unfinished(rerun.tokens)),
         logprob=float(replay.logits[token]) - log_normalizer(replay.logits),
         attn=np.array(nats["attn"]),
         mlp=np.array(nats["mlp"]),
         layer=heads_layer(),
         heads=np.array(nats["head"]),
         pattern=replay.activations["pattern", heads_layer()][:, 0],
-        tokens=[tokenizer.token_text(t) for t in rerun.tokens],
+        tokens=rerun.texts,
     )
 
 

@@ -40,7 +40,7 @@ def candidates_html(candidates: Candidates) -> str:
 
 def step_html(step: Step) -> str:
     """One line about the step, then its candidates."""
-    text = visible(step.session.tokenizer.token_text(step.token))
+    text = visible(step.text)
     line = (
         f"step {step.index}, position {step.position}: <b>{escape(text)}</b> by {step.chosen_by}; "
         f"log-probability {step.logprob:.3f}, entropy {step.entropy:.2f} nats"

@@ -131,7 +131,7 @@ def explain(
             keys=rerun.keys,
             values=rerun.values,
             tokens=rerun.tokens,
-            text=rerun.tokenizer.token_text,
+            texts=rerun.texts,
             layer=point.layer,
             tensor=point.tensor,
             per_head="head_dim" in point.axes,
@@ -143,7 +143,7 @@ def explain(
     return Explanation(
         name=name,
         where=where,
-        token=rerun.tokenizer.token_text(rerun.tokens[-1]),
+        token=rerun.texts[-1],
         formula=worked.formula,
         filled=worked.filled,
         value=float(array[tuple(index)]),

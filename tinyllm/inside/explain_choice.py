@@ -58,7 +58,7 @@ def explain_choice(rerun: Rerun, distribution: Distribution, name: str, token: i
     return Explanation(
         name=name,
         where={"position": len(rerun.tokens) - 1, "dim": token},
-        token=rerun.tokenizer.token_text(token),
+        token=rerun.tokenizer.token_text(token, rerun.tokenizer.unfinished(rerun.tokens)),
         formula=worked.formula,
         filled=worked.filled,
         value=value,

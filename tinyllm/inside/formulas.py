@@ -60,7 +60,7 @@ class Entry:
         activations: by hook point, of the newest position alone (T = 1).
         keys, values: of one layer and all positions, (S, n_kv_heads, head_dim): the cache's.
         tokens: up to the newest.
-        text: a token's text.
+        texts: all tokens, for display.
         layer: None at a point outside of layers.
         tensor: the checkpoint's tensor at this point.
         per_head: whether the array has an axis of heads.
@@ -72,7 +72,7 @@ class Entry:
     keys: Callable[[int], Array]
     values: Callable[[int], Array]
     tokens: Sequence[int]
-    text: Callable[[int], str]
+    texts: Sequence[str]
     layer: int | None
     tensor: str
     per_head: bool
@@ -119,7 +119,7 @@ class Entry:
 
     def at_key(self, position: int) -> str:
         """A position with its token, as a label."""
-        return f"{position} {self.text(self.tokens[position])!r}"
+        return f"{position} {self.texts[position]!r}"
 
 
 Formula = Callable[[Entry], Worked]

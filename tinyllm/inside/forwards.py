@@ -136,6 +136,7 @@ class Forwards:
             under=moment.under,
             n_prompt=self.n_prompt,
             image_row=None if rows is None else rows[0],
+            image_positions=self.image_positions,
             dtype=self.runner.dtype,
         )
 

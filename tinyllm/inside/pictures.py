@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from tinyllm.inside.replay import check_index
 from tinyllm.sampler import apply_temperature, probabilities
 from tinyllm.text.shown import percent, visible
 
@@ -84,6 +85,10 @@ class _Sheet:
         corner = (round(x * SCALE - turned.width / 2), round(bottom * SCALE - turned.height))
         self.image.paste(turned, corner)
 
+    def paste(self, x: float, y: float, image: Image.Image) -> None:
+        """An image of as many real pixels as it has, its corner at (x, y)."""
+        self.image.paste(image.convert("RGB"), (round(x * SCALE), round(y * SCALE)))
+
     def box(self, x: float, y: float, width: float, height: float, colour: Any) -> None:
         right, below = (x + width) * SCALE - 1, (y + height) * SCALE - 1
         if right >= x * SCALE and below >= y * SCALE:
@@ -111,9 +116,19 @@ def attention(
         pattern: (n_heads, T, S), or (T, S) for one head; rows sum to 1.
         tokens: S texts.
         heads: which of them; default: all.
+
+    Raises:
+        ValueError: there are more or fewer texts than S, or no such head.
     """
     pattern = pattern[None] if pattern.ndim == 2 else pattern
+    if len(tokens) != pattern.shape[2]:
+        raise ValueError(
+            f"the pattern looks at {pattern.shape[2]} positions, but there are {len(tokens)} "
+            "tokens; give the text of each"
+        )
     shown = list(range(len(pattern))) if heads is None else list(heads)
+    for head in shown:
+        check_index("head", head, len(pattern))
     n_q, n_k = min(pattern.shape[1], MAX_TOKENS), min(pattern.shape[2], MAX_TOKENS)
     pattern = pattern[:, -n_q:, -n_k:]
     labels = [visible(t) for t in tokens][-n_k:]
@@ -173,17 +188,18 @@ def lens(table: LogitLens, *, k: int = 4) -> Picture:
 def entropy(steps: Sequence[Step]) -> Picture:
     """How unsure the model was at each token: entropy in nats, and the chosen token's surprise."""
     shown = list(steps)[-MAX_TOKENS:]
-    texts = [visible(s.session.tokenizer.token_text(s.token)) for s in shown]
+    texts = [visible(s.text) for s in shown]
     heights = [s.entropy for s in shown]
     surprises = [-s.logprob for s in shown]
     bar_w = 14 if len(shown) > 24 else 22
-    plot_h, top, left = 120, 40, 44
+    plot_h, top, left = 120, 48, 44
     label_h = max((_width(t) for t in texts), default=0) + 10
     sheet = _Sheet(left + len(shown) * bar_w + 20, top + plot_h + label_h)
-    highest = max([*heights, *surprises, 1.0])
+    marks = ticks(0, max([*heights, *surprises, 1.0]))
+    highest = marks[-1]
     cut = f" (the last {MAX_TOKENS})" if len(steps) > MAX_TOKENS else ""
     sheet.text(10, 8, f"entropy before each token{cut}; dots: surprise, −log p", size=13)
-    _y_axis(sheet, left, top, plot_h, len(shown) * bar_w, highest, lambda v: f"{v:.1f}")
+    _y_axis(sheet, left, top, plot_h, len(shown) * bar_w, marks, "{:g}".format, "nats")
     for i, text in enumerate(texts):
         height = plot_h * heights[i] / highest
         x = left + i * bar_w
@@ -195,21 +211,34 @@ def entropy(steps: Sequence[Step]) -> Picture:
 
 def lines(
     x: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, x_label: str = "",
-    unit: Callable[[float], str] = lambda v: f"{v:,.0f}",
+    y_label: str = "", unit: Callable[[float], str] = lambda v: f"{v:,.6g}",
 ) -> Picture:  # fmt: skip
-    """Curves over one axis; `unit` writes the numbers of the upright axis."""
-    plot_w, plot_h, top, left = 420, 200, 40, 70
+    """Curves over one axis, from zero up, with round numbers along both.
+
+    Args:
+        x: (N,) along.
+        series: name → (N,) values that aren't negative.
+        title, x_label, y_label: what it shows; `y_label` stands above the upright axis.
+        unit: writes the numbers of the upright axis.
+
+    Raises:
+        ValueError: a series isn't as long as x.
+    """
+    for name, values in series.items():
+        if len(values) != len(x):
+            raise ValueError(f"series {name!r} has {len(values)} values, but x has {len(x)}")
+    plot_w, plot_h, top, left = 420, 200, 40 + (12 if y_label else 0), 70
     names_w = max(_width(name) for name in series) + 20
     sheet = _Sheet(left + plot_w + names_w, top + plot_h + 44 + 13 * max(0, len(series) - 3))
     sheet.text(10, 8, title, size=13)
-    highest = max(float(max(values)) for values in series.values()) or 1.0
-    low, high = float(min(x)), float(max(x))
-    _y_axis(sheet, left, top, plot_h, plot_w, highest, unit)
+    marks = ticks(0, max(float(max(values)) for values in series.values()) or 1.0)
+    highest, low, high = marks[-1], float(min(x)), float(max(x))
+    _y_axis(sheet, left, top, plot_h, plot_w, marks, unit, y_label)
 
     def at(value: float) -> float:
         return left + plot_w * (value - low) / ((high - low) or 1.0)
 
-    for value in np.linspace(low, high, 5):
+    for value in [m for m in ticks(low, high) if low <= m <= high]:
         sheet.text(at(value), top + plot_h + 6, f"{value:,.4g}", colour=FAINT, anchor="ma")
     sheet.text(left + plot_w / 2, top + plot_h + 24, x_label, colour=FAINT, anchor="ma")
     named: list[tuple[float, str, Any]] = []
@@ -237,7 +266,8 @@ def cache_growth(
         {"by the formula": formula, "measured": measured},
         title="the KV cache grows by the token",
         x_label="tokens held",
-        unit=lambda v: f"{v / 1e6:.1f} MB",
+        y_label="MB",
+        unit=lambda v: f"{v / 1e6:,.3g}",
     )
 
 
@@ -251,7 +281,8 @@ def temperatures(
     at = [probabilities(apply_temperature(choice.logits, t)) for t in range_]
     series = {visible(c.text): [float(p[c.token]) for p in at] for c in best}
     return lines(range_, series, title="the same logits at other temperatures",
-                 x_label="temperature", unit=lambda v: f"{v:.0%}")  # fmt: skip
+                 x_label="temperature", y_label="probability",
+                 unit=lambda v: f"{100 * v:.3g}%")  # fmt: skip
 
 
 def candidates(choice: NextToken, k: int = 10) -> Picture:
@@ -274,14 +305,64 @@ def candidates(choice: NextToken, k: int = 10) -> Picture:
     return Picture(sheet.image, f"{len(best)} candidates")
 
 
+def strip(
+    items: Sequence[Image.Image | NDArray[Any]], labels: Sequence[str], *, side: int = 120,
+    title: str = "",
+) -> Picture:  # fmt: skip
+    """Pictures side by side, each under its label; squares of numbers as heat, dark where large.
+
+    Args:
+        items: images, or arrays (n, n), each with its own scale.
+        labels: one an item.
+        side: of each, in pixels.
+
+    Raises:
+        ValueError: there are more or fewer labels than items.
+    """
+    if len(labels) != len(items):
+        raise ValueError(f"there are {len(items)} pictures, but {len(labels)} labels")
+    cells = [max(side, math.ceil(_width(text) * 1.1)) + 8 for text in labels]
+    top = 48 if title else 24
+    sheet = _Sheet(sum(cells) + 12, top + side + 8)
+    sheet.text(10, 8, title, size=13)
+    x = 10.0
+    for item, text, width in zip(items, labels, cells, strict=True):
+        image = item if isinstance(item, Image.Image) else _heat(item)
+        how = Image.Resampling.NEAREST if image is not item else Image.Resampling.LANCZOS
+        sheet.text(x, top - 17, text, colour=FAINT)
+        sheet.paste(x, top, image.resize((side * SCALE, side * SCALE), how))
+        x += width
+    return Picture(sheet.image, title or f"{len(items)} pictures: {', '.join(labels)}")
+
+
+def _heat(values: NDArray[Any]) -> Image.Image:
+    share = (values - values.min()) / (np.ptp(values) or 1.0)
+    colours = np.array(PAPER) + share[..., None] * (np.array(BLUE) - np.array(PAPER))
+    return Image.fromarray(np.rint(colours).astype(np.uint8))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers from `low` or below to `high` or above.
+
+    Steps are 1, 2, 2.5 or 5 times a power of ten.
+    """
+    span = (high - low) or abs(high) or 1.0
+    scale = 10.0 ** math.floor(math.log10(span / 5))
+    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if span / (m * scale) <= 5 + 1e-9)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
 def _y_axis(
-    sheet: _Sheet, left: float, top: float, height: float, width: float, highest: float,
-    unit: Callable[[float], str],
+    sheet: _Sheet, left: float, top: float, height: float, width: float, marks: Sequence[float],
+    unit: Callable[[float], str], label: str,
 ) -> None:  # fmt: skip
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = top + height * (1 - share)
+    """Lines at `marks`, from 0 at the bottom to the last one on top; `label` stands above them."""
+    for mark in marks:
+        y = top + height * (1 - mark / marks[-1])
         sheet.line([(left, y), (left + width, y)], RULE, 0.5)
-        sheet.text(left - 6, y, unit(highest * share), size=10, colour=FAINT, anchor="rm")
+        sheet.text(left - 6, y, unit(mark), size=10, colour=FAINT, anchor="rm")
+    sheet.text(left - 6, top - 9, label, size=10, colour=FAINT, anchor="rb")
 
 
 def printable(text: str) -> str:

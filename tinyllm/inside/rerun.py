@@ -30,6 +30,7 @@ from tinyllm.inside.replay import (
 )
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model, Tap
+from tinyllm.prompt import texts_of
 from tinyllm.runner import Array
 from tinyllm.sampler import Logits
 from tinyllm.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class Rerun:
         under: the hooks and breakages that the tokens were run under.
         n_prompt: how many of the tokens are the prompt's.
         image_row: (dim,), if an image stands at the last token's position.
+        image_positions: (M,) where images stand, for display.
         dtype: the weights' format on the path that decoded; its kernels are asked as well.
     """
 
@@ -59,11 +61,17 @@ class Rerun:
         under: Conditions = WHOLE,
         n_prompt: int = 0,
         image_row: NDArray[np.float32] | None = None,
+        image_positions: NDArray[np.int64] | None = None,
         dtype: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.tokens = model, tokenizer, list(tokens)
         self.under, self.n_prompt, self.dtype = under, n_prompt, dtype
-        self._lend, self._image_row = lend, image_row
+        self._lend, self._image_row, self._image_positions = lend, image_row, image_positions
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The tokens, each for display."""
+        return texts_of(self.tokenizer, self.tokens, self._image_positions)
 
     @cached_property
     def replay(self) -> Replay:
