@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
+from tests.tiny import CONFIG, EOS, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.errors import TraceError
 from tinyllm.inside.breakage import Breakage
@@ -46,7 +46,7 @@ def session() -> Session:
     rng = np.random.default_rng(0)
     session = Session(
         MODEL, bytes_tokenizer(), list(b"Once upon a time"),
-        SamplingParams(temperature=0.9, top_k=40, logit_bias={7: -100.0}),
+        SamplingParams(temperature=0.9, top_k=40, logit_bias={7: -100.0, EOS: -100.0}),
         image_positions=np.array([3, 4, 5]),
         image_rows=rng.standard_normal((3, CONFIG.dim)).astype(np.float32),
         images=[ImageSpan(3, 6, b"\x89PNG")], name="tiny",
@@ -92,7 +92,7 @@ def test_each_step_keeps_its_own_parameters(session: Session) -> None:
     assert [(step.sampling or {})["seed"] for step in trace.steps[6:]] == [11] * 3
     assert trace.steps[0].sampling == {
         **dataclasses.asdict(session.steps[0].params), "seed": session.steps[0].draws.seed,
-        "logit_bias": {"7": -100.0},
+        "logit_bias": {"7": -100.0, "256": -100.0},
     }  # fmt: skip
 
 

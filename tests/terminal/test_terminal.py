@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import tinyllm
+from tinyllm.terminal.step_keys import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "What is the capital of France?"
@@ -24,13 +25,13 @@ PATIENCE = 240  # seconds: everything here takes a few, unless others want the p
 
 
 class Terminal:
-    """A program in a pseudo-terminal of 100 × 30, and what its screen shows."""
+    """A program in a pseudo-terminal, and what its screen shows."""
 
-    def __init__(self, *args: str, env: dict[str, str]) -> None:
-        self.screen = pyte.Screen(100, 30)
+    def __init__(self, *args: str, env: dict[str, str], columns: int = 100, rows: int = 30) -> None:
+        self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.process = pexpect.spawn(
-            sys.executable, ["-m", "tinyllm", *args], env=env, dimensions=(30, 100),
+            sys.executable, ["-m", "tinyllm", *args], env=env, dimensions=(rows, columns),
             timeout=PATIENCE, cwd=str(ROOT),
             # A shell's background job inherits a SIGINT that is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -86,10 +87,10 @@ def run(weights_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Terminal
     }
     started: list[Terminal] = []
 
-    def start(command: str, *args: str) -> Terminal:
+    def start(command: str, *args: str, **size: int) -> Terminal:
         given = command == "inspect" or "--model" in args
         model = [] if given else ["--model", str(weights_folder)]
-        started.append(Terminal(command, *args, *model, env=env))
+        started.append(Terminal(command, *args, *model, env=env, **size))
         return started[-1]
 
     yield start
@@ -159,6 +160,29 @@ def test_filters_show_in_the_stepper(run: Callable[..., Terminal]) -> None:
     t.process.send("\x7f")
     t.shows("this is where the answer begins")
     t.process.sendcontrol("c")
+    assert t.ends() == 0
+
+
+def test_everything_fits_sixty_columns(run: Callable[..., Terminal]) -> None:
+    t = run("step", QUESTION, "--temperature", "0.8", "--top-k", "3", columns=60, rows=26)
+    t.shows("step 0, temperature 0.8")
+    assert t.text().count("cut by top_k") == 9
+    for key, what in KEYS:
+        assert f"{key} {what}" in t.text()
+    t.process.send("tThe capital\r")
+    t.shows("forced 2 tokens")
+    t.shows("assistant\nThe capital")
+    t.process.send("f--")
+    t.shows("branch 2 of 2, step 2, temperature 0.6")
+    t.process.send("\r\r\ra")
+    t.shows("layer 20 ([ and ] change it) looks from ·is")
+    assert t.text().count("head ") == 9
+    t.process.send("a")
+    t.shows("p of ·Paris")
+    t.shows("layer 29")
+    t.process.send("\t")
+    t.shows("branch 1 of 2, step 2, temperature 0.8")
+    t.process.send("q")
     assert t.ends() == 0
 
 

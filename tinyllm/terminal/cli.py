@@ -216,8 +216,9 @@ def step(
         Path | None, typer.Option(help="Write the trace here at the end, for tinyllm inspect")
     ] = None,
 ) -> None:
-    """Decode one key a token: see the candidates, choose another, go back."""
-    from tinyllm.terminal.stepper import Stepper, application
+    """Decode one key a token: see the candidates, choose another, type a text, go back, fork."""
+    from tinyllm.terminal.step_keys import application
+    from tinyllm.terminal.stepper import Stepper
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise typer.BadParameter("this needs a terminal; from a program, use lm.decode_steps")
@@ -232,7 +233,9 @@ def step(
         top_p=top_p,
         seed=seed,
     )
-    application(Stepper(session, candidates)).run()
+    stepper = Stepper(session, candidates)
+    application(stepper).run()
+    session = stepper.session  # the branch that was on the screen at the end
     from tinyllm.terminal.console import for_terminal
 
     typer.echo(for_terminal(session.text, sys.stdout))

@@ -1,25 +1,20 @@
-"""`tinyllm step`: decoding in the terminal, one key a token.
+"""What `tinyllm step` shows, and what its keys do to a session; `step_keys.py` has the keys.
 
-The text so far on top, the candidates for the next token as bars below it. Enter takes the one
-that is marked; it starts on what the sampler would draw. Up and down mark another, and backspace
-goes back.
+The text so far on top, the candidates for the next token as bars below it, or instead of them what
+went on inside. The mark starts on what the sampler would draw. Branches are forks of one session.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
-from prompt_toolkit import Application
-from prompt_toolkit.application import get_app
+import numpy as np
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.input import Input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
-from prompt_toolkit.output import Output
-from prompt_toolkit.styles import Style
 
 from tinyllm.decode import Session
+from tinyllm.engine.lookup import Lookup
 from tinyllm.errors import CacheFull
 from tinyllm.step import Candidate, NextToken
 from tinyllm.text.shown import bar, percent, visible
@@ -27,21 +22,11 @@ from tinyllm.text.shown import bar, percent, visible
 N_CANDIDATES = 12
 BAR_WIDTH = 24
 TOKEN_WIDTH = 18
-
-STYLE = Style.from_dict(
-    {
-        "prompt": "ansibrightblack",
-        "surprise": "ansiyellow",
-        "forced": "ansimagenta bold",
-        "rule": "ansibrightblack",
-        "marked": "reverse",
-        "raw": "ansiblue",
-        "drawn": "ansigreen bold",
-        "cut": "ansired",
-        "faint": "ansibrightblack",
-        "key": "bold",
-    }
-)
+CUT_WIDTH = len(" cut by temperature")  # the longest of the reasons
+NARROW = 56  # columns; below this "cut by" is left out
+Panel = Literal["candidates", "attention", "lens"]
+MOST_GUESSED = 4
+PANELS: tuple[Panel, ...] = ("candidates", "attention", "lens")
 
 
 @dataclass
@@ -53,11 +38,12 @@ class View:
     candidates: list[Candidate]
     drawn: int  # the token that the sampler would take
     marked: int  # index into candidates
+    guess: list[int]  # what lookup decoding would run along, had it the choice
     note: str = ""
 
 
 class Stepper:
-    """The state behind the screen: a session, and which candidate is marked.
+    """The state behind the screen: branches of a session, and which candidate is marked.
 
     Args:
         session: where to begin.
@@ -65,9 +51,16 @@ class Stepper:
     """
 
     def __init__(self, session: Session, n_candidates: int = N_CANDIDATES) -> None:
-        self.session = session
+        self.branches, self.branch = [session], 0
         self.n_candidates = n_candidates
+        self.panel: Panel = "candidates"
+        self.layer = session.runner.config.n_layers * 2 // 3
         self.view = self._look()
+
+    @property
+    def session(self) -> Session:
+        """The branch on the screen."""
+        return self.branches[self.branch]
 
     def _look(self, note: str = "") -> View:
         try:
@@ -81,13 +74,30 @@ class Stepper:
         if all(c.token != drawn for c in candidates):
             candidates[-1:] = [choice.candidate(drawn)]
         marked = next(i for i, c in enumerate(candidates) if c.token == drawn)
-        return View(self.session, choice, candidates, drawn, marked, note)
+        return View(self.session, choice, candidates, drawn, marked, self._guess(), note)
+
+    def _guess(self) -> list[int]:
+        """The next tokens, if the text's newest words have occurred before: see engine/lookup.py.
+
+        A server runs them in one pass, and keeps those that are drawn; here they are only shown.
+        """
+        ids = np.array(self.session.tokens, np.int64)
+        if self.session.image_positions is not None:
+            ids[self.session.image_positions] = -1
+        return Lookup(ids, 1).guesses(MOST_GUESSED)[0]
+
+    # What keys do.
 
     def take(self) -> None:
         """Step: the sampler's choice where that is marked, else force the marked token."""
         token = self.view.candidates[self.view.marked].token
-        self.session.step(None if token == self.view.drawn else token)
+        guess = self.view.guess
+        self.session.step(None if token == self.view.drawn else token, beyond_end=True)
         self.view = self._look()
+        if guess and not self.view.note:
+            verdict = "kept" if guess[0] == token else "thrown away, and what was guessed behind it"
+            text = visible(self.session.tokenizer.token_text(guess[0]))
+            self.view.note = f"the guess {text} is {verdict}"
 
     def mark(self, by: int) -> None:
         """Move the mark up or down."""
@@ -101,6 +111,41 @@ class Stepper:
         else:
             self.view.note = "this is where the answer begins"
 
+    def force(self, text: str) -> None:
+        """Take a text's tokens, whatever the model says: all of them, or none that don't fit."""
+        ids = self.session.tokenizer.encode(text)
+        if len(self.session.tokens) + len(ids) > self.session.cache.capacity:
+            self.view.note = f"there is no room for {len(ids)} more tokens"
+            return
+        for token in ids:
+            self.session.step(token, beyond_end=True)
+        self.view = self._look(f"forced {len(ids)} {'token' if len(ids) == 1 else 'tokens'}")
+
+    def fork(self) -> None:
+        """Go on in a branch of its own; the other one stays as it is."""
+        self.branches.append(self.session.fork())
+        self.branch = len(self.branches) - 1
+        self.view = self._look(f"branch {len(self.branches)} begins here")
+
+    def switch(self) -> None:
+        """To the next branch."""
+        self.branch = (self.branch + 1) % len(self.branches)
+        self.view = self._look("" if len(self.branches) > 1 else "there is one branch; f forks it")
+
+    def heat(self, by: float) -> None:
+        """Another temperature, from the next token on: 0 to 2."""
+        before = self.session.params.temperature
+        self.session.set(temperature=min(max(round(before + by, 1), 0.0), 2.0))
+        self.view = self._look()
+
+    def turn(self) -> None:
+        """The next panel: candidates, attention of the newest token, its logit lens."""
+        self.panel = PANELS[(PANELS.index(self.panel) + 1) % len(PANELS)]
+
+    def move_layer(self, by: int) -> None:
+        """Another layer's attention."""
+        self.layer = (self.layer + by) % self.session.runner.config.n_layers
+
     # What is drawn: lists of (style, text).
 
     def text(self) -> StyleAndTextTuples:
@@ -112,26 +157,73 @@ class Stepper:
             if not style and step.logprob < -2:
                 style = "class:surprise"
             out.append((style, step.text_delta))
+        if begun := session.tokenizer.unfinished(session.tokens):
+            out.append(("class:faint", f"⟨{begun.hex()}⟩"))  # of a character that isn't whole yet
         return [*out, ("[SetCursorPosition]", "")]  # the window keeps this in sight
 
-    def table(self) -> StyleAndTextTuples:
+    def body(self, width: int) -> StyleAndTextTuples:
+        """The panel that is turned to, as many lines as there are candidates."""
+        if self.panel == "attention":
+            return self.attention(width)
+        return self.lens(width) if self.panel == "lens" else self.table(width)
+
+    def table(self, width: int = 100) -> StyleAndTextTuples:
         """A line a candidate: mark, token, its raw probability as a bar, what it was drawn with."""
+        cut = "cut by " if width >= NARROW else ""
+        token_width = min(TOKEN_WIDTH, max(8, width // 4))
+        rest = width - 4 - token_width - 9 - CUT_WIDTH + (0 if cut else len("cut by "))
+        bar_width = min(BAR_WIDTH, max(3, rest))
         out: StyleAndTextTuples = []
         for i, c in enumerate(self.view.candidates):
             marked = i == self.view.marked
             sampler = "●" if c.token == self.view.drawn else " "
-            token = visible(c.text)
-            if len(token) > TOKEN_WIDTH:
-                token = token[: TOKEN_WIDTH - 1] + "…"
             out += [
                 ("class:key", "→ " if marked else "  "),
                 ("class:drawn", f"{sampler} "),
-                ("class:marked" if marked else "", token.ljust(TOKEN_WIDTH)),
+                ("class:marked" if marked else "", fitted(c.text, token_width)),
                 ("", f" {percent(c.p_raw):>7} "),
-                ("class:raw", bar(c.p_raw, BAR_WIDTH).ljust(BAR_WIDTH)),
-                ("class:cut", f" cut by {c.cut_by}\n")
+                ("class:raw", bar(c.p_raw, bar_width).ljust(bar_width)),
+                ("class:cut", f" {cut}{c.cut_by}\n")
                 if c.cut_by
                 else ("class:drawn", f" {percent(c.p):>7}\n"),
+            ]
+        return out
+
+    def attention(self, width: int = 100) -> StyleAndTextTuples:
+        """A line a head of one layer: where it looks from the newest token, most first."""
+        texts, choice = self.session.texts, self.view.choice
+        out: StyleAndTextTuples = [
+            ("class:faint", f"  layer {self.layer} ([ and ] change it) looks from "),
+            ("class:key", visible(texts[-1]) + "\n"),
+        ]
+        for head in range(self.session.runner.config.n_heads)[: self.n_candidates - 1]:
+            weights = choice.attention(self.layer, head)
+            line = f"  head {head:<2} "
+            for i in np.argsort(-weights, kind="stable")[:8]:
+                word = f" {visible(texts[i])} {percent(float(weights[i]))} "
+                if len(line) + len(word) > width:
+                    break
+                line += word
+            out.append(("", line + "\n"))
+        return out
+
+    def lens(self, width: int = 100) -> StyleAndTextTuples:
+        """A line a depth: what it would say, and what it makes of the marked candidate."""
+        asked = self.view.candidates[self.view.marked]
+        lens = self.view.choice.logit_lens(1, token=asked.token)
+        n_rows = min(self.n_candidates - 1, len(lens))
+        depths = np.unique(np.linspace(0, len(lens) - 1, n_rows).round().astype(int))
+        head = f"  {'depth':10}{'would say':{TOKEN_WIDTH + 9}}p of {visible(asked.text)}"
+        out: StyleAndTextTuples = [("class:faint", head[:width] + "\n")]
+        for depth in depths:
+            row = lens[int(depth)]
+            name = "embedding" if row.layer == 0 else f"layer {row.layer - 1}"
+            ((_, best, p),) = row.top
+            out += [
+                ("class:faint", f"  {name:10}"),
+                ("", f"{fitted(best, TOKEN_WIDTH)} {percent(p):>7} "),
+                ("class:raw", bar(row.p, max(3, min(BAR_WIDTH, width - 57))).ljust(3)),
+                ("class:drawn", f" {percent(row.p)}\n"),
             ]
         return out
 
@@ -143,21 +235,28 @@ class Stepper:
             if stage.n_kept != before.n_kept:
                 words.append(f"{stage.name} {stage.n_kept:,}")
         entropy = f"entropy {self.view.choice.entropy:.2f} nats"
-        return [("class:faint", f"  {' → '.join(words)};  {entropy}")]
-
-    def keys(self) -> StyleAndTextTuples:
-        """What can be pressed, or what has just happened."""
-        session = self.session
-        state = f"step {len(session.steps)}"
-        if session.finished:
-            state += ", the model has ended its turn"
-        if self.view.note:
-            state = self.view.note
-        out: StyleAndTextTuples = [("class:key", f"  {state}   ")]
-        for key, what in (("enter", "take →"), ("↑↓", "mark another"), ("backspace", "go back"),
-                          ("q", "quit")):  # fmt: skip
-            out += [("class:key", key), ("class:faint", f" {what}   ")]
+        out: StyleAndTextTuples = [("class:faint", f"  {' → '.join(words)};  {entropy}")]
+        if guess := self.view.guess:
+            text = "".join(self.session.tokenizer.token_texts(guess))
+            out += [("class:faint", ";  guessed from the text: "), ("class:raw", visible(text))]
         return out
+
+    def status(self) -> StyleAndTextTuples:
+        """Where this is, how the next token is drawn, and what has just happened."""
+        session = self.session
+        parts = [f"step {len(session.steps)}", f"temperature {session.params.temperature:g}"]
+        if len(self.branches) > 1:
+            parts.insert(0, f"branch {self.branch + 1} of {len(self.branches)}")
+        if session.finished:
+            parts.append("the model has ended its turn")
+        out: StyleAndTextTuples = [("class:key", "  " + ", ".join(parts))]
+        return [*out, ("class:forced", f"  {self.view.note}")] if self.view.note else out
+
+
+def fitted(text: str, width: int) -> str:
+    """Token text in exactly so many columns."""
+    shown = visible(text)
+    return shown[: width - 1] + "…" if len(shown) > width else shown.ljust(width)
 
 
 def prompt_text(session: Session) -> str:
@@ -168,52 +267,3 @@ def prompt_text(session: Session) -> str:
         ids = [session.prompt[i] for i in run]
         text += f"[image, {len(ids)} rows]" if is_image else session.tokenizer.decode(ids)
     return text
-
-
-def application(
-    stepper: Stepper, input: Input | None = None, output: Output | None = None
-) -> Application[None]:
-    """The full-screen program around a stepper."""
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    @keys.add(" ")
-    @keys.add("right")
-    def _take(event: KeyPressEvent) -> None:
-        stepper.take()
-
-    @keys.add("down")
-    @keys.add("up")
-    def _mark(event: KeyPressEvent) -> None:
-        stepper.mark(1 if event.key_sequence[0].key == "down" else -1)
-
-    @keys.add("backspace")
-    @keys.add("left")
-    def _back(event: KeyPressEvent) -> None:
-        stepper.back()
-
-    @keys.add("q")
-    @keys.add("c-c")
-    @keys.add("c-d")
-    def _quit(event: KeyPressEvent) -> None:
-        get_app().exit()
-
-    rule = Window(height=1, char="─", style="class:rule")
-    rows = stepper.n_candidates
-    layout = HSplit(
-        [
-            Window(FormattedTextControl(stepper.text, focusable=True), wrap_lines=True),
-            rule,
-            Window(FormattedTextControl(stepper.table), height=rows, dont_extend_height=True),
-            Window(FormattedTextControl(stepper.stages), height=1),
-            Window(FormattedTextControl(stepper.keys), height=1),
-        ]
-    )
-    return Application(
-        Layout(layout),
-        key_bindings=keys,
-        style=STYLE,
-        full_screen=True,
-        input=input,
-        output=output,
-    )
