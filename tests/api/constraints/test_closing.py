@@ -10,11 +10,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from tests.api.support import PREFIXES, Live
+from tests.api.support import MODEL, PREFIXES, Live
 from tinyllm.api.constraints.closing import Format, TokenForms, margin_of, strings_are_free
 from tinyllm.api.constraints.grammar import Grammars, json_grammar
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.json_text import JsonText
+from tinyllm.api.constraints.tool_calls import CLOSE, OPEN, CallReader, CallStart, write_call
+from tinyllm.api.contract.chat_completions import read_chat
+from tinyllm.api.contract.dialect import O as DIALECT
+from tinyllm.api.prompt.formats import answer_format, callable_tools
 from tinyllm.tokenizer import Tokenizer
 
 FORMATS = ["date", "date-time", "time", "uuid", "email", "duration"]
@@ -123,6 +127,103 @@ def test_every_budget_gives_what_parses_and_fits(
     ):
         text = answer(format, tokenizer, forms, budget, style, seed)
         jsonschema.validate(json.loads(text), schema)
+
+
+# -- calls of tools --------------------------------------------------------------------------
+
+
+def tool(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def format_of(server: Live, tools: list[dict[str, Any]], **more: Any) -> Format:
+    """What a request with these tools is held to, as the planner makes it."""
+    message = {"role": "user", "content": "Hi"}
+    body = {"model": MODEL, "messages": [message], "tools": tools, **more}
+    request = read_chat(body, DIALECT)
+    model = server.service.model(MODEL)
+    format, _ = answer_format(request, model, callable_tools(request), (), lambda: False)
+    assert format is not None
+    return format
+
+
+def calls_in(text: str) -> list[tuple[str, Any]]:
+    """(name, arguments) of each call; all of them must be whole."""
+    reader, found = CallReader(), []
+    for piece in reader.push(text):
+        if isinstance(piece, CallStart):
+            found.append([piece.name, ""])
+        else:
+            found[-1][1] += piece.text
+    assert text.count(OPEN) == text.count(CLOSE) == len(found) > 0, text
+    return [(name, json.loads(arguments)) for name, arguments in found]
+
+
+@pytest.mark.parametrize("choice", ["named", "required", "required, one at most"])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_budget_gives_calls_that_parse_and_fit(
+    scripted: Live, forms: TokenForms, tokenizer: Tokenizer, seed: int, choice: str
+) -> None:
+    rng = random.Random(seed)
+    schemas = {
+        name: {"type": "object",
+               "properties": {"it": random_schema(rng, 1), "at": {"type": "number"}},
+               "required": ["it"], "additionalProperties": False}
+        for name in ("look_up", "add", "go")
+    }  # fmt: skip
+    tools = [tool(name, schema) for name, schema in schemas.items()]
+    wanted: dict[str, Any] = {"tool_choice": "required"}
+    if choice == "named":
+        wanted = {"tool_choice": {"type": "function", "function": {"name": "add"}}}
+    elif choice != "required":
+        wanted["parallel_tool_calls"] = False
+    format = format_of(scripted, tools, **wanted)
+    shortest = format.shortest()
+    assert shortest > 0
+    for budget, style in zip(
+        (shortest, shortest + 1, shortest + 9, 2 * shortest + 30, 160),
+        ("digits", "chance", "likes", "digits", "chance"),
+        strict=True,
+    ):
+        calls = calls_in(answer(format, tokenizer, forms, budget, style, seed))
+        for name, arguments in calls:
+            assert choice != "named" or name == "add"
+            jsonschema.validate(arguments, schemas[name])
+        assert choice != "required, one at most" or len(calls) == 1
+
+
+@pytest.mark.parametrize("spare", [0, 1, 5, 20])
+def test_what_has_room_is_not_cut(
+    scripted: Live, tokenizer: Tokenizer, forms: TokenForms, spare: int
+) -> None:
+    """A call that just fits is written as the model wants it, with parallel calls allowed."""
+    schema = {"type": "object", "properties": {"location": {"type": "string"},
+              "unit": {"enum": ["celsius", "fahrenheit"]}}, "required": ["location"]}  # fmt: skip
+    format = format_of(scripted, [tool("get_weather", schema)], tool_choice="required")
+    wanted = write_call("get_weather", {"location": "Boston, Massachusetts"})
+    eos = frozenset(tokenizer.eos_ids)
+    guide, said, n_tokens = Guides(tokenizer, None, format, (), eos, 999)(0), b"", 0
+    while said != wanted.encode():  # how many tokens it takes, one letter or more at a time
+        token = next_of(wanted, said, guide, forms)
+        guide.accept(token)
+        said, n_tokens = said + forms.tokens[token], n_tokens + 1
+    budget = n_tokens + spare
+    guide, said = Guides(tokenizer, None, format, (), eos, budget)(0), b""
+    for _ in range(budget):
+        token = next_of(wanted, said, guide, forms)
+        said += forms.tokens[token] if token not in eos else b""
+        if guide.accept(token):
+            break
+    assert said.decode() == wanted
+
+
+def next_of(wanted: str, said: bytes, guide: Any, forms: TokenForms) -> int:
+    """The forced token, or the longest one that leads on to what is wanted."""
+    if forced := guide.forced():
+        return int(forced[0])
+    rest, allowed = wanted.encode()[len(said) :], np.flatnonzero(guide.allowed())
+    fitting = [int(t) for t in allowed if forms.tokens[t] and rest.startswith(forms.tokens[t])]
+    return max(fitting, key=lambda t: len(forms.tokens[t]), default=int(allowed[0]))
 
 
 def test_numbers_are_bounded_and_their_exponents(

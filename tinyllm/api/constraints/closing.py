@@ -7,15 +7,21 @@ when the tokens that are left just suffice to close what is open, closing is all
 The way to close is found by trying: from a copy of the grammar's state, tokens are taken that end
 things (a quote inside a string, a brace, the shortest value where one is due) until the grammar is
 content. It needn't be the shortest way of all; it is a way, and what it costs is known.
+
+While far more tokens are left than the way takes, nothing is done. Near the limit (within a margin:
+what one token may open) a token may come only if there is room for the way behind it: text inside a
+plain string, which costs nothing; and of the rest the few that could matter, each tried.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,6 +34,7 @@ from tinyllm.api.constraints.least import openings
 MAX_DIGITS = 15  # of a number: what a double holds exactly
 MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
 MAX_STEPS = 200  # of one try
+MAX_TRIED = 12  # tokens whose ways are tried before one answer's token
 ENOUGH = 2  # ways, of which the shorter is taken
 TRIES = 8  # beyond the first, where a pattern leaves no obvious way
 
@@ -52,12 +59,20 @@ class TokenForms:
         for i, raw in enumerate(tokens):
             ids.setdefault(raw, i)
         self.in_string = [ids[raw] for raw in _IN_STRING if raw in ids]
-        self.elsewhere = [ids[raw] for raw in _ELSEWHERE if raw in ids]
+        forms = (*_ELSEWHERE, *(b" " + raw for raw in _ELSEWHERE), b" ")  # behind a colon or comma
+        self.elsewhere = [ids[raw] for raw in forms if raw in ids]
         self.hints = [ids[raw] for raw in _HINTS if raw in ids]
+        self._sorted = sorted(ids.items())  # bytes → id, in the order of the bytes
         self.leading_digits = np.array([_leading_digits(raw) for raw in tokens], np.int16)
         # Inside a string these leave everything as open as it was.
         self.plain = np.array([_is_plain(raw) for raw in tokens])
         self.lengths = np.array([len(raw) for raw in tokens], np.int16)
+
+    def extending(self, text: bytes) -> list[int]:
+        """Tokens that are `text` and something behind it."""
+        first = bisect_right(self._sorted, text, key=itemgetter(0))
+        longer = takewhile(lambda pair: pair[0].startswith(text), self._sorted[first:])
+        return [token for _, token in longer]
 
 
 def _leading_digits(raw: bytes) -> int:
@@ -141,6 +156,7 @@ class Closing:
         matcher: of the choice.
         forms: of the vocabulary.
         margin: tokens by which the way may get longer with one token of the answer.
+        more: the same of a token that ends all and begins anew: another call of a tool.
         free_strings: text inside a string never changes the way.
         stop_ids: tokens that end an answer.
     """
@@ -150,11 +166,12 @@ class Closing:
         matcher: Matcher,
         forms: TokenForms,
         margin: int,
+        more: int,
         free_strings: bool,
         stop_ids: frozenset[int],
     ) -> None:
         self._matcher, self._forms = matcher, forms
-        self._margin, self._free_strings = margin, free_strings
+        self._margin, self._more, self._free_strings = margin, more, free_strings
         self._stop_ids = list(stop_ids)
         self._text = JsonText()
         self._known = 0  # an upper bound of the way's length; 0: nothing is known yet
@@ -166,7 +183,7 @@ class Closing:
     def allowed(self, mask: Mask, n_left: int) -> Mask:
         """What of `mask` may come when `n_left` tokens are left, this one among them."""
         mask = bounded(mask, self._text, self._forms)
-        if n_left > self._known + self._margin and self._known:
+        if n_left > self._known + self._margin + self._more and self._known:
             return mask
         way = self._standing
         if way is None:
@@ -183,18 +200,53 @@ class Closing:
             and self._forms.tokens[way[0]].startswith(b'"')
             and 2 * int(mask[self._forms.plain].sum()) > int(self._forms.plain.sum())
         )
-        if n_left > len(way) + self._margin:
+        if n_left > len(way) + self._margin + (
+            self._more if self._may_begin_anew(mask, way) else 0
+        ):
             return mask
+        return self._with_room(mask, way, n_left)
+
+    def _may_begin_anew(self, mask: Mask, way: Sequence[int]) -> bool:
+        """Whether one token may be the whole of the way, and the beginning of more."""
+        if not self._more:
+            return False
+        text = b"".join(self._forms.tokens[token] for token in way)
+        return not text or bool(mask[self._forms.extending(text)].any())
+
+    def _with_room(self, mask: Mask, way: list[int], n_left: int) -> Mask:
+        """What of `mask` leaves room for a way to close; `way` is one from here."""
         only = np.zeros_like(mask)
-        if not way:  # all is closed, and what might be opened now couldn't be
-            only[self._stop_ids] = mask[self._stop_ids]
-            return only if only.any() else mask
-        if self._free_now and n_left > len(way) + 1:
-            only = mask & self._forms.plain
+        if way:
+            only[way[0]] = True
         else:
+            only[self._stop_ids] = mask[self._stop_ids]
+        if n_left > len(way):
+            if self._free_now:
+                only |= mask & self._forms.plain
+            for token in self._worth_trying(mask & ~only):
+                only[token] = self._fits(token, n_left - 1)
+        if not only.any():
+            return mask
+        if way and only.sum() == 1 < mask.sum():
             self._way, self.begun = way, True
-        only[way[0]] = True
         return only
+
+    def _worth_trying(self, mask: Mask) -> list[int]:
+        """Every token, if there are few; else those that end, begin and separate things."""
+        if int(mask.sum()) <= MAX_TRIED:
+            return [int(token) for token in np.flatnonzero(mask)]
+        forms = self._forms
+        likely = (*forms.in_string, *forms.hints) if self._text.in_string else forms.elsewhere
+        likely = sorted(likely, key=lambda token: bool(forms.leading_digits[token]))  # digits last
+        return [token for token in likely if mask[token]][:MAX_TRIED]
+
+    def _fits(self, token: int, n_left: int) -> bool:
+        """Whether there is a way to close behind `token` within `n_left` tokens."""
+        matcher, text = self._matcher.copy(), self._text.copy()
+        matcher.accept(token)
+        text.push(self._forms.tokens[token])
+        way = _try(matcher, text, self._forms, None)
+        return way is not None and len(way) <= n_left
 
     def forced(self) -> Sequence[int]:
         """What is left of the way that is being gone."""
@@ -209,7 +261,7 @@ class Closing:
             self._standing = self._standing[1:]
         elif not same:
             self._standing = None
-            self._known += self._margin if self._known else 0
+            self._known += self._margin + self._more if self._known else 0
         self._text.push(self._forms.tokens[token])
 
 
@@ -221,10 +273,11 @@ class Format:
     forms: TokenForms
     margin: int
     free_strings: bool
+    more: int = 0
 
     def closing(self, matcher: Matcher, stop_ids: frozenset[int]) -> Closing:
         """Of one choice, at its start."""
-        return Closing(matcher, self.forms, self.margin, self.free_strings, stop_ids)
+        return Closing(matcher, self.forms, self.margin, self.more, self.free_strings, stop_ids)
 
     def shortest(self) -> int:
         """Tokens of a short answer that fits; 0 if none was found."""

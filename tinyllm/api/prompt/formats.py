@@ -60,13 +60,13 @@ def answer_format(
 def _format(
     grammar: Grammar, model: ServedModel, schemas: Sequence[Mapping[str, Any]], more: str = ""
 ) -> Format:
-    """With what it takes to end an answer; `more` is a text that may be begun besides."""
+    """With what it takes to end an answer; `more` is a text that may be begun behind it."""
 
     def count(text: str) -> int:
         return len(model.tokenizer.encode(text))
 
-    margin = margin_of(schemas, count) + (count(more) if more else 0)
-    return Format(grammar, model.token_forms, margin, strings_are_free(schemas))
+    margin, anew = margin_of(schemas, count), count(more) if more else 0
+    return Format(grammar, model.token_forms, margin, strings_are_free(schemas), anew)
 
 
 def _format_of_calls(
