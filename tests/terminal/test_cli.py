@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.llama_folders import write_folder
+from tinyllm import __version__
 from tinyllm.terminal.cli import app
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -30,13 +27,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tinyllm(*args: str, piped: str | None = None) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(args), input=piped)
     return result.exit_code, result.output
-
-
-def server(*args: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "server.py", *args], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stderr + done.stdout
 
 
 def test_list_show_and_rm(root: Path) -> None:
@@ -65,32 +55,11 @@ def test_a_question_on_the_command_line_is_answered_and_nothing_else(root: Path)
     assert "standard input is empty" in text
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--max-bach", "3"], "did you mean --max-batch?"),
-        (["--dtype", "q9"], "--dtype"),
-        (["--port", "99999"], "--port must be from 0 to 65535"),
-        (["--host", "0.0.0.0"], "--api-key"),
-        (["--model", "smollm2-135-instruct"], "Did you mean smollm2-135m-instruct?"),
-        (["--model", "/no/such/folder"], "/no/such/folder"),
-    ],
-)
-def test_a_mistake_is_one_sentence(args: list[str], says: str) -> None:
-    code, text = server(*args)
-    assert code != 0
-    assert says in text
-    assert "Traceback" not in text
-    assert "usage:" not in text
-    assert len(text.strip().splitlines()) == 1
+def test_the_version_is_told() -> None:
+    assert tinyllm("--version") == (0, f"tinyllm {__version__}\n")
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    """Before `pip install`: a Python that has none of our packages."""
-    done = subprocess.run(
-        [sys.executable, "-S", "server.py"],  # -S: no site-packages
-        cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": ""},
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "is missing; install tinyllm first: pip install ." in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_can_be_had_is_named_by_its_nearest_name(root: Path) -> None:
+    for command in ("show", "rm"):
+        result = CliRunner().invoke(app, [command, "smal"])
+        assert "did you mean small?" in str(result.exception)

@@ -85,6 +85,9 @@ def resolve(name_or_path: str | os.PathLike[str], *, accept_license: bool = Fals
         return _from_file(path, accept_license)
     if path.is_file():
         raise FetchError(f"{path} is not a model: give a folder, a .whl or a .gguf file")
+    if path.name != text:  # a path, not a name
+        hub = f"; of the hub, write hf:{text}" if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) else ""
+        raise FetchError(f"there is no folder or file {path}{hub}")
     return ensure(text)  # says which names there are
 
 

@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 import platformdirs
 import typer
 
-from tinyllm.errors import TinyllmError, printable
+from tinyllm.errors import TinyllmError
+from tinyllm.terminal.mistakes import run, tell_version
 
 if TYPE_CHECKING:
     from tinyllm.lm import LM
 
 app = typer.Typer(
-    help="A transformer runtime that you can read, step through and serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="What this is")
+    ] = False,
+) -> None:
+    """A transformer runtime that you can read, step through and serve."""
 
 
 @app.command()
@@ -438,8 +447,4 @@ def _check_dtype(dtype: str) -> None:
 
 def main() -> None:
     """Run a command; an error that a person can mend is one clear line, not a traceback."""
-    try:
-        app()
-    except TinyllmError as error:
-        typer.echo(f"tinyllm: {printable(str(error))}", err=True)
-        raise SystemExit(1) from None
+    raise SystemExit(run(app))

@@ -41,13 +41,14 @@ def listen(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for listener in sockets:
             listener.close()
-        raise ValueError(f"can't listen on {host} port {port}: {_reason(error)}") from None
+        reason = _reason(error, host, port)
+        raise ValueError(f"can't listen on {host} port {port}: {reason}") from None
     return sockets
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program does already; --port 0 takes a free one"
+        return f"another program does already; --port {_free_port(host, port)} is free"
     if error.errno in (errno.EACCES, errno.EPERM):
         return "this user may not; take a port above 1023"
     if isinstance(error, socket.gaierror):
@@ -55,6 +56,20 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine doesn't have that address; see --host"
     return error.strerror or str(error)
+
+
+def _free_port(host: str, taken: int) -> int:
+    """The first port above `taken` that is free just now; 0, which finds one, if none is near."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in range(taken + 1, min(taken + 100, 65536)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    return 0
 
 
 def raise_file_limit() -> int:
