@@ -110,8 +110,9 @@ def test_a_streams_events_are_the_documented_ones_in_order(scripted: Live) -> No
     assert found[2]["item"]["content"] == [] and found[3]["part"]["text"] == ""
 
 
-def test_a_call_and_what_came_of_it(scripted: Live) -> None:
-    body = {"input": "Weather?", "tools": [TOOL], "tool_choice": "required"}
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": TOOL["name"]}])
+def test_a_call_and_what_came_of_it(scripted: Live, choice: Any) -> None:
+    body = {"input": "Weather?", "tools": [TOOL], "tool_choice": choice}
     found = events(scripted, **body)
     arguments = [e for e in found if e["type"].startswith("response.function_call_arguments")]
     assert "".join(e["delta"] for e in arguments[:-1]) == arguments[-1]["arguments"]

@@ -16,7 +16,7 @@ from tinyllm.api.contract.chat_completions import ChatRequest, Effort
 from tinyllm.api.contract.errors import ApiError, Loc, invalid
 from tinyllm.api.contract.fields import WHOLE, FunctionName, Open, Positive, fail, read
 from tinyllm.api.contract.sampling import SampledRequest
-from tinyllm.api.contract.tools import NamedFunction, NamedTool, ResponseFormat
+from tinyllm.api.contract.tools import ResponseFormat
 
 Json = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
@@ -212,8 +212,7 @@ def _options(request: ResponsesRequest, n_ctx: int) -> Json:
         ]
     choice = request.tool_choice
     if isinstance(choice, NamedChoice):
-        named = NamedFunction(name=choice.name)
-        options["tool_choice"] = NamedTool(type="function", function=named)
+        options["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     elif request.tools:
         options["tool_choice"] = choice
     wanted = request.text.format if request.text else None

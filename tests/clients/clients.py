@@ -1,0 +1,42 @@
+"""Which clients are held, and what each needs: a row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client's script, and the environment in which it runs."""
+
+    title: str
+    script: str  # a file of this folder
+    environment: str  # of `ENVIRONMENTS`
+    pointed: str  # how it is told where the server is, for the table
+
+
+ENVIRONMENTS = {  # pip requirements; what can't be installed together stands apart
+    "main": (
+        "openai==3.3.0", "pydantic-ai-slim[openai]==2.38.0", "openai-agents==0.24.0",
+        "langchain-openai==1.7.4", "instructor==1.17.0", "llm==0.36", "smolagents[openai]==1.26.0",
+        "litellm==1.110.2",
+    ),
+    "dspy": ("dspy==3.4.1",),
+    "llama-index": ("llama-index-llms-openai==0.8.3",),
+}  # fmt: skip
+
+_BY_VARIABLE = "`OPENAI_BASE_URL`"
+_BY_ARGUMENT = "`api_base=…`"
+
+CLIENTS = (
+    Client("openai-python", "openai_python.py", "main", _BY_VARIABLE),
+    Client("pydantic-ai", "pydantic_ai_.py", "main", _BY_VARIABLE),
+    Client("openai-agents", "openai_agents.py", "main", _BY_VARIABLE),
+    Client("LangChain", "langchain_openai_.py", "main", _BY_VARIABLE),
+    Client("instructor", "instructor_.py", "main", _BY_VARIABLE),
+    Client("litellm", "litellm_.py", "main", _BY_ARGUMENT),
+    Client("smolagents", "smolagents_.py", "main", _BY_ARGUMENT),
+    Client("llm", "llm_.py", "main", "`extra-openai-models.yaml`"),
+    Client("LlamaIndex", "llama_index_.py", "llama-index", f"{_BY_ARGUMENT}, and an `--alias`"),
+    Client("DSPy", "dspy_.py", "dspy", _BY_ARGUMENT),
+)

@@ -1,0 +1,107 @@
+"""Run every client against one server, and hold the table of the API's page to what came of it.
+
+    python -m tests.clients.run             # all; exit status 1 if anything fails
+    python -m tests.clients.run llm DSPy    # some
+    python -m tests.clients.run --write     # and write the table anew
+
+Each client has a script beside this file and runs in an environment that holds clients alone, made
+by uv in a temporary folder (or in $TINYLLM_CLIENTS, which is kept). A script says in a line of JSON
+what each of its checks came to (`checks.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.clients.clients import CLIENTS, ENVIRONMENTS, Client
+from tests.load import servers
+from tinyllm.fetch import catalog
+
+HERE = Path(__file__).parent
+PAGE = Path(__file__).parents[2] / "tinyllm/api/README.md"
+BEGIN, END = "<!-- clients: python -m tests.clients.run --write -->\n", "<!-- /clients -->"
+LIMIT = 240  # seconds a client
+ALIASES = ("gpt-3.5-turbo", "gpt-3.5-turbo-instruct")  # names that a client can't do without
+QUIET = {  # no client may wait for a network that isn't there
+    "OPENAI_API_KEY": "unused", "PYTHONWARNINGS": "ignore", "DO_NOT_TRACK": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1",
+}  # fmt: skip
+
+
+def make_environment(folder: Path, name: str) -> Path:
+    """The Python of an environment, made if it isn't there."""
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "--quiet", folder / name], check=True)
+        install = [*uv, "pip", "install", "--quiet", "--python", python, *ENVIRONMENTS[name]]
+        subprocess.run(install, check=True)
+    return python
+
+
+def run(client: Client, folder: Path, url: str) -> list[dict[str, Any]]:
+    """What a client's script says, a line each; a script that breaks off says so."""
+    command = [make_environment(folder, client.environment), HERE / client.script]
+    environment = {**os.environ, **QUIET, "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url}
+    environment["TINYLLM_MODEL"] = catalog.DEFAULT
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return [{"check": "the script", "ok": False, "why": f"took longer than {LIMIT} s"}]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode and all(line.get("ok", True) for line in lines):
+        lines.append({"check": "the script", "ok": False, "why": done.stderr[-2000:]})
+    return lines
+
+
+def row(client: Client, lines: Sequence[dict[str, Any]]) -> str:
+    """A client's row of the table."""
+    version = next((line["version"] for line in lines if "version" in line), "?")
+    checks = [line["check"] + ("" if line["ok"] else " **fails**") for line in lines[1:]]
+    return f"| {client.title} {version} | {client.pointed} | {'; '.join(checks)} |\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run them, say what fails, and compare or write the table."""
+    wanted = [argument for argument in arguments if not argument.startswith("-")]
+    chosen = [client for client in CLIENTS if not wanted or client.title in wanted]
+    options = [word for name in ALIASES for word in ("--alias", f"{name}={catalog.DEFAULT}")]
+    with tempfile.TemporaryDirectory() as made, servers.tinyllm(*options) as server:
+        folder = Path(os.environ.get("TINYLLM_CLIENTS", made)).resolve()
+        for name in ENVIRONMENTS:
+            make_environment(folder, name)
+        url = f"http://127.0.0.1:{server.port}/v1"
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda client: run(client, folder, url), chosen))
+    table = "| client | pointed here by | what is held |\n|---|---|---|\n"
+    failed = 0
+    for client, lines in zip(chosen, found, strict=True):
+        table += row(client, lines)
+        for line in lines:
+            if not line.get("ok", True):
+                failed += 1
+                print(f"{client.title}: {line['check']}\n{line['why']}")
+    print(table)
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    old, after = rest.split(END)
+    if "--write" in arguments:
+        PAGE.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+    elif not wanted and old != table:
+        print(f"The table of {PAGE.name} says otherwise: --write makes it anew.")
+        failed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
