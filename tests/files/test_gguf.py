@@ -23,7 +23,10 @@ QUANTISED = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kin
 
 def test_every_kind_that_the_library_dequantises_is_read() -> None:
     named = {kind.name for kind in gguf.quants._type_traits} | {"F32", "F16"}
-    assert set(KINDS) == named == {block.name for block in BLOCK_TYPES.values()}
+    assert set(KINDS) == named
+    sizes = {Kind[b.name]: (b.values, b.nbytes) for b in BLOCK_TYPES.values()}
+    assert sizes == {kind: gguf.constants.GGML_QUANT_SIZES[kind] for kind in sizes}
+    assert all(Kind[block.name] == number for number, block in BLOCK_TYPES.items())
 
 
 @pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tinyllm.files.gguf import BlockType
@@ -47,6 +45,10 @@ def values(raw: NDArray[np.uint8], block: BlockType, shape: tuple[int, ...]) -> 
     rows = raw.reshape(-1, shape[-1] // block.values * block.nbytes)
     if block.name == "F16":
         return rows.view("<f2").astype(np.float32).reshape(shape)
+    # Here, for it takes a while to import, and the kinds that people use are read without it.
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
     with np.errstate(invalid="ignore", over="ignore"):
         return dequantize(rows, GGMLQuantizationType[block.name]).reshape(shape)
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from tinyllm.errors import FetchError
@@ -66,17 +65,37 @@ class BlockType(NamedTuple):
     nbytes: int
 
 
-# The kinds of blocks that are read: all that the `gguf` package turns back into numbers.
-KINDS = [
-    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S",
-    "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
-]  # fmt: skip
-BLOCK_TYPES = {  # by ggml's number (ggml.h, enum ggml_type)
-    kind.value: BlockType(kind.name, *GGML_QUANT_SIZES[kind])
-    for kind in GGMLQuantizationType
-    if kind.name in KINDS
+# The kinds of blocks that are read, by ggml's number (ggml.h, enum ggml_type): all that the `gguf`
+# package turns back into numbers. That package has the same table, and takes a while to import.
+BLOCK_TYPES = {
+    0: BlockType("F32", 1, 4),
+    1: BlockType("F16", 1, 2),
+    30: BlockType("BF16", 1, 2),
+    2: BlockType("Q4_0", 32, 18),
+    3: BlockType("Q4_1", 32, 20),
+    6: BlockType("Q5_0", 32, 22),
+    7: BlockType("Q5_1", 32, 24),
+    8: BlockType("Q8_0", 32, 34),
+    10: BlockType("Q2_K", 256, 84),
+    11: BlockType("Q3_K", 256, 110),
+    12: BlockType("Q4_K", 256, 144),
+    13: BlockType("Q5_K", 256, 176),
+    14: BlockType("Q6_K", 256, 210),
+    34: BlockType("TQ1_0", 256, 54),
+    35: BlockType("TQ2_0", 256, 66),
+    39: BlockType("MXFP4", 32, 17),
+    40: BlockType("NVFP4", 64, 36),
+    19: BlockType("IQ1_S", 256, 50),
+    29: BlockType("IQ1_M", 256, 56),
+    16: BlockType("IQ2_XXS", 256, 66),
+    17: BlockType("IQ2_XS", 256, 74),
+    22: BlockType("IQ2_S", 256, 82),
+    18: BlockType("IQ3_XXS", 256, 98),
+    21: BlockType("IQ3_S", 256, 110),
+    20: BlockType("IQ4_NL", 32, 18),
+    23: BlockType("IQ4_XS", 256, 136),
 }
+KINDS = [block.name for block in BLOCK_TYPES.values()]
 
 
 @dataclass(frozen=True)
@@ -247,8 +266,28 @@ class GGUF:
                 n = self._count(f"the length of {key!r}", smallest=size)
                 return np.frombuffer(self._bytes(n * size, key), np.dtype(code).newbyteorder("<"))
             n = self._count(f"the length of {key!r}", smallest=8)
+            if item == STRING:
+                return self._strings(n, key)
             return [self._value(item, key, depth + 1) for _ in range(n)]
         raise self._broken(f"gives the metadata key {key!r} an unknown type {kind}")
+
+    def _strings(self, n: int, key: str) -> list[str]:
+        """n strings in a row: a vocabulary, so in as few steps as that takes."""
+        data, pos, length = self._map, self._pos, struct.Struct("<Q").unpack_from
+        found = []
+        try:
+            for _ in range(n):
+                start = pos + 8
+                pos = start + length(data, pos)[0]
+                found.append(data[start:pos].decode("utf-8"))
+                if pos > len(data):
+                    raise self._broken(f"is cut short: it ends inside {key!r}")
+        except struct.error:
+            raise self._broken(f"is cut short: it ends inside {key!r}") from None
+        except UnicodeDecodeError as error:
+            raise self._broken(f"has a string in {key!r} that is not UTF-8") from error
+        self._pos = pos
+        return found
 
     def _broken(self, what: str) -> FetchError:
         return FetchError(f"{self.path} {what}: it is damaged, or no GGUF file; fetch it again")
