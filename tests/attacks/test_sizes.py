@@ -65,6 +65,8 @@ BODIES: dict[str, tuple[str, Any]] = {
     "a wide list": (CHAT, b'{"a": [' + b"[]," * 9_000_000 + b"[]]}"),
     "a deep one": (CHAT, deep(5_000_000)),
     "a string without end": (CHAT, b'{"a": "' + b"x" * 4 * MB),
+    "a key without end": (CHAT, b'{"' + b"x" * 4 * MB),
+    "bytes that are no text": (CHAT, b'{"a": "' + b"\xff" * 4 * MB),
     "escapes": (CHAT, b'{"a": "' + b"\\u00e9" * 600_000 + b'"}'),
     "unknown keys": (CHAT, chat() | {f"k{i}": i for i in range(4_000)}),
     "an image that is text": (CHAT, chat([{"type": "text", "text": IMAGE + LONG * 20}])),

@@ -145,6 +145,8 @@ def test_422_detail_on_s_is_the_pages_family(scripted: Live) -> None:
 HOSTILE: list[tuple[str, bytes, str | None]] = [
     ("empty", b"", None),
     ("not json", b"{", None),
+    ("list of members", b'["model", 1, "n", ]', None),
+    ("open key", b'{"model": "m", "us', None),
     ("byte outside", b'{"model": "m"}\xff', None),
     ("nested key", b'{"user": {"model": 1, "n" 2}}', "user"),
     ("cut short", b'{"model": "x", "messages": [', "messages"),

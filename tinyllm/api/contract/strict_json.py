@@ -21,6 +21,7 @@ MAX_MARKS = 150_000  # commas and opening brackets in a document, which bound it
 MAX_CONTAINERS = 20_000  # objects and lists in a document
 MAX_ENTRIES = 4096  # of one object or list; of numbers there may be more
 MAX_DIGITS = 19  # of a 64-bit integer
+READ_TWICE = 1 << 20  # letters of a broken document in which the fault's field is looked for
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -30,8 +31,13 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_MARKS:
         raise _too_many(f"The body holds more than {MAX_MARKS:,} commas and brackets")
-    # A byte that isn't UTF-8 becomes half a surrogate pair, so that it is found at its place too.
-    text = body.decode("utf-8", "surrogateescape")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if len(body) > READ_TWICE:
+            raise _not_json(f"it is not UTF-8 (byte {error.start})") from None
+        # Such a byte becomes half a surrogate pair, and is found at its place as these are.
+        text = body.decode("utf-8", "surrogateescape")
     if text.startswith("\ufeff"):
         raise _not_json("it starts with a byte order mark") from None
     try:
@@ -116,23 +122,27 @@ def _is_text(value: str) -> bool:
     return True
 
 
-_MEMBER = re.compile(r'[ \t\n\r{,]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:[ \t\n\r]*')
+_GAP = re.compile(r"[ \t\n\r,:]*")  # what stands between keys and values
 
 
 def _unreadable_member(text: str) -> Loc:
-    """The top-level key whose value the parser can't read, () if it fails between members."""
-    decoder, end = json.JSONDecoder(parse_int=_integer), 0
-    while (member := _MEMBER.match(text, end)) is not None:
-        try:
-            _, end = decoder.raw_decode(text, member.end())
-        except (ValueError, RecursionError):
-            return _as_loc(member[1])
-    return ()
+    """The top-level key whose value the parser can't read; () if it fails elsewhere.
 
-
-def _as_loc(quoted_key: str) -> Loc:
+    Keys and values are read one by one until that fails: by the same parser, so only where the
+    document is short enough to be read twice.
+    """
+    decoder, key = json.JSONDecoder(parse_int=_integer), None
+    end = text.find("{") + 1
     try:
-        key = json.loads(quoted_key)
-    except ValueError:
-        return ()
-    return (key,) if _is_text(key) else ()
+        while len(text) <= READ_TWICE:
+            key, end = decoder.raw_decode(text, _after_gap(text, end))
+            _, end = decoder.raw_decode(text, _after_gap(text, end))
+            key = None
+    except (ValueError, RecursionError):
+        pass
+    return (key,) if isinstance(key, str) and _is_text(key) else ()
+
+
+def _after_gap(text: str, start: int) -> int:
+    gap = _GAP.match(text, start)
+    return start if gap is None else gap.end()
