@@ -11,7 +11,7 @@ import platformdirs
 import typer
 
 from tinyllm.errors import TinyllmError
-from tinyllm.terminal.mistakes import run, tell_version
+from tinyllm.terminal.mistakes import check_dtype, run, tell_version
 
 if TYPE_CHECKING:
     from tinyllm.lm import LM
@@ -302,7 +302,7 @@ def bench(
     from tinyllm.measure import bench as benchmark
     from tinyllm.terminal.console import Console
 
-    _check_dtype(dtype)
+    check_dtype(dtype)
     program = _peer(peer, "llama-bench")
     if program is not None and not peer_model:
         raise typer.BadParameter("--peer needs a GGUF file", param_hint="--peer-model")
@@ -346,7 +346,9 @@ def verify(
 @app.command("compile")
 def compile_ahead(
     model: Model = "smollm2-135m-instruct",
-    dtype: Annotated[list[str] | None, typer.Option(help="A format; repeatable")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="A format; repeatable [the checkpoint's own]")
+    ] = None,
 ) -> None:
     """Compile the kernels of a model ahead, for an image or an installation that is read-only.
 
@@ -355,11 +357,13 @@ def compile_ahead(
     from tinyllm.compiled import CompiledModel
     from tinyllm.config import ModelConfig
     from tinyllm.kernels import cache, draw
+    from tinyllm.kernels.own_format import own_format
 
     folder = _language_model(model)
     draw.prepare()
-    for name in dtype or ["q8"]:
-        _check_dtype(name)
+    for name in dtype or ["auto"]:
+        check_dtype(name)
+        name = own_format(folder) if name == "auto" else name
         CompiledModel(ModelConfig.from_folder(folder), folder, name, 1, kv_cache_mb=1)
     place = cache.writable()
     if place is None:
@@ -379,7 +383,7 @@ def _load(model: str, dtype: str, backend: str) -> LM:
     from tinyllm.lm import load
     from tinyllm.terminal.console import Console
 
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if backend not in ("compiled", "reference"):
         raise typer.BadParameter(
             f"{backend!r} is neither compiled nor reference", param_hint="--backend"
@@ -434,15 +438,6 @@ def _peer(option: str | None, kind: str) -> Path | None:
     if name != kind or not Path(path).is_file():
         raise typer.BadParameter(f"must be {kind}=PATH of that program", param_hint="--peer")
     return Path(path)
-
-
-def _check_dtype(dtype: str) -> None:
-    from tinyllm.kernels.formats import FORMATS
-
-    if dtype not in ("auto", *FORMATS):
-        raise typer.BadParameter(
-            f"{dtype!r} is not one of auto, {', '.join(FORMATS)}", param_hint="--dtype"
-        )
 
 
 def main() -> None:

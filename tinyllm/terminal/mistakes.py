@@ -39,3 +39,13 @@ def tell_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tinyllm {tinyllm.__version__}")
         raise typer.Exit
+
+
+def check_dtype(dtype: str) -> None:
+    """BadParameter for what is no format."""
+    from tinyllm.kernels.formats import FORMATS
+
+    if dtype not in ("auto", *FORMATS):
+        raise typer.BadParameter(
+            f"{dtype!r} is not one of auto, {', '.join(FORMATS)}", param_hint="--dtype"
+        )

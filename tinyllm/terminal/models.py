@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tinyllm import fetch
 from tinyllm.config import read_json_object
 from tinyllm.fetch import catalog, local
 from tinyllm.fetch.local import LocalModel
@@ -28,6 +29,7 @@ def print_list(console: Console) -> None:
         table.add_row(model.name, _megabytes(model.weight_bytes + model.packed_bytes),
                       _licence(model.card), ", ".join(model.card.get("aliases", [])))  # fmt: skip
     console.print(table if here else "[dim]no model is here yet[/]")
+    console.print(f"[dim]in {escape(str(fetch.weights_root()))}[/]")
     names = {model.name for model in here}
     missing = [p.name for p in (*catalog.CATALOG, *catalog.ASSEMBLED) if p.name not in names]
     if missing:
