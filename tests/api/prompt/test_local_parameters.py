@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, S
@@ -105,3 +106,101 @@ def test_text_completions_know_them_too(scripted: Live, prefix: str, tokenizer: 
             "prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"}  # fmt: skip
     answer = scripted.post(f"{prefix}/completions", body).json()
     assert answer["choices"][0]["text"] == "The capital of France is"
+
+
+# -- every shape of request ------------------------------------------------------------------
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "chat/completions": {"messages": [{"role": "user", "content": "Hi"}]},
+    "completions": {"prompt": "Hi"},
+    "responses": {"input": "Hi"},
+}
+
+
+def asked(server: Live, prefix: str, path: str, **body: Any) -> Any:
+    limit = "max_output_tokens" if path == "responses" else "max_tokens"
+    more = {limit: body.pop("limit", 24)}
+    return server.post(f"{prefix}/{path}", {"model": MODEL, **SHAPES[path], **more, **body})
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    if "output" in answer:
+        return str(answer["output"][0]["content"][0]["text"])
+    choice = answer["choices"][0]
+    return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+@pytest.mark.parametrize("path", SHAPES)
+@pytest.mark.parametrize(
+    "more",
+    [{"min_p": 0.1}, {"repetition_penalty": 1.1}, {"min_tokens": 2}, {"ignore_eos": True},
+     {"stop_token_ids": [5]}, {"chat_template_kwargs": {"enable_thinking": False}},
+     {"guided_json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}],
+)  # fmt: skip
+def test_every_shape_knows_them(
+    scripted: Live, prefix: str, path: str, more: dict[str, Any]
+) -> None:
+    response = asked(scripted, prefix, path, **more)
+    assert response.status_code == 200, response.text
+    ignored = response.headers.get("x-ignored-params", "")
+    template = path == "completions" and "chat_template_kwargs" in more  # there is none
+    assert ignored == ("chat_template_kwargs" if template else "")
+    if more.keys() & {"guided_json", "structured_outputs"}:
+        assert set(json.loads(text_of(response.json()))) == {"ok"}
+
+
+@pytest.mark.parametrize("path", SHAPES)
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [({"min_p": 2}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"),
+     ({"min_tokens": -1}, "min_tokens"), ({"ignore_eos": "yes"}, "ignore_eos"),
+     ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"), ({"guided_json": "{"}, "guided_json"),
+     ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
+     ({"response_format": {"type": "grammar", "grammar": "a"}}, "response_format")],
+)  # fmt: skip
+def test_every_shape_refuses_by_name(
+    scripted: Live, prefix: str, path: str, more: dict[str, Any], param: str
+) -> None:
+    response = asked(scripted, prefix, path, **more)
+    assert response.status_code == (422 if prefix == S else 400), response.text
+    if path == "responses":
+        param = param.replace("response_format", "text.format")
+    assert response.json()["error"]["param"] == param
+
+
+CITY = {
+    "type": "object",
+    "properties": {"population": {"type": "number"}, "name": {"type": "string"}},
+    "required": ["population", "name"],
+}
+
+
+@pytest.mark.parametrize("path", SHAPES)
+@pytest.mark.parametrize("temperature", [0, 1, 2])
+def test_every_shape_ends_what_it_was_held_to(
+    scripted: Live, prefix: str, path: str, temperature: float
+) -> None:
+    """From the shortest budget on, which a smaller one is told of."""
+    named = {"name": "city", "schema": CITY}
+    wanted: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": named}}
+    if path == "responses":
+        wanted = {"text": {"format": {"type": "json_schema", **named}}}
+    refused = asked(scripted, prefix, path, limit=4, **wanted)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "max_tokens_too_small")
+    shortest = int(error["message"].split("takes ")[1].split(".")[0])
+    for limit in (shortest, shortest + 3, shortest + 30):
+        more = {**wanted, "limit": limit, "temperature": temperature, "seed": 7}
+        answer = asked(scripted, prefix, path, **more).json()
+        jsonschema.validate(json.loads(text_of(answer)), CITY)
+
+
+@pytest.mark.parametrize("path", SHAPES)
+def test_every_shape_tells_of_an_overflow_in_the_words_that_clients_match(
+    scripted: Live, prefix: str, path: str
+) -> None:
+    long = json.loads(json.dumps(SHAPES[path]).replace("Hi", "word " * 4000))
+    response = scripted.post(f"{prefix}/{path}", {"model": MODEL, **long})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert error["message"].startswith("This model's maximum context length is 2048 tokens")

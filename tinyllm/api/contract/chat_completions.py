@@ -12,8 +12,9 @@ from tinyllm.api.contract.dialect import Dialect
 from tinyllm.api.contract.errors import invalid
 from tinyllm.api.contract.fields import WHOLE, Natural, Open, Positive, fail, read
 from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
-from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS, SampledRequest
-from tinyllm.api.contract.tools import NamedFunction, NamedTool, ResponseFormat, Tool, ToolChoice
+from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS
+from tinyllm.api.contract.structured import StructuredRequest
+from tinyllm.api.contract.tools import NamedFunction, NamedTool, Tool, ToolChoice
 
 Effort = Literal["max", "xhigh", "high", "medium", "low", "minimal", "none"]
 
@@ -31,7 +32,7 @@ class Reasoning(Open):
         return self
 
 
-class ChatRequest(SampledRequest):
+class ChatRequest(StructuredRequest):
     """Generate an answer to a conversation."""
 
     messages: list[Message] = Field(min_length=1, description="The whole conversation so far")
@@ -47,48 +48,17 @@ class ChatRequest(SampledRequest):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     continue_final_message: bool | None = Field(
         None, description="Go on with the last message, the assistant's, instead of answering it"
     )
     add_generation_prompt: bool | None = Field(
         None, description="Accepted as the opposite of continue_final_message"
     )
-    guided_json: dict[str, Any] | str | None = Field(
-        None, description="Another name of response_format: a JSON Schema"
-    )
-    structured_outputs: dict[str, Any] | None = Field(
-        None, description='Another name of response_format: {"json": a JSON Schema}'
-    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Handed to the chat template; enable_thinking as reasoning.enabled"
     )
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _other_names(cls, body: Any) -> Any:
-        """`guided_json` and `structured_outputs.json` as the response_format that they are."""
-        if not isinstance(body, Mapping):
-            return body
-        schema, outputs = body.get("guided_json"), body.get("structured_outputs")
-        if isinstance(outputs, Mapping):
-            for name in outputs.keys() - {"json"}:
-                if outputs[name] is not None:
-                    raise fail("Only a JSON Schema can be followed", "structured_outputs", name)
-            schema = schema or outputs.get("json")
-        if schema is None:
-            return body
-        if body.get("response_format") is not None:
-            raise fail("Give either response_format or its other names", "response_format")
-        if isinstance(schema, str):
-            try:
-                schema = json.loads(schema)
-            except ValueError:
-                raise fail("It must be a JSON Schema", "guided_json") from None
-        named = {"name": "guided", "schema": schema}
-        return {**body, "response_format": {"type": "json_schema", "json_schema": named}}
 
     @model_validator(mode="after")
     def _rules(self) -> ChatRequest:

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from tinyllm.api.contract.errors import Loc
 from tinyllm.api.contract.fields import WHOLE, Natural, Positive, fail
-from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.contract.structured import StructuredRequest
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 MAX_PROMPT_LIST = 128
@@ -40,7 +40,7 @@ Prompts = Annotated[
 ]
 
 
-class CompletionRequest(SampledRequest):
+class CompletionRequest(StructuredRequest):
     """Go on with a text."""
 
     prompt: Prompts = Field(description="Text, or token ids; a list makes answers to each")

@@ -12,7 +12,7 @@ from tinyllm.api.constraints.least import least
 from tinyllm.api.constraints.tool_calls import calls_grammar, write_call
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.tools import JsonFormat, NamedTool, SchemaFormat, Tool
+from tinyllm.api.contract.tools import JsonFormat, NamedTool, ResponseFormat, SchemaFormat, Tool
 from tinyllm.api.prompt.served import ServedModel
 
 
@@ -36,11 +36,17 @@ def answer_format(
 
     Raises ApiError, and GivenUp once `gone` says that nobody waits for it any more.
     """
-    wanted = request.response_format
     if tools:
         grammar = _calls_grammar(request, model, tools, first, gone)
         parallel = request.parallel_tool_calls is not False
         return _format_of_calls(grammar, model, tools, parallel), ""
+    return wanted_format(request.response_format, model, gone)
+
+
+def wanted_format(
+    wanted: ResponseFormat | None, model: ServedModel, gone: Callable[[], bool]
+) -> tuple[Format | None, str]:
+    """A response format, and the same in words. Raises as `answer_format` does."""
     if isinstance(wanted, JsonFormat):
         text = json_grammar({"type": "object"})
         grammar = _compiled(model, text, gone, "response_format")

@@ -16,10 +16,11 @@ from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, 
 from tinyllm.api.contract.fields import unknown_fields
 from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
 from tinyllm.api.contract.sampling import MAX_PROMPTS, SampledRequest
+from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt.chat import Conversation, Layout, Picture, open_thinking, think_spec
 from tinyllm.api.prompt.decide import Score, decide
-from tinyllm.api.prompt.formats import answer_format, callable_tools
+from tinyllm.api.prompt.formats import answer_format, callable_tools, wanted_format
 from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.relax import relaxed
@@ -199,14 +200,26 @@ class Planner:
                 n_tokens = model.tokenizer.least_tokens(len(given))
             if n_tokens > _n_ctx(model):
                 raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
-        return await self._pools.planning.run(
-            client.share, self._plan_completion, request, dialect, model, ignored
+        request, dropped = relaxed(request)
+        workers = self._pools.for_conversation(False, request.response_format is not None)
+        plans = await workers.run(
+            client.share,
+            self._plan_completion,
+            *(request, dialect, model, ignored, lambda: client.gone),
         )
+        return [replace(plan, relaxed=tuple(dropped)) for plan in plans]
 
     def _plan_completion(
-        self, request: CompletionRequest, dialect: Dialect, model: ServedModel, ignored: list[str]
+        self,
+        request: CompletionRequest,
+        dialect: Dialect,
+        model: ServedModel,
+        ignored: Sequence[str],
+        gone: Callable[[], bool],
     ) -> list[Plan]:
         params, n = _sampling(request, dialect, model), self._n(request)
+        format, _ = wanted_format(request.response_format, model, gone)
+        shortest = format.shortest() if format is not None else 0
         plans = []
         for where, given in request.prompts():
             prompt = _bare_prompt(given, where, model)
@@ -214,6 +227,9 @@ class Planner:
             if n_prompt > _n_ctx(model):
                 raise context_length_exceeded(n_prompt, _n_ctx(model), *where)
             self._check_trace(request, model, n_prompt, n)
+            max_tokens = self._room(request.limit, prompt, model)
+            if 0 < max_tokens < shortest:
+                raise _too_short(max_tokens, shortest, None, request)
             plans.append(
                 Plan(
                     model=model,
@@ -221,9 +237,10 @@ class Planner:
                     dialect=dialect,
                     prompt=prompt,
                     params=params,
-                    max_tokens=self._room(request.limit, prompt, model),
+                    max_tokens=max_tokens,
                     n=n,
                     stops=request.stops,
+                    format=format,
                     stop_ids=_stop_ids(request, model),
                     min_tokens=request.min_tokens or 0,
                     logprobs=request.logprobs is not None,
@@ -295,10 +312,11 @@ TOO_SHORT = "max_tokens_too_small"
 
 
 def _too_short(
-    max_tokens: int, shortest: int, think: ThinkSpec | None, request: ChatRequest
+    max_tokens: int, shortest: int, think: ThinkSpec | None, request: StructuredRequest
 ) -> ApiError:
     thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
-    name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
+    other = "max_completion_tokens"  # a chat's
+    name = other if getattr(request, other, None) is not None else "max_tokens"
     return ApiError(
         400,
         f"{name} leaves {max_tokens} tokens; the shortest answer that fits the schema takes "

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from tinyllm.api.constraints.grammar import INNER_SCHEMAS, NAMED_SCHEMAS
-from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import Loc, invalid, path_of
-from tinyllm.api.contract.tools import SchemaFormat
+from tinyllm.api.contract.structured import StructuredRequest
+from tinyllm.api.contract.tools import SchemaFormat, Tool
+
+Asked = TypeVar("Asked", bound=StructuredRequest)
 
 # What llguidance calls "unimplemented keys"; a test holds the list against it.
 UNHELD = frozenset(
@@ -24,11 +26,11 @@ UNHELD = frozenset(
 )  # fmt: skip
 
 
-def relaxed(request: ChatRequest) -> tuple[ChatRequest, list[str]]:
+def relaxed(request: Asked) -> tuple[Asked, list[str]]:
     """The request without such keywords, and their places. ApiError where strictness is asked."""
     names: list[str] = []
     update: dict[str, Any] = {}
-    tools = list(request.tools or ())
+    tools: list[Tool] = list(getattr(request, "tools", None) or ())
     for i, tool in enumerate(tools):
         place: Loc = ("tools", i, "function", "parameters")
         schema, dropped = _without(tool.function.parameters, place, bool(tool.function.strict))
