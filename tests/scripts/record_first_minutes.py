@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -69,14 +68,14 @@ def record(picture: Path) -> None:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         server = subprocess.Popen(
-            [work / "venv" / "bin" / "python", "server.py", "--port", str(PORT)],
+            [work / "venv" / "bin" / "python", "server.py"],
             cwd=work / "tinyllm", env=env, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             assert server.stdout is not None
             for line in server.stdout:
-                recording.shown(re.sub(r"\s*\(.*?\)", "", line.strip().replace(folder, "…")))
+                recording.shown(line.strip().replace(folder, "…"))
                 if "ready on" in line:
                     break
             recording.after("ready")
