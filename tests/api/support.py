@@ -97,6 +97,10 @@ class ScriptRunner:
             tie_embeddings=True, bos_id=None, eos_ids=(self.eos,),
         )  # fmt: skip
 
+    def like_at_most(self, bonus: float) -> None:
+        """Bound what the fixed ranking gives, below the script's own tokens."""
+        np.minimum(self._ranking, bonus, out=self._ranking)
+
     def say(self, answer: str) -> None:
         self.script = [*self.tokenizer.encode(answer), self.eos]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tinyllm.api.answer.generation import Update
 from tinyllm.api.answer.reader import Piece
 from tinyllm.api.answer.run import Run
-from tinyllm.api.constraints.tool_calls import CallStart
+from tinyllm.api.constraints.call_reader import CallStart
 from tinyllm.api.contract.answers import (
     Chunk,
     ChunkChoice,
@@ -43,7 +43,7 @@ class ChunkWriter:
         self._created = plan.dialect.created(created)
         self._model = plan.named
         self._n = plan.n
-        self._calls = plan.calls
+        self._calls = plan.calls is not None and not plan.calls.words
         self._logprobs = plan.logprobs
         self._exclude = plan.hide_thought
         self._scores = plan.model.domain_aligned

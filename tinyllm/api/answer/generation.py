@@ -112,6 +112,7 @@ class Generation:
                 calls=plan.calls,
                 stops=plan.stops,
                 silent=plan.model.silent_ids | plan.stop_ids,
+                ends=plan.stop_ids | plan.model.stop_ids,
                 logprobs=plan.logprobs,
             )
             for _ in range(n)

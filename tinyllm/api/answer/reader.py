@@ -9,9 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyllm.api.constraints.call_reader import (
+    CallArguments,
+    CallReader,
+    CallSpec,
+    CallStart,
+    Found,
+    Words,
+)
 from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
-from tinyllm.api.constraints.tool_calls import CallArguments, CallReader, CallStart
 from tinyllm.api.contract.answers import TokenLogprob, TopLogprob
 from tinyllm.engine.types import Prompt, Started, Token
 from tinyllm.inside.trace_file import StepRecord
@@ -53,9 +60,10 @@ class ChoiceReader:
     Args:
         tokenizer: of the model.
         think: how the choice thinks; None if it doesn't.
-        calls: the answer is tool calls, written as `tool_calls` says; else it is words.
+        calls: how the answer's calls of tools are written; None where it is words alone.
         stops: strings that end the words.
         silent: tokens without a text of their own: what ends a turn, and other control tokens.
+        ends: those among them that end the answer.
         logprobs: whether pieces carry the log-probabilities of their tokens.
     """
 
@@ -64,9 +72,10 @@ class ChoiceReader:
         tokenizer: Tokenizer,
         *,
         think: ThinkSpec | None = None,
-        calls: bool = False,
+        calls: CallSpec | None = None,
         stops: Sequence[str] = (),
         silent: frozenset[int] = frozenset(),
+        ends: frozenset[int] = frozenset(),
         logprobs: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
@@ -75,8 +84,8 @@ class ChoiceReader:
         self._thoughts = StreamDecoder(tokenizer)
         self._words = StreamDecoder(tokenizer)
         self._stops = StopStrings(stops)
-        self._calls = CallReader() if calls else None
-        self._silent = silent
+        self._calls = CallReader(calls) if calls is not None else None
+        self._silent, self._ends = silent, ends
         self._want_logprobs = logprobs
         self._waiting: list[tuple[int, TokenLogprob]] = []  # with where their text starts
         self._decoded = 0  # letters of the words that came out of the decoder
@@ -102,12 +111,16 @@ class ChoiceReader:
         if kind == "marker":
             return self._thought(self._thoughts.flush())
         if token.token in self._silent:
-            return Piece()
+            if self._calls is None or token.token in self._ends:
+                return Piece()
+            # A form of call may be written with control tokens, which no words can hold.
+            marker = self._tokenizer.token_bytes(token.token).decode("utf-8", "replace")
+            return self._read_calls(self._calls.push(marker))
         start = self._decoded
         text = self._words.push(token.token)
         self._decoded += len(text)
         if self._calls is not None:
-            return Piece(calls=self._calls.push(text))
+            return self._read_calls(self._calls.push(text))
         if self._want_logprobs:
             entry = scored_token(token.token, token.logprob, token.top, self._tokenizer)
             self._waiting.append((start, entry))
@@ -119,13 +132,27 @@ class ChoiceReader:
             return self._thought(self._thoughts.flush())
         rest = self._words.flush()
         if self._calls is not None:
-            return Piece(calls=self._calls.push(rest))
+            piece = self._read_calls([*self._calls.push(rest), *self._calls.finish()])
+            piece.content += "" if self._stops.hit else self._stops.flush()
+            return piece
         if self._stops.hit:
             return Piece()
         piece = self._release(self._stops.push(rest) + self._stops.flush())
         if not self._stops.hit:
             piece.logprobs = [*piece.logprobs, *(entry for _, entry in self._waiting)]
         return piece
+
+    def _read_calls(self, found: Sequence[Found]) -> Piece:
+        """A piece of calls, and of the words around them."""
+        words = "".join(part.text for part in found if isinstance(part, Words))
+        calls = [part for part in found if not isinstance(part, Words)]
+        words = self._stops.push(words)
+        if calls:
+            words += self._stops.flush()
+        if self._blank:
+            words = words.lstrip()
+            self._blank = not words
+        return Piece(content=words, calls=calls)
 
     def _thought(self, text: str) -> Piece:
         if self._blank_thought:

@@ -13,7 +13,7 @@ from typing import Any
 from tinyllm.api.answer.generation import Update
 from tinyllm.api.answer.reader import Piece
 from tinyllm.api.answer.run import Run
-from tinyllm.api.constraints.tool_calls import CallArguments, CallStart
+from tinyllm.api.constraints.call_reader import CallArguments, CallStart
 from tinyllm.api.contract.answers import TokenLogprob
 from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.contract.response_answers import (
@@ -70,10 +70,10 @@ class ResponseWriter:
         self._steps += piece.steps
         if piece.thought and not self._hide_thought:
             self._thought(piece.thought)
-        for call in piece.calls:
-            self._call(call)
         if piece.content or piece.logprobs:
             self._content(piece)
+        for call in piece.calls:
+            self._call(call)
         if update.finish is not None:
             self._finish = update.finish
             self._close()

@@ -148,12 +148,16 @@ class Grammars:
         """Start what compiling needs, ahead of the first grammar; from any thread."""
         self._trials.start()
 
-    def compile(self, grammar: str, gone: Callable[[], bool] = never) -> Grammar:
+    def compile(
+        self, grammar: str, gone: Callable[[], bool] = never, trial_text: str | None = None
+    ) -> Grammar:
         """A grammar that is ready to be followed. May take seconds: use a thread.
 
         Args:
             grammar: as llguidance reads it.
             gone: whether nobody waits for it any more.
+            trial_text: the same without tokens by their ids, to be tried first; `grammar` itself if
+                it has none.
 
         Raises UnsupportedSchema, or its TooComplex; GivenUp.
         """
@@ -163,7 +167,7 @@ class Grammars:
                 self._compiled.move_to_end(name)
                 return self._compiled[name]
         try:
-            error = self._trials.compile(grammar, gone)
+            error = self._trials.compile(trial_text or grammar, gone)
         except trial.TooComplex:
             raise TooComplex(
                 f"compiling it takes more than {self._trials.seconds:g} s of a processor, or "

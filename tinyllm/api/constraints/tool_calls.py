@@ -1,64 +1,141 @@
-"""How a call is written by the model, and read back.
+"""The grammar of an answer that calls tools, in the form that the model was taught.
 
-    <tool_call>
-    {"name": "get_weather", "arguments": {"location": "Boston"}}
-    </tool_call>
-
-A model of this size seldom writes that by itself, so once a call is due the grammar holds it to
-the form and to the schema of the tool that it picks. What comes out is therefore always this very
-text, and reading it needs no guessing, however it is cut into pieces.
+Under `tool_choice: required` the answer is calls and nothing else. Where the model chooses, words
+come first, as many as it likes, and every call that it begins is held to the form and to the schema
+of the tool that it picks; so reading it back needs no guessing (`call_reader`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tinyllm.api.constraints.call_forms import HERMES, CallForm
 from tinyllm.api.constraints.grammar import MAX_SCHEMA_BYTES, UnsupportedSchema, prepared
 from tinyllm.api.contract.tools import Tool
 
 MAX_CALLS = 8  # parallel calls in one answer
-OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>"
-_HEAD, _MIDDLE = '{"name": "', '", "arguments": '
 
 
-def write_call(name: str, arguments: Any) -> str:
-    """A call as the model writes it."""
-    return f"{OPEN}{_HEAD}{name}{_MIDDLE}{json.dumps(arguments, ensure_ascii=False)}}}{CLOSE}"
-
-
-def calls_grammar(tools: Sequence[Tool], parallel: bool, first: Sequence[Tool] = ()) -> str:
+def calls_grammar(
+    tools: Sequence[Tool],
+    parallel: bool,
+    first: Sequence[Tool] = (),
+    form: CallForm = HERMES,
+    control: Mapping[str, int] | None = None,
+    words: bool = False,
+) -> str:
     """The grammar of one call, or of several, to any of `tools`. Raises UnsupportedSchema.
 
-    The first call goes to one of `first`, if any are given.
+    Args:
+        first: the first call goes to one of these, if any are given.
+        form: how a call is written.
+        control: the control tokens that the form may use, text → id: no text can write them.
+        words: whether free text may come before and instead of calls; `form` has a marker then.
     """
-    more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
-    openers = [i for i, tool in enumerate(tools) if not first or tool in first]
-    rules = [
-        f"start: opening{more}",
-        f"opening: {_call_rule(openers)}",
-        f"call: {_call_rule(range(len(tools)))}",
-    ]
+    spell = _Speller(control or {})
+    openers = [i for i, tool in enumerate(tools) if words or not first or tool in first]
+    several = parallel and form.several
+    again = f"{{0,{MAX_CALLS - 1}}}"
+    if words and form.marker is None:  # a call is a whole answer, known by its first letter
+        rules = [
+            "start: opening | words",
+            f"words: /([^{re.escape(form.opening[0])}](.|\\n)*)?/",
+            f"opening: {_call_rule(openers, form.opening, form, spell)}",
+        ]
+    elif words:
+        assert form.marker is not None
+        # A list is written once and holds all calls; of the others each has a marker of its own.
+        listed = f" ({spell(form.between)} call){again}" if several and form.last else ""
+        most = MAX_CALLS if several and not form.last else 1
+        head = (form.first + form.opening).removeprefix(form.marker)
+        rules = [
+            f"start: (marked){{0,{most}}} words",
+            "words: TEXT",
+            "TEXT: /(.|\n)*/",
+            *_marked(form.marker, spell),
+            f"marked: marker opening{listed} {spell(form.last)}",
+            f"opening: {_call_rule(openers, head, form, spell)}",
+        ]
+    else:
+        more = f" ({spell(form.between)} call){again}" if several else ""
+        rules = [
+            f"start: {spell(form.first)} opening{more} {spell(form.last)}",
+            f"opening: {_call_rule(openers, form.opening, form, spell)}",
+        ]
+    rules.append(f"call: {_call_rule(range(len(tools)), form.opening, form, spell)}")
     size = 0
     for i, tool in enumerate(tools):
         try:
-            schema = prepared(_object_schema(tool))
+            schema = prepared(object_schema(tool))
         except UnsupportedSchema as error:
             raise UnsupportedSchema(f"{error}", i) from None
         if (size := size + len(schema)) > MAX_SCHEMA_BYTES:
             raise UnsupportedSchema(f"the schemas have more than {MAX_SCHEMA_BYTES} bytes", i)
-        rules.append(f"tool{i}: {json.dumps(tool.function.name + _MIDDLE)} %json {schema}")
+        named = spell(tool.function.name + form.middle)
+        if form.arguments == "json":
+            rules.append(f"tool{i}: {named} %json {schema}")
+        else:
+            rules += _parameter_rules(f"tool{i}", named, json.loads(schema), form, spell)
     return "%llguidance {}\n" + "\n".join(rules) + "\n"
 
 
-def _call_rule(tools: Iterable[int]) -> str:
+def _marked(marker: str, spell: _Speller) -> list[str]:
+    """Free text up to a marker: its first occurrence ends the text."""
+    spelled = spell(marker)
+    if spelled.startswith("<["):  # a control token, which no text can hold
+        return [f"marker: TEXT {spelled}"]
+    return [f"marker[lazy]: TEXT {spelled}"]
+
+
+def _call_rule(tools: Iterable[int], opening: str, form: CallForm, spell: _Speller) -> str:
     choice = " | ".join(f"tool{i}" for i in tools)
-    return f"{json.dumps(OPEN + _HEAD)} ({choice}) {json.dumps('}' + CLOSE)}"
+    return f"{spell(opening)} ({choice}) {spell(form.closing)}"
 
 
-def _object_schema(tool: Tool) -> dict[str, Any]:
+def _parameter_rules(
+    rule: str, named: str, schema: Mapping[str, Any], form: CallForm, spell: _Speller
+) -> list[str]:
+    """A tool's parameters in the schema's order, each between the form's tags."""
+    ends = json.dumps(form.pair_closing)
+    properties = schema.get("properties") or {}
+    if not properties and schema.get("additionalProperties") is not False:
+        key = f"{spell(form.pair_opening)} /[^<>\n]+/ {spell(form.pair_middle)}"
+        return [
+            f"{rule}: {named} ({key} {rule}_value)*",
+            f"{rule}_value[lazy]: /(.|\n)*/ {ends}",
+        ]
+    order, rules = [], []
+    for j, (key, inner) in enumerate(properties.items()):
+        optional = "" if key in schema.get("required", ()) else "?"
+        order.append(f"{rule}_{j}{optional}")
+        begins = spell(form.pair_opening + key + form.pair_middle)
+        if not is_text(inner):
+            shared = {k: schema[k] for k in ("$defs", "definitions", "x-guidance") if k in schema}
+            inner = json.dumps({**shared, **inner} if isinstance(inner, dict) else inner)
+            rules.append(f"{rule}_{j}: {begins} %json {inner} {ends}")
+        elif "enum" in inner:
+            options = " | ".join(json.dumps(option) for option in inner["enum"])
+            rules.append(f"{rule}_{j}: {begins} ({options}) {ends}")
+        else:
+            rules.append(f"{rule}_{j}: {begins} {rule}_{j}_text")
+            rules.append(f"{rule}_{j}_text[lazy]: /(.|\n)*/ {ends}")
+    return [f"{rule}: {named} {' '.join(order)}", *rules]
+
+
+def is_text(schema: Any) -> bool:
+    """Whether a parameter's value is a string, which a form may write without quotes."""
+    if not isinstance(schema, Mapping):
+        return False
+    options = schema.get("enum")
+    if isinstance(options, list):
+        return bool(options) and all(isinstance(option, str) for option in options)
+    return schema.get("type") == "string"
+
+
+def object_schema(tool: Tool) -> dict[str, Any]:
     """Arguments are an object, whatever else the schema says; none given means no arguments."""
     schema = tool.function.parameters
     if not schema:
@@ -66,84 +143,18 @@ def _object_schema(tool: Tool) -> dict[str, Any]:
     return schema if "type" in schema or "$ref" in schema else {"type": "object", **schema}
 
 
-@dataclass(frozen=True)
-class CallStart:
-    """The model has named the tool."""
+class _Speller:
+    """Texts as a grammar writes them: control tokens by their ids, the rest in quotes."""
 
-    index: int
-    name: str
+    def __init__(self, control: Mapping[str, int]) -> None:
+        self._control = control
+        texts = sorted(map(re.escape, control), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(texts)})") if texts else None
 
-
-@dataclass(frozen=True)
-class CallArguments:
-    """More of a call's arguments, as JSON text."""
-
-    index: int
-    text: str
-
-
-class CallReader:
-    """Reads calls out of text that comes in pieces cut anywhere."""
-
-    def __init__(self) -> None:
-        self._text = ""  # what isn't understood yet
-        self._state = "head"
-        self._index = 0
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def push(self, text: str) -> list[CallStart | CallArguments]:
-        """What the text, with all before it, now says."""
-        self._text += text
-        found: list[CallStart | CallArguments] = []
-        while True:
-            before = (self._state, self._text)
-            self._step(found)
-            if (self._state, self._text) == before:
-                return found
-
-    def _step(self, found: list[CallStart | CallArguments]) -> None:
-        if self._state == "head":
-            head = OPEN + _HEAD
-            if len(self._text) >= len(head) and self._text.lstrip("\n").startswith(head):
-                self._text = self._text.lstrip("\n")[len(head) :]
-                self._state = "name"
-        elif self._state == "name":
-            if (end := self._text.find(_MIDDLE)) >= 0:
-                found.append(CallStart(self._index, self._text[:end]))
-                self._text = self._text[end + len(_MIDDLE) :]
-                self._state = "arguments"
-        elif self._state == "arguments":
-            length, done = self._scan(self._text)
-            if length:
-                found.append(CallArguments(self._index, self._text[:length]))
-                self._text = self._text[length:]
-            if done:
-                self._state = "tail"
-        elif self._state == "tail":
-            tail = "}" + CLOSE
-            if self._text.startswith(tail):
-                self._text = self._text[len(tail) :]
-                self._index += 1
-                self._state = "head"
-
-    def _scan(self, text: str) -> tuple[int, bool]:
-        """How much of `text` belongs to the arguments' object, and whether it ends there."""
-        for i, letter in enumerate(text):
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif letter == "\\":
-                    self._escaped = True
-                elif letter == '"':
-                    self._in_string = False
-            elif letter == '"':
-                self._in_string = True
-            elif letter in "{[":
-                self._depth += 1
-            elif letter in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return i + 1, True
-        return len(text), False
+    def __call__(self, text: str) -> str:
+        pieces = self._pattern.split(text) if self._pattern else [text]
+        return " ".join(
+            f"<[{self._control[piece]}]>" if piece in self._control else json.dumps(piece)
+            for piece in pieces
+            if piece
+        )

@@ -30,6 +30,7 @@ from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
 from tinyllm.api.prompt.images import Pixels, decode
 from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.tool_forms import short_id
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError, TokenizerError
 
@@ -137,7 +138,7 @@ class Conversation:
             if message.tool_calls:
                 out["tool_calls"] = [
                     {
-                        "id": call.id,
+                        "id": self._id(call.id),
                         "type": "function",
                         "function": {
                             "name": call.function.name,
@@ -150,9 +151,13 @@ class Conversation:
             if thought and "reasoning_content" in self.template:
                 out["reasoning_content"] = thought
         if isinstance(message, ToolMessage):
-            out["tool_call_id"] = message.tool_call_id
+            out["tool_call_id"] = self._id(message.tool_call_id)
             out["name"] = message.name or self._called_name(message.tool_call_id, index)
         return out
+
+    def _id(self, id: str) -> str:
+        """A call's id, in the length that the template insists on, if it does."""
+        return short_id(id) if "length != 9" in self.template else id
 
     def _content(self, message: Message) -> Any:
         content = message.content

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tinyllm.api.constraints.call_forms import HERMES
 from tinyllm.api.constraints.closing import Format, margin_of, strings_are_free
 from tinyllm.api.constraints.grammar import Grammar, TooComplex, UnsupportedSchema, json_grammar
 from tinyllm.api.constraints.least import least
-from tinyllm.api.constraints.tool_calls import calls_grammar, write_call
+from tinyllm.api.constraints.tool_calls import calls_grammar
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.tools import JsonFormat, NamedTool, ResponseFormat, SchemaFormat, Tool
@@ -31,13 +32,16 @@ def answer_format(
     tools: Sequence[Tool],
     first: Sequence[Tool],
     gone: Callable[[], bool],
+    words: bool = False,
 ) -> tuple[Format | None, str]:
     """What the answer must fit, and the same in words for the prompt.
+
+    With `words` the model may write words, calls of tools, or both.
 
     Raises ApiError, and GivenUp once `gone` says that nobody waits for it any more.
     """
     if tools:
-        grammar = _calls_grammar(request, model, tools, first, gone)
+        grammar = _calls_grammar(request, model, tools, first, gone, words)
         parallel = request.parallel_tool_calls is not False
         return _format_of_calls(grammar, model, tools, parallel), ""
     return wanted_format(request.response_format, model, gone)
@@ -80,7 +84,7 @@ def _format_of_calls(
 ) -> Format:
     schemas = [tool.function.parameters or {} for tool in tools]
     calls = (
-        write_call(tool.function.name, json.loads(least(schema, schema)))
+        (model.call_form or HERMES).write(tool.function.name, json.loads(least(schema, schema)))
         for tool, schema in zip(tools, schemas, strict=True)
     )
     return _format(grammar, model, schemas, max(calls, key=len) if parallel else "")
@@ -92,18 +96,24 @@ def _calls_grammar(
     tools: Sequence[Tool],
     first: Sequence[Tool],
     gone: Callable[[], bool],
+    words: bool,
 ) -> Grammar:
+    form = model.call_form or HERMES
+    control = model.tokenizer.special_tokens
     names = [tool.function.name for tool in request.tools or ()]
 
     def place(tool: Tool) -> tuple[str | int, ...]:
         return ("tools", names.index(tool.function.name), "function", "parameters")
 
     try:
-        text = calls_grammar(tools, request.parallel_tool_calls is not False, first)
+        parallel = request.parallel_tool_calls is not False
+        text = calls_grammar(tools, parallel, first, form, control, words)
+        # Tried with bytes for tokens, where control tokens are text as well.
+        trial = calls_grammar(tools, parallel, first, form, {}, words)
     except UnsupportedSchema as error:
         raise _unsupported(error, *place(tools[error.index or 0])) from None
     try:
-        return model.grammars.compile(text, gone)
+        return model.grammars.compile(text, gone, trial)
     except TooComplex as error:
         raise _unsupported(error, "tools") from None
     except UnsupportedSchema as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tinyllm.api.constraints.call_reader import CallSpec
 from tinyllm.api.constraints.closing import Format
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.thinking import ThinkSpec
@@ -23,7 +24,7 @@ class Plan:
     stop_ids: tokens that end an answer, once it has `min_tokens`.
     logprobs, top_logprobs: whether tokens are shown with theirs, and with how many others.
     echo: the answer begins with the prompt; `score_prompt`: and with its log-probabilities.
-    format: what the answer must fit; `calls` says that it is calls of tools.
+    format: what the answer must fit; `calls`: how calls of tools in it are to be read.
     decided: what `tool_choice: auto` came to.
     ignored: names of parameters that have no effect; `relaxed`: places of keywords in schemas.
     """
@@ -46,7 +47,7 @@ class Plan:
     think: ThinkSpec | None = None
     hide_thought: bool = False
     format: Format | None = None
-    calls: bool = False
+    calls: CallSpec | None = None
     decided: Literal["call", "words"] | None = None
     truncation: Truncation | None = None
     ignored: tuple[str, ...] = ()

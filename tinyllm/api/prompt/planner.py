@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from tinyllm.api.constraints.call_forms import HERMES
+from tinyllm.api.constraints.call_reader import CallSpec, texts_of
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
@@ -63,7 +65,7 @@ class Planner:
         request, dropped = relaxed(request)
         conversation = await self.conversation(request.messages, model, request.model)
         conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
-        call, first = await self._decide_on_calls(request, conversation, score)
+        call, first, words = await self._decide_on_calls(request, conversation, score)
         workers = self._pools.for_conversation(
             bool(conversation.pictures), call or request.response_format is not None
         )
@@ -72,7 +74,7 @@ class Planner:
             return await workers.run(
                 client.share,
                 self._plan_chat,
-                *(request, dialect, conversation, call, first, ignored, lambda: client.gone),
+                *(request, dialect, conversation, call, first, words, ignored, lambda: client.gone),
             )
 
         try:
@@ -80,9 +82,9 @@ class Planner:
         except ApiError as error:
             if error.code != TOO_SHORT or request.effective_tool_choice() != "auto" or not call:
                 raise
-            call = False  # words have room where a call has none
+            call = words = False  # words have room where a call has none
             plan = await plan_it()
-        undecided = conversation.has_tool_results() or request.continue_final_message
+        undecided = words or conversation.has_tool_results() or request.continue_final_message
         if request.effective_tool_choice() != "auto" or undecided:
             return replace(plan, relaxed=tuple(dropped))
         decided: Literal["call", "words"] = "call" if call else "words"
@@ -121,19 +123,24 @@ class Planner:
 
     async def _decide_on_calls(
         self, request: ChatRequest, conversation: Conversation, score: Score
-    ) -> tuple[bool, Sequence[Tool]]:
-        """Whether the answer is calls of tools, and which tools the first may go to (() is any)."""
+    ) -> tuple[bool, Sequence[Tool], bool]:
+        """Whether tools may be called; which ones the first call may go to (() is any); and whether
+        the model chooses between calls and words as it writes, as one that was taught to does.
+        """
         choice, tools = request.effective_tool_choice(), request.tools or ()
         if choice == "none" or request.continue_final_message:
-            return False, ()
+            return False, (), False
+        form = conversation.model.call_form
+        if choice == "auto" and form is not None and form.in_free_text:
+            return True, (), True
         if choice == "auto":
             if conversation.has_tool_results():
-                return False, ()
+                return False, (), False
             decision = await decide(conversation, tools, score)
-            return decision.call, decision.tools
-        if choice == "required" and len(tools) > 1:
-            return True, (await decide(conversation, tools, score)).tools
-        return True, ()
+            return decision.call, decision.tools, False
+        if choice == "required" and len(tools) > 1 and form is None:
+            return True, (await decide(conversation, tools, score)).tools, False
+        return True, (), False
 
     def _plan_chat(
         self,
@@ -142,6 +149,7 @@ class Planner:
         conversation: Conversation,
         call: bool,
         first: Sequence[Tool],
+        may_say: bool,
         ignored: Sequence[str],
         gone: Callable[[], bool],
     ) -> Plan:
@@ -149,7 +157,7 @@ class Planner:
         model = conversation.model
         params, n = _sampling(request, dialect, model), self._n(request)
         tools = callable_tools(request) if call else ()
-        format, words = answer_format(request, model, tools, first, gone)
+        format, words = answer_format(request, model, tools, first, gone, may_say)
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
         listed = first if first and len(tools) > MAX_LISTED else tools
@@ -173,7 +181,7 @@ class Planner:
             max_tokens=max_tokens,
             n=n,
             # Stop strings end words; a call ends where its grammar does.
-            stops=() if tools else request.stops,
+            stops=() if tools and not may_say else request.stops,
             stop_ids=_stop_ids(request, model),
             min_tokens=request.min_tokens or 0,
             logprobs=bool(request.logprobs),
@@ -182,7 +190,7 @@ class Planner:
             think=think.fitted(max_tokens - shortest) if think is not None else None,
             hide_thought=bool(request.reasoning and request.reasoning.exclude),
             format=format,
-            calls=bool(tools),
+            calls=CallSpec(model.call_form or HERMES, texts_of(tools), may_say) if tools else None,
             truncation=rendered.truncation,
             ignored=tuple(ignored),
         )

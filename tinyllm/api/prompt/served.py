@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from tinyllm.api.constraints.call_forms import CallForm
 from tinyllm.api.constraints.closing import TokenForms
 from tinyllm.api.constraints.grammar import Grammars
 from tinyllm.api.prompt.defaults import SamplingDefaults
+from tinyllm.api.prompt.tool_forms import form_of
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.engine.replay import Recording
 from tinyllm.engine.types import Event, Handle, Request
@@ -66,6 +68,11 @@ class ServedModel:
         if self.base is not None:
             return self.base.token_forms
         return TokenForms(self.grammars.tokens, self.vocab_size)
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How the model was taught to write a call of a tool; None if it wasn't."""
+        return form_of(self.tokenizer)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyllm.api.constraints.tool_calls import write_call
+from tinyllm.api.constraints.call_forms import HERMES
 from tinyllm.api.contract.tools import Tool
 
 Chat = list[dict[str, Any]]
@@ -36,7 +36,7 @@ def calling(chat: Chat, tools: Sequence[Tool]) -> Chat:
     examples: Chat = []
     for request, name, arguments in _CALLS:
         examples.append({"role": "user", "content": request})
-        examples.append({"role": "assistant", "content": write_call(name, arguments)})
+        examples.append({"role": "assistant", "content": HERMES.write(name, arguments)})
     listed = "\n".join(signature(tool) for tool in tools)
     spelled = [_spelled_out(message) for message in chat]
     return with_system(_after_system(spelled, examples), _INSTRUCTION + listed)
@@ -105,7 +105,7 @@ def _spelled_out(message: Mapping[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if not calls:
         return dict(message)
-    written = [write_call(c["function"]["name"], c["function"]["arguments"]) for c in calls]
+    written = [HERMES.write(c["function"]["name"], c["function"]["arguments"]) for c in calls]
     content = [message["content"], *written] if message["content"] else written
     return {"role": message["role"], "content": "\n".join(content)}
 

@@ -1,0 +1,124 @@
+"""The forms in which families of models write a call of a tool; one record each.
+
+A model was taught one of them, and its chat template writes the calls of earlier turns in it. So a
+template is asked by way of an example: the form is the one that its rendering of a call shows
+(`api/prompt/tool_forms.py`). Where no template has a word about tools, ours is Hermes's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a call is written: `first`, then calls with `between` in between, then `last`.
+
+    A call is `opening NAME middle ARGUMENTS closing`. Arguments are a JSON object; or, as
+    "parameters", one `pair_opening KEY pair_middle VALUE pair_closing` each, where a value that the
+    schema has as a string stands as it is and any other as JSON.
+
+    marker: what tells a call from words; free text may come before it. None: a call is all.
+    several: whether one answer may hold more than one call.
+    """
+
+    name: str
+    opening: str
+    middle: str
+    closing: str
+    between: str = ""
+    first: str = ""
+    last: str = ""
+    marker: str | None = None
+    several: bool = True
+    arguments: Literal["json", "parameters"] = "json"
+    pair_opening: str = ""
+    pair_middle: str = ""
+    pair_closing: str = ""
+
+    @property
+    def in_free_text(self) -> bool:
+        """Whether a call can be told from words that the model writes instead."""
+        return self.marker is not None or self.opening.startswith("{")
+
+    def write(self, name: str, arguments: Any) -> str:
+        """One call, without what stands around several."""
+        return f"{self.opening}{name}{self.middle}{self._written(arguments)}{self.closing}"
+
+    def _written(self, arguments: Any) -> str:
+        if self.arguments == "json" or not isinstance(arguments, Mapping):
+            return json.dumps(arguments, ensure_ascii=False)
+        return "".join(
+            f"{self.pair_opening}{key}{self.pair_middle}{self._value(value)}{self.pair_closing}"
+            for key, value in arguments.items()
+        )
+
+    @staticmethod
+    def _value(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# Hermes 2 and 3, Qwen 2.5 and 3 and many that followed.
+HERMES = CallForm(
+    name="hermes",
+    opening='<tool_call>\n{"name": "',
+    middle='", "arguments": ',
+    closing="}\n</tool_call>",
+    between="\n",
+    marker="<tool_call>",
+)
+# Llama 3.1 to 3.3: the call is the whole answer, and there is one.
+LLAMA3 = CallForm(
+    name="llama3",
+    opening='{"name": "',
+    middle='", "parameters": ',
+    closing="}",
+    several=False,
+)
+# Mistral up to Nemo and Large: a list behind one token. The template adds an id to each call of an
+# earlier turn; the model isn't asked for one.
+MISTRAL_LIST = CallForm(
+    name="mistral list",
+    first="[TOOL_CALLS][",
+    opening='{"name": "',
+    middle='", "arguments": ',
+    closing="}",
+    between=", ",
+    last="]",
+    marker="[TOOL_CALLS]",
+)
+# Mistral Small 3.2, Devstral, Ministral 3: a token before the name, another before the arguments.
+MISTRAL = CallForm(
+    name="mistral",
+    opening="[TOOL_CALLS]",
+    middle="[ARGS]",
+    closing="",
+    marker="[TOOL_CALLS]",
+)
+# Qwen3-Coder, Qwen3.5: each parameter between tags, strings as they are.
+QWEN3_CODER = CallForm(
+    name="qwen3 coder",
+    opening="<tool_call>\n<function=",
+    middle=">\n",
+    closing="</function>\n</tool_call>",
+    between="\n",
+    marker="<tool_call>",
+    arguments="parameters",
+    pair_opening="<parameter=",
+    pair_middle=">\n",
+    pair_closing="\n</parameter>\n",
+)
+# gpt-oss's harmony: a message to the function on the commentary channel. What ends it, <|call|>,
+# is among the tokens that end an answer.
+GPT_OSS = CallForm(
+    name="gpt-oss",
+    opening=" to=functions.",
+    middle="<|channel|>commentary json<|message|>",
+    closing="",
+    several=False,
+)
+
+FORMS = (QWEN3_CODER, HERMES, MISTRAL, MISTRAL_LIST, GPT_OSS, LLAMA3)
