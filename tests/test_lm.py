@@ -217,3 +217,14 @@ def test_paris(weights_folder: Path) -> None:
     assert "Paris" in done.text
     assert done.finish_reason == "stop"
     assert lm.card["license"] == "Apache-2.0"
+
+
+def test_the_cache_of_the_kernels_may_be_float32(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("tinyllm.compiled.CompiledModel", lambda *args, **more: asked.append(more))
+    tinyllm.load(folder, dtype="q4", threads=1, kv_dtype="f32")
+    tinyllm.load(folder, dtype="q4", threads=1)
+    assert [more["kv_dtype"] for more in asked] == ["f32", None]
+    assert {more["threads"] for more in asked} == {1}

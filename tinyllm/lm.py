@@ -38,6 +38,7 @@ from tinyllm.vision.image import ImageSource, list_of_images, read_image, thumbn
 from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import load_weights
 
+KVDtype = Literal["f16", "f32"]
 Backend = Literal["auto", "reference", "compiled"]
 Images = ImageSource | Sequence[ImageSource]  # one or several
 PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or a chat
@@ -49,6 +50,7 @@ def load(
     dtype: Asked = "auto",
     backend: Backend = "auto",
     threads: int | None = None,
+    kv_dtype: KVDtype | None = None,
     kv_cache_mb: int = 512,
 ) -> LM:
     """Load a model, fetching its weights the first time.
@@ -63,6 +65,8 @@ def load(
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;
             "auto" takes numpy for f32 and "auto", and kernels for the rest.
         threads: of the compiled backend; default: one a core, see `kernels.cores`.
+        kv_dtype: numbers in the compiled backend's KV cache, f32 or f16; default: f32 beside f32
+            weights, f16 beside the others.
         kv_cache_mb: memory of the compiled backend's pool of KV pages.
 
     Raises:
@@ -81,6 +85,7 @@ def load(
         dtype=dtype,
         compiled=backend == "compiled",
         threads=threads,
+        kv_dtype=kv_dtype,
         kv_cache_mb=kv_cache_mb,
     )
 
@@ -117,7 +122,7 @@ class LM:
 
     def __init__(
         self, folder: Path, *, dtype: Asked = "auto", compiled: bool = False,
-        threads: int | None = None, kv_cache_mb: int = 512,
+        threads: int | None = None, kv_dtype: KVDtype | None = None, kv_cache_mb: int = 512,
     ) -> None:  # fmt: skip
         self.parts = Parts.of(folder)
         self.folder = self.parts.language_model
@@ -125,7 +130,9 @@ class LM:
         self.tokenizer = Tokenizer.from_folder(self.folder)
         self.card, self.name = self.parts.card, self.parts.name
         self._threads = threads
-        self.runner: Runner = self._compile(dtype, threads, kv_cache_mb) if compiled else self.model
+        self.runner: Runner = self.model if not compiled else self._compile(
+            dtype, threads=threads, kv_dtype=kv_dtype, kv_cache_mb=kv_cache_mb
+        )  # fmt: skip
         self._hooks = HookSet()
         self._last_prompt: Prompt | None = None  # what ran last, for `explain`
 
@@ -141,20 +148,14 @@ class LM:
         """The readable numpy model, whichever path generates."""
         return Model(self.config, load_weights(self.folder, self.config))
 
-    def _compile(self, dtype: Asked, threads: int | None, kv_cache_mb: int) -> Runner:
+    def _compile(self, dtype: Asked, *, threads: int | None, **options: Any) -> Runner:
         from tinyllm.compiled import CompiledModel  # numba is only imported when it is used
         from tinyllm.kernels.cores import default_threads
         from tinyllm.kernels.own_format import own_format
 
-        if dtype == "auto":
-            dtype = own_format(self.folder)
-        return CompiledModel(
-            self.config,
-            self.folder,
-            dtype=dtype,
-            threads=threads or default_threads()[0],
-            kv_cache_mb=kv_cache_mb,
-        )
+        dtype = own_format(self.folder) if dtype == "auto" else dtype
+        threads = threads or default_threads()[0]
+        return CompiledModel(self.config, self.folder, dtype=dtype, threads=threads, **options)
 
     @cached_property
     def vision(self) -> ImagePrompts | None:

@@ -79,6 +79,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         dtype=dtype,
         backend=settings.backend,
         threads=threads or None,
+        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         kv_cache_mb=settings.kv_cache_mb,
     )
     if isinstance(lm.runner, CompiledModel):

@@ -48,6 +48,9 @@ class Settings:
     activations: Literal["16", "8"] = _flag(
         "16", "bits of what q8 and q4 weights are multiplied with; 8 is quicker, answers change"
     )
+    kv_dtype: Literal["auto", "f16", "f32"] = _flag(
+        "auto", "numbers in the KV cache; auto: f32 beside f32 weights, f16 beside the others"
+    )
     backend: Literal["compiled", "reference"] = _flag(
         "compiled", "compiled kernels, or the readable numpy forward (f32 alone)"
     )
