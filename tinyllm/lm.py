@@ -58,7 +58,7 @@ def load(
     Args:
         name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json;
             or a card that names parts, see `tinyllm.parts`), a wheel or GGUF file, or
-            hf:OWNER/NAME[@REVISION].
+            hf:OWNER/NAME[@REVISION][:FILE.gguf].
         dtype: how the weights are held: f32, bf16, q8 (8 bits in groups of 32) or q4; q8a8 and q4a8
             with activations of 8 bits, too. "auto": f32 in numpy, and in kernels what the
             checkpoint holds, so that nothing is rounded (`kernels/own_format.py`).

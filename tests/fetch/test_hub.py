@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load, save, save_file
 
 import tinyllm
-from tests.fetch.files import write_gguf
+from tests.fetch.files import Kind, write_gguf
 from tests.smolvlm_folder import write_smolvlm
 from tinyllm import fetch
 from tinyllm.config import ModelConfig
@@ -254,6 +254,43 @@ def test_one_file_of_weights_goes_before_shards(served: Served) -> None:
     with pytest.raises(WeightsError, match="missing from the checkpoint"):
         fetch.resolve(f"hf:{REPO}")
     assert not set(served.sent) & {*shards, INDEX}
+
+
+def gguf_bytes(folder: Path, kind: Kind) -> bytes:
+    return write_gguf(folder / f"{kind.name}.gguf", kind).read_bytes()
+
+
+def test_one_gguf_file_of_a_repository(served: Served, tmp_path: Path) -> None:
+    """The file that is named, and no other; the repository's own files are not mixed with it."""
+    served.files = {
+        "README.md": b"# quantised",
+        "model.gguf": gguf_bytes(tmp_path, Kind.Q8_0),
+        "more/tiny-Q4_1.gguf": gguf_bytes(tmp_path, Kind.Q4_1),
+    }
+    folder = fetch.resolve(f"hf:{REPO}:more/tiny-Q4_1.gguf")
+    assert folder == fetch.weights_root() / "acme--tiny-chat--more-tiny-Q4_1"
+    assert set(served.sent) == {"more/tiny-Q4_1.gguf"}
+    assert names_in(folder) == {"card.json", "config.json", "generation_config.json", "model.gguf",
+                                "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+    card = json.loads((folder / "card.json").read_text())
+    assert card["source"] == f"hf:{REPO}@{SHA['main']}:more/tiny-Q4_1.gguf"
+    assert tinyllm.load(folder).generate("hello", max_tokens=3, temperature=0).tokens
+    other = fetch.resolve(f"hf:{REPO}@v1.0:model.gguf")
+    assert other != folder and (other / "model.gguf").read_bytes() == served.files["model.gguf"]
+    served.status = 500
+    assert fetch.resolve(f"hf:{REPO}:more/tiny-Q4_1.gguf") == folder
+
+
+def test_a_gguf_that_is_not_there(served: Served, tmp_path: Path) -> None:
+    served.files["tiny-Q8_0.gguf"] = gguf_bytes(tmp_path, Kind.Q8_0)
+    served.files["cut-00001-of-00002.gguf"] = b"GGUF"
+    with pytest.raises(FetchError, match=r"no file tiny-Q4_K.gguf; .* nearest .* tiny-Q8_0.gguf"):
+        fetch.resolve(f"hf:{REPO}:tiny-Q4_K.gguf")
+    with pytest.raises(FetchError, match=r"lacks a part .*: cut-00002-of-00002.gguf"):
+        fetch.resolve(f"hf:{REPO}:cut-00001-of-00002.gguf")
+    assert visible(fetch.weights_root()) == []
+    with pytest.raises(FetchError, match=r"hf:OWNER/NAME:FILE.gguf"):
+        fetch.resolve(f"hf:{REPO}:../tiny.gguf")
 
 
 def test_a_model_that_sees_images(served: Served, tmp_path: Path, weights_folder: Path) -> None:

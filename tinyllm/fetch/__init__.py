@@ -8,6 +8,7 @@ must:
     smollm2-135m-vision             a card and a connector that the repository carries; what they
                                     join is fetched by name when it is wanted (`tinyllm.parts`)
     hf:OWNER/NAME[@REVISION]        a folder on the hub, through its client (`hub`)
+    hf:OWNER/NAME[@REV]:FILE.gguf   one file of it, converted
     PATH                            a local folder, as it is; or a .whl or .gguf file, converted
 """
 

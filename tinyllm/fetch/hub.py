@@ -1,26 +1,30 @@
 """Model folders from the Hugging Face hub, through its own client (`pip install 'tinyllm[hub]'`).
 
-Only what a model folder needs is brought: JSON, the tokenizer, safetensors. Never a pickle. The
-files of an interrupted download stay in a hidden folder, from which the next run goes on; a model
-appears under its name only when it is whole and fits its config.
+Only what a model folder needs is brought: JSON, the tokenizer, safetensors; or the one GGUF file
+that is named (all parts of a split one), which is then converted. Never a pickle. The files of an
+interrupted download stay in a hidden folder, from which the next run goes on; a model appears
+under its name only when it is whole and fits its config.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import shutil
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.errors import FetchError, TinyllmError
 from tinyllm.fetch import staging
+from tinyllm.files.gguf import PART
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 REFERENCE = re.compile(
-    r"hf:(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?",
+    r"hf:(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
+    r"(:(?P<file>[\w.-]+(/[\w.-]+)*\.gguf))?",
     re.ASCII,
 )
 SMALL_FILES = re.compile(
@@ -32,15 +36,20 @@ SHARD = re.compile(r"model[\w.-]*\.safetensors")
 
 
 def ensure(reference: str, root: Path) -> Path:
-    """The folder of `hf:OWNER/NAME[@REVISION]` under `root`; downloaded first if it is missing.
+    """The folder of `hf:OWNER/NAME[@REVISION][:FILE.gguf]` under `root`; fetched if it is missing.
 
     A folder that is there is taken as it is: no network is needed. Raises `FetchError`.
     """
     match = REFERENCE.fullmatch(reference)
     if match is None or ".." in reference:
-        raise FetchError(f"{reference!r} is no hub model; write hf:OWNER/NAME or hf:OWNER/NAME@REV")
+        raise FetchError(
+            f"{reference!r} is no hub model; write hf:OWNER/NAME, hf:OWNER/NAME@REV, or "
+            "hf:OWNER/NAME:FILE.gguf for one file of it"
+        )
     repo, revision = f"{match['owner']}/{match['name']}", match["revision"]
     label = f"{match['owner']}--{match['name']}" + (f"@{revision}" if revision else "")
+    if match["file"]:
+        label += "--" + match["file"].removesuffix(".gguf")
     folder = root / re.sub(r"[^\w.@-]", "-", label)
     if (folder / "card.json").is_file():
         return folder
@@ -48,11 +57,11 @@ def ensure(reference: str, root: Path) -> Path:
         if not (folder / "card.json").is_file():
             if folder.exists():
                 raise FetchError(f"{folder} is in the way: it has no card.json; move it elsewhere")
-            _download(repo, revision, folder)
+            _download(repo, revision, match["file"], folder)
     return folder
 
 
-def _download(repo: str, revision: str | None, folder: Path) -> None:
+def _download(repo: str, revision: str | None, file: str | None, folder: Path) -> None:
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -62,17 +71,19 @@ def _download(repo: str, revision: str | None, folder: Path) -> None:
             "or give the path of a folder that you downloaded"
         ) from None
 
-    from tinyllm.fetch.convert import write_json
+    from tinyllm.fetch.convert import convert, write_json
     from tinyllm.fetch.validate import validate
 
     where = f"hf:{repo}" + (f"@{revision}" if revision else "")
     part = folder.with_name(f".{folder.name}.part")
+    fetched = part if file is None else part / "fetched"
     try:
         info = huggingface_hub.HfApi().model_info(repo, revision=revision)
-        files = _choose(where, [sibling.rfilename for sibling in info.siblings or []])
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        files = _choose(where, names) if file is None else _parts(where, names, file)
         # `local_dir` keeps what was downloaded, so an interrupted run goes on where it stopped.
         huggingface_hub.snapshot_download(
-            repo, revision=info.sha, allow_patterns=files, local_dir=part
+            repo, revision=info.sha, allow_patterns=files, local_dir=fetched
         )
     except errors.GatedRepoError as error:
         remedy = "accept its terms on its page, then `hf auth login` or set HF_TOKEN"
@@ -95,11 +106,17 @@ def _download(repo: str, revision: str | None, folder: Path) -> None:
         ) from error
 
     try:
+        if file is not None:
+            convert(fetched / files[0], part)
+            shutil.rmtree(fetched)  # the weights have a name in the folder by now
         validate(part)
     except TinyllmError:
         shutil.rmtree(part)  # not a sound model: the next run begins anew
         raise
-    write_json(part / "card.json", _card(repo, folder.name, info, part))
+    card = _card(repo, folder.name, info, part)
+    if file is not None:
+        card |= {"source": f"{card['source']}:{file}", "aliases": [f"{repo}:{file}"]}
+    write_json(part / "card.json", card)
     shutil.rmtree(part / ".cache", ignore_errors=True)  # the client's notes
     staging.flush(part)
     part.rename(folder)
@@ -117,6 +134,23 @@ def _choose(where: str, names: list[str]) -> list[str]:
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     also = f" ({pickles[0]} is a pickle, and pickles are never opened)" if pickles else ""
     raise FetchError(f"{where} has no safetensors weights{also}; look for a converted revision")
+
+
+def _parts(where: str, names: list[str], file: str) -> list[str]:
+    """The named file of the repository, or all parts of the split one that it belongs to."""
+    if file not in names:
+        others = [name for name in names if name.endswith(".gguf")]
+        near = difflib.get_close_matches(file, others, 1, 0) or ["none"]
+        raise FetchError(f"{where} has no file {file}; the GGUF nearest to it there is {near[0]}")
+    part = PART.fullmatch(PurePosixPath(file).name)
+    if part is None:
+        return [file]
+    total = int(part["count"])
+    head = file.removesuffix(f"{part['number']}-of-{part['count']}.gguf")
+    parts = [f"{head}{i:05}-of-{part['count']}.gguf" for i in range(1, total + 1)]
+    if missing := [name for name in parts if name not in names]:
+        raise FetchError(f"{where} lacks a part of {file}: {missing[0]}")
+    return parts
 
 
 def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]:

