@@ -41,7 +41,7 @@ PROGRAMS = RANK["measure"]  # from here up, packages beyond the core's are welco
 
 # What running a model takes: these third-party packages and no others.
 CORE = ["numpy", "numba", "llvmlite", "safetensors", "gguf", "tokenizers", "PIL", "jinja2",
-        "platformdirs"]  # fmt: skip
+        "platformdirs", "threadpoolctl"]  # fmt: skip
 BEYOND_CORE = {
     "fetch": {"rich", "filelock", "huggingface_hub"},  # progress, locks, the hub extra
     "inside": {"pydantic", "rich"},  # checks what a trace from elsewhere holds; shows it

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import reference as ops
+from tinyllm.kernels.blas import few_threads
 from tinyllm.kv_cache import KVCache
 from tinyllm.runner import Array, Segment, Wanted, images_between, weights_fingerprint
 
@@ -79,6 +80,7 @@ class Model:
         self.weights = weights
         self._fingerprint: str | None = None
 
+    @few_threads()
     def forward(
         self,
         tokens: Sequence[int] | NDArray[np.integer[Any]],
@@ -249,6 +251,7 @@ class Model:
             return ops.rms_norm(x, cast(Array, weight), eps)
         return ops.layer_norm(x, weight, self.weights.get(f"{name}.bias"), eps)
 
+    @few_threads()
     def unembed(self, x: Array) -> Array:
         """Logits of normed rows of the residual stream; (T, dim) → (T, vocab_size)."""
         cfg = self.config

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from tinyllm.errors import WeightsError
 from tinyllm.kernels import reference as ops
+from tinyllm.kernels.blas import few_threads
 
 Array = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture
@@ -187,6 +188,7 @@ class Connector:
                 )
         return cls(tensors, facts, lm_embeddings, token_ids)
 
+    @few_threads()
     def read(self, states: Mapping[int, NDArray[np.floating[Any]]]) -> Reading:
         """What is in the picture.
 
@@ -263,6 +265,7 @@ class Connector:
             name[slot] = ops.softmax(np.log(near + TINY) + np.log(name[slot] + TINY))
         return replace(reading, name=name)
 
+    @few_threads()
     def rows(self, what: Reading | Mapping[int, NDArray[np.floating[Any]]] | str) -> Array:
         """The rows that stand for a picture in a prompt, (n_rows, dim) float32.
 

@@ -23,6 +23,7 @@ from tinyllm.config import read_json_object
 from tinyllm.errors import ConfigError, WeightsError
 from tinyllm.kernels import reference as ops
 from tinyllm.kernels import reference_vit as vit
+from tinyllm.kernels.blas import few_threads
 from tinyllm.vision.config import NAMES, VisionConfig, expected_shapes
 from tinyllm.weights import read_folder
 
@@ -93,6 +94,7 @@ class VisionModel:
         self, pixels: Array, *, layers: Sequence[int], tap: Tap | None = None
     ) -> dict[int, Array]: ...
 
+    @few_threads()
     def encode(
         self, pixels: Array, *, layers: Sequence[int] | None = None, tap: Tap | None = None
     ) -> Array | dict[int, Array]:

@@ -1,0 +1,44 @@
+"""How many threads numpy's own matrix products take, while the readable path computes.
+
+BLAS takes a thread a core, and its threads wait for one another in a loop. On a busy machine one of
+them always has no core, and each of a forward's hundreds of products waits for it: several times
+the time of one thread alone. So there is one thread while a forward runs, and as many as before
+when it is over: what a program does with numpy besides is not touched, nor is its environment.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from threadpoolctl import ThreadpoolController
+
+THREADS = 1
+
+_taken = threading.Lock()  # by the one block that has set the limit: it is the process's
+
+
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    """The BLAS libraries of this process; finding them takes a millisecond, so it is done once."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """In the block, and as a decorator, BLAS computes with THREADS threads.
+
+    The first block sets the limit, and gives back what held before when it ends. Those that begin
+    meanwhile, inside of it or in another thread, find it set and leave it alone; so it is always
+    the same thread that sets and gives back, which is what threadpoolctl wants.
+    """
+    if not _taken.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _controller().limit(limits=THREADS):
+            yield
+    finally:
+        _taken.release()
