@@ -19,7 +19,7 @@ LAYERS = [
     {"errors"},
     {"families"},
     {"config"},
-    {"files", "weights", "kv_cache", "text"},
+    {"files", "weights", "kv_cache", "text", "blas"},
     {"runner", "kernels"},
     {"tokenizer", "sampler", "prompt", "distribution"},
     {"model", "compiled"},
