@@ -168,11 +168,11 @@ def test_an_image_is_encoded_once(lm: LM, monkeypatch: pytest.MonkeyPatch) -> No
     assert lm.vision is not None and lm.vision.kept_bytes > 0
 
 
-def test_prompts_are_told_apart_by_what_is_handed_over(folder: Path, tmp_path: Path) -> None:
+def test_prompts_are_told_apart_by_what_is_handed_over(lm: LM, tmp_path: Path) -> None:
     """Two connectors on one language model may share a prefix cache: the same picture differs."""
     other = tinyllm.load(write_assembled(tmp_path / "other", seed=1))
     ask = [{"role": "user", "content": [{"type": "image"}]}]
-    ids = [m.prompt(ask, [PICTURES[0]]).match_ids() for m in (tinyllm.load(folder), other)]
+    ids = [m.prompt(ask, [PICTURES[0]]).match_ids() for m in (lm, other)]
     assert len(ids[0]) == len(ids[1]) and not np.array_equal(*ids)
 
 
@@ -225,11 +225,11 @@ def no_tensor(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut, rubbish, other_shape, no_tensor])
-def test_a_spoiled_connector(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_spoiled_connector(spoil: Callable[[Path], None], lm: LM, tmp_path: Path) -> None:
     folder = write_assembled(tmp_path / "seeded")
     spoil(folder / CONNECTOR_FILE)
     with pytest.raises(WeightsError) as caught:
-        tinyllm.load(folder).prompt("?", [PICTURES[0]])
+        Parts.of(folder).image_side(lm.tokenizer, compiled=False)
     assert str(folder / CONNECTOR_FILE) in str(caught.value)
     assert "git checkout" in str(caught.value)
 
