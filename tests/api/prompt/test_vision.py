@@ -257,11 +257,11 @@ def test_it_is_tried_again_after_a_failure() -> None:
 def test_the_background_starts_it_where_parts_are_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinyllm.api.house import serve
+    from tinyllm.api.house import loading
 
     loaded = threading.Event()
-    monkeypatch.setattr(serve, "is_here", lambda name: name != "dinov2-small")
-    monkeypatch.setattr(serve.Parts, "image_side", lambda *_, **__: loaded.set())
+    monkeypatch.setattr(loading, "is_here", lambda name: name != "dinov2-small")
+    monkeypatch.setattr(loading.Parts, "image_side", lambda *_, **__: loaded.set())
     models = load_models(Settings(model=(str(folder),), kv_cache_mb=64))
     try:
         assert loaded.wait(30)
