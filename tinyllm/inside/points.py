@@ -127,11 +127,14 @@ class HookPoint:
 
 @lru_cache(maxsize=8)
 def hook_points(config: ModelConfig) -> tuple[HookPoint, ...]:
-    """Every hook point of a model, in the order in which a forward pass meets them."""
+    """Every hook point that a model has, in the order in which a forward pass meets them.
+
+    A family without a part (no rotary, one norm for both halves of a layer) has no point there.
+    """
     lines = _tap_lines()
 
     def point(kind: Point, layer: int | None) -> HookPoint:
-        name, tensor = kind.suffix, kind.tensor
+        name, tensor = kind.suffix, _tensor(config, layer, kind)
         if layer is not None:
             name = f"blocks.{layer}.{name}"
             tensor = tensor and f"model.layers.{layer}.{tensor}"
@@ -141,8 +144,42 @@ def hook_points(config: ModelConfig) -> tuple[HookPoint, ...]:
     inner = [kind for kind in POINTS if kind.in_layers]
     first, last = POINTS.index(inner[0]), POINTS.index(inner[-1])
     before = [point(kind, None) for kind in POINTS[:first]]
-    in_layers = [point(kind, i) for i in range(config.n_layers) for kind in inner]
+    in_layers = [
+        point(kind, i)
+        for i in range(config.n_layers)
+        for kind in inner
+        if _has(config, i, kind.suffix)
+    ]
     return (*before, *in_layers, *[point(kind, None) for kind in POINTS[last + 1 :]])
+
+
+def _has(config: ModelConfig, layer: int, suffix: str) -> bool:
+    """Whether a layer has the part that a point is at."""
+    own = config.layer(layer)
+    match suffix:
+        case "ln1.hook_normalized":
+            return config.norm_before
+        case "attn.hook_rot_q" | "attn.hook_rot_k":
+            return own.rotary != "none" and not config.learned_positions
+        case "hook_resid_mid":
+            return config.parallel == "no"
+        case "ln2.hook_normalized":
+            return config.norm_before and config.parallel != "one norm"
+        case "mlp.hook_pre" | "mlp.hook_post":
+            return not own.experts
+        case "mlp.hook_pre_linear":
+            return config.gated and not own.experts
+    return True
+
+
+def _tensor(config: ModelConfig, layer: int | None, kind: Point) -> str:
+    """The tensor that a point's array was just computed with, "" where there is none, or many."""
+    if kind.suffix.endswith("hook_normalized") and config.norm == "plain":
+        return ""
+    if kind.suffix == "mlp.hook_pre" and not config.gated:
+        return "mlp.up_proj.weight"
+    many = layer is not None and config.layer(layer).experts
+    return "" if many and kind.suffix == "hook_mlp_out" else kind.tensor
 
 
 @lru_cache(maxsize=8)
@@ -228,6 +265,8 @@ def _unknown(pattern: str, known: list[str], config: ModelConfig) -> str:
     message = f"there is no hook point {pattern!r}"
     if (block := re.match(r"blocks\.(\d+)\.", pattern)) and int(block[1]) >= config.n_layers:
         return f"{message}: the model's layers are 0 to {config.n_layers - 1}"
+    if pattern.split(".", 2)[-1] in {kind.suffix for kind in POINTS} and pattern.count(".") > 1:
+        message = f"{message}: this {config.family} has no such part in that layer"
     near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
     # "hook_z" alone is nearer to "blocks.0.attn.hook_z" than letter counting thinks.
     tail = pattern.rsplit(".", 1)[-1].strip("*")
