@@ -102,7 +102,10 @@ def without(step: dict[str, Any], *names: str) -> dict[str, Any]:
     return {k: v for k, v in step.items() if k not in ("logprob", "sampling", *names)}
 
 
-@pytest.mark.parametrize(("prefix", "stream"), [(S, True), (O, False), (O, True)])
+@pytest.mark.parametrize(
+    ("prefix", "stream"),
+    [pytest.param(S, True, marks=pytest.mark.long), (O, False), (O, True)],
+)
 def test_the_trace_is_that_of_decode_steps(real: Live, lm: LM, prefix: str, stream: bool) -> None:
     """In float32 on the readable path: every bit, the lens and the attention included. Only the
     logprob is the engine's own, as in `logprobs`: its compiled sum rounds another way."""

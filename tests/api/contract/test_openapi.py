@@ -49,7 +49,7 @@ def test_authentication_is_described_when_there_are_keys() -> None:
     assert "401" not in locked["paths"]["/health"]["get"]["responses"]
 
 
-@pytest.mark.parametrize("examples", [12])
+@pytest.mark.parametrize("examples", [4, pytest.param(12, marks=pytest.mark.long)])
 def test_fuzzer_finds_nothing_outside_the_document(scripted: Live, examples: int) -> None:
     """A short run; `tests/scripts/fuzz_api.py` is the long one."""
     schema = schemathesis.openapi.from_url(f"{scripted.url}/openapi.json")
