@@ -10,6 +10,7 @@ from tests.families_folder import config_keys
 from tinyllm.compiled import READABLE_ALONE
 from tinyllm.config import ModelConfig
 from tinyllm.families import FAMILIES
+from tinyllm.files.gguf_families import FAMILIES as GGUF
 
 PATH = Path(__file__).parent.parent / "tinyllm" / "families" / "README.md"
 BEGIN, END = "<!-- families -->", "<!-- end -->"
@@ -26,15 +27,26 @@ def compiles(config: ModelConfig) -> bool:
     return config.qk_norm != "whole" and not READABLE_ALONE & set(config.beyond_llama())
 
 
+# Architectures of GGUF files that no checkpoint of llama.cpp's converter has gone through here.
+UNTRIED = {"phi3", "gpt2", "gemma", "gemma2"}
+
+
+def gguf_names(model_type: str) -> str:
+    """What a GGUF file calls the family, "—" where none of its files is read."""
+    names = [name.partition("/")[0] for name, own in GGUF.items() if own.model_type == model_type]
+    return ", ".join(f"`{name}`{' (untried)' * (name in UNTRIED)}" for name in names) or "—"
+
+
 def table() -> str:
     """A row a family."""
-    rows = ["| family | model_type | architecture | compiled | differs from Llama in |",
-            "|---|---|---|---|---|"]  # fmt: skip
+    rows = ["| family | model_type | architecture | GGUF | compiled | differs from Llama in |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
     for family in FAMILIES:
         config = small(family.model_type)
         differing = ", ".join(part.replace("_", " ") for part in config.beyond_llama()) or "—"
         rows.append(
             f"| {family.name} | `{family.model_type}` | `{family.architecture}` | "
+            f"{gguf_names(family.model_type)} | "
             f"{'yes' if compiles(config) else 'no'} | {differing} |"
         )
     return "\n".join(rows)
