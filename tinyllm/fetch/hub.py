@@ -153,6 +153,11 @@ def _parts(where: str, names: list[str], file: str) -> list[str]:
     return parts
 
 
+def _thinks(template: str) -> bool:
+    """Whether a template has a place for thought: a block, or gpt-oss's channel."""
+    return "<think>" in template or "<|channel|>analysis" in template
+
+
 def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]:
     from tinyllm.fetch.validate import sees_images
 
@@ -168,7 +173,7 @@ def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]
         "aliases": [repo],
         "kind": "vision" if sees_images(folder) else "text",
         "domain_aligned": False,
-        "reasoning": "native" if any("<think>" in text for text in texts) else "none",
+        "reasoning": "native" if any(map(_thinks, texts)) else "none",
         "license": license,
         "source": f"hf:{repo}@{info.sha}",
         "created": int(created.timestamp()) if created else 0,

@@ -26,7 +26,8 @@ from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.tool_forms import form_of
 from tinyllm.tokenizer import Tokenizer
 
-CONTROL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "<|channel|>", "<|message|>")
+CONTROL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "<|channel|>", "<|message|>",
+           "<|start|>", "<|end|>")  # fmt: skip
 TURN = "{{ '<|im_start|>' + m.role + '\\n' }}"
 # Each writes an earlier call as its family does.
 CALLS = {

@@ -28,6 +28,7 @@ from tinyllm.api.contract.messages import (
 )
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
+from tinyllm.api.prompt.channels import has_channels, open_channel, think_in_channel
 from tinyllm.api.prompt.images import Pixels, decode
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.tool_forms import short_id
@@ -322,6 +323,8 @@ def think_spec(request: ChatRequest, model: ServedModel) -> ThinkSpec | None:
         budget = budget_for(effort or "medium", request.limit)
     if budget == 0:
         return None
+    if native and has_channels(model.tokenizer):
+        return think_in_channel(model.tokenizer, budget)
     if native:
         open_id, close_id = _think_ids(model)
         return ThinkSpec(budget, (close_id,), frozenset({close_id}), opened=False, open_id=open_id)
@@ -362,8 +365,17 @@ def _think_ids(model: ServedModel) -> tuple[int, int]:
     return ids[0], ids[1]
 
 
-def open_thinking(prompt: Prompt, think: ThinkSpec, model: ServedModel) -> tuple[Prompt, ThinkSpec]:
-    """The prompt with a think block opened, where the template hasn't done so or won't."""
+def open_thinking(
+    prompt: Prompt, think: ThinkSpec | None, model: ServedModel, call: bool
+) -> tuple[Prompt, ThinkSpec | None]:
+    """The prompt with a think block opened, where the template hasn't done so or won't.
+
+    `call`: what follows is calls of tools.
+    """
+    if has_channels(model.tokenizer):
+        return open_channel(prompt, think, model.tokenizer, call)
+    if think is None:
+        return prompt, None
     if model.reasoning == "native":
         opened = think.open_id is not None and think.open_id in prompt.tokens[-4:].tolist()
         if not opened and think.budget is not None:

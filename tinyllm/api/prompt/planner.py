@@ -165,8 +165,8 @@ class Planner:
         layout = Layout(tuple(listed), think is not None, words, continues, kwargs)
         rendered = conversation.fit(layout, request.truncate_len(dialect), _n_ctx(model))
         prompt = rendered.prompt
-        if think is not None:
-            prompt, think = open_thinking(prompt, think, model)
+        if not continues:
+            prompt, think = open_thinking(prompt, think, model, call=bool(tools))
         max_tokens = self._room(request.limit, prompt, model)
         self._check_trace(request, model, len(prompt.tokens), n)
         shortest = format.shortest() if format is not None and max_tokens else 0
