@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, TILE, Softmax
-from tinyllm.kernels.parts import Parts
+from tinyllm.kernels.parts import FamilyParts
 
 Array = NDArray[Any]
 
@@ -38,10 +38,10 @@ class ModelArrays(NamedTuple):
     n_heads: int
     norm_eps: float
     score_scale: float  # what q·k is multiplied by
-    parts: Parts  # beyond a Llama's
+    parts: FamilyParts  # beyond a Llama's
 
 
-class Pool(NamedTuple):
+class Pages(NamedTuple):
     """The KV cache's pages, float32 or float16 (as uint16).
 
     A head's keys and values of a page lie side by side: one long run of memory is read half as

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyllm.kernels.arrays import SPREAD_ROWS, Batch, Own, Pool, Scratch
+from tinyllm.kernels.arrays import SPREAD_ROWS, Batch, Own, Pages, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import attend, divide_row, merge, put
 from tinyllm.kernels.layout import CHUNK, NOTHING_YET, PAGE, TILE, AttendScratch, Keys, Softmax
 from tinyllm.kernels.numbers import exp
-from tinyllm.kernels.parts import Parts
+from tinyllm.kernels.parts import FamilyParts
 
 
-class Part(NamedTuple):
+class QueryRows(NamedTuple):
     """Up to 8 rows of one sequence, and a key head with the query heads that share it."""
 
     first: int  # row of the batch
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 @part
 def attend_chunk(
-    part: Part, start: int, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own
+    part: QueryRows, start: int, parts: FamilyParts, pool: Pages, batch: Batch, s: Scratch, own: Own
 ) -> None:
     """One chunk of keys for all queries of a part, 8 at a time; into own.chunk."""
     n = part.n_rows * part.group
@@ -55,7 +55,9 @@ def attend_chunk(
 
 
 @part
-def attend_all(part: Part, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own) -> None:
+def attend_all(
+    part: QueryRows, parts: FamilyParts, pool: Pages, batch: Batch, s: Scratch, own: Own
+) -> None:
     """Attention of a part's rows over all that they see; into s.mixed."""
     n = part.n_rows * part.group
     start_over(own.so_far, n)
@@ -79,7 +81,7 @@ def spread_row(row: int, head: int, n_heads: int, chunk: int, spread: Softmax) -
 
 
 @part
-def keep_chunk(part: Part, chunk: int, n_heads: int, state: Softmax, spread: Softmax) -> None:
+def keep_chunk(part: QueryRows, chunk: int, n_heads: int, state: Softmax, spread: Softmax) -> None:
     """Note a part's state over one chunk of keys, for `merge_chunks`."""
     for i in range(part.n_rows * part.group):
         head = part.head * part.group + i % part.group
@@ -91,7 +93,13 @@ def keep_chunk(part: Part, chunk: int, n_heads: int, state: Softmax, spread: Sof
 
 @part
 def merge_chunks(
-    part: Part, n_chunks: int, n_heads: int, parts: Parts, batch: Batch, s: Scratch, own: Own
+    part: QueryRows,
+    n_chunks: int,
+    n_heads: int,
+    parts: FamilyParts,
+    batch: Batch,
+    s: Scratch,
+    own: Own,
 ) -> None:
     """Fold the chunks of a part of one row in order, as `attend_all` does; into s.mixed."""
     start_over(own.so_far, part.group)
@@ -132,7 +140,7 @@ def finish_row(
 
 
 @part
-def look_back(windows: Any, part: Part, batch: Batch, own: Own) -> None:
+def look_back(windows: Any, part: QueryRows, batch: Batch, own: Own) -> None:
     """own.hidden = how many of the first keys each query of a part no longer sees."""
     if windows is not None:
         for i in range(part.n_rows * part.group):
@@ -141,7 +149,7 @@ def look_back(windows: Any, part: Part, batch: Batch, own: Own) -> None:
 
 
 @part
-def first_chunk(windows: Any, part: Part, batch: Batch) -> int:
+def first_chunk(windows: Any, part: QueryRows, batch: Batch) -> int:
     """The first chunk of keys that a part's first row sees anything of."""
     if windows is None:
         return 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tinyllm.kernels.build import allocating_kernel, uncached
 from tinyllm.kernels.dispatch import matmul, put
 from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows, empty_f32_rows
-from tinyllm.kernels.threads import Turn, begin, chunks, finish, next_job
+from tinyllm.kernels.threads import Worker, begin, chunks, finish, next_job
 from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU, activate, norm_row, softmax_row
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ class EncoderArrays(NamedTuple):
     activation: int
 
 
-class Job(NamedTuple):
+class EncoderInput(NamedTuple):
     """What to compute: an image, and how far to go with it."""
 
     counts: Array  # (3,) int64: rows, layers to run, whether to norm at the end
@@ -80,7 +80,7 @@ class Job(NamedTuple):
     streams: Array  # (kept, T, dim)
 
 
-class Scratch(NamedTuple):
+class EncoderScratch(NamedTuple):
     """What all threads write on the way; zeros where padding is read."""
 
     x: Array  # (T, dim), the residual stream
@@ -97,7 +97,7 @@ class Scratch(NamedTuple):
 
 @allocating_kernel
 def run(
-    thread: int, last: int, control: Array, w: EncoderArrays, todo: Job, s: Scratch
+    thread: int, last: int, control: Array, w: EncoderArrays, todo: EncoderInput, s: EncoderScratch
 ) -> int:  # fmt: skip
     """One thread's part of the work, as `threads.Work` has it: all regions of a job, in order."""
     row, out = s.row[thread], s.out[thread]
@@ -112,31 +112,31 @@ def run(
         n_rows, n_layers, final = todo.counts
         if not begin(control, thread, job):
             continue  # the counts may be the next job's already
-        turn = Turn(control, thread, n_threads, job)
+        worker = Worker(control, thread, n_threads, job)
         n_tiles = (n_rows + TILE - 1) // TILE
         n_bands = (n_tiles + TILES - 1) // TILES
 
-        for tile in chunks(turn, 0, n_tiles):
+        for tile in chunks(worker, 0, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 for k in range(dim):
                     s.x[r, k] = todo.start[r, k]
         n_patches = n_rows - w.n_class
         n_units, n_patch_bands = _units(w.patches, n_patches)
-        for chunk in chunks(turn, 1, n_units * n_patch_bands):
+        for chunk in chunks(worker, 1, n_units * n_patch_bands):
             add_product(w.patches, 0, todo.squares, chunk % n_units, chunk // n_units, out,
                         s.x, w.n_class, n_patches)  # fmt: skip
-        for tile in chunks(turn, 2, n_tiles):
+        for tile in chunks(worker, 2, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 if w.pre_norm.shape[0] > 0:
                     norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r])
                 keep_row(todo, 0, s.x, r)
 
         for layer in range(n_layers):
-            for tile in chunks(turn, region(layer, NORM1), n_tiles):
+            for tile in chunks(worker, region(layer, NORM1), n_tiles):
                 norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, s.normed)
 
             n_units = 3 * n_heads
-            for chunk in chunks(turn, region(layer, QKV), n_units * n_bands):
+            for chunk in chunks(worker, region(layer, QKV), n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 for tile in range(band * TILES, min(n_tiles, (band + 1) * TILES)):
                     n = min(TILE, n_rows - tile * TILE)
@@ -149,7 +149,7 @@ def run(
 
             all_tiles = s.q.values.shape[0] // n_heads
             key_blocks = (n_rows + BLOCK - 1) // BLOCK
-            for chunk in chunks(turn, region(layer, ATTEND), n_heads * n_tiles):
+            for chunk in chunks(worker, region(layer, ATTEND), n_heads * n_tiles):
                 head, tile = chunk // n_tiles, chunk % n_tiles
                 n = min(TILE, n_rows - tile * TILE)
                 matmul(s.keys, head, 0, key_blocks, s.q, head * all_tiles + tile, n, out, 0, 0)
@@ -161,16 +161,16 @@ def run(
                     put(s.mixed, tile, lane, head * head_dim, out[lane], 0, head_dim)
 
             n_units = (w.out.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region(layer, OUT), n_units * n_bands):
+            for chunk in chunks(worker, region(layer, OUT), n_units * n_bands):
                 add_product_and_bias(w.out, w.out_bias, layer, s.mixed, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
 
-            for tile in chunks(turn, region(layer, NORM2), n_tiles):
+            for tile in chunks(worker, region(layer, NORM2), n_tiles):
                 norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, s.normed)
 
             n_blocks = w.fc1.values.shape[1]
             n_units = (n_blocks + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region(layer, FC1), n_units * n_bands):
+            for chunk in chunks(worker, region(layer, FC1), n_units * n_bands):
                 unit, band = chunk % n_units, chunk // n_units
                 first = unit * OUT_BLOCKS
                 count = min(OUT_BLOCKS, n_blocks - first)
@@ -186,17 +186,17 @@ def run(
                         put(s.hidden, tile, lane, start, out[lane], 0, size)
 
             n_units = (w.fc2.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-            for chunk in chunks(turn, region(layer, FC2), n_units * n_bands):
+            for chunk in chunks(worker, region(layer, FC2), n_units * n_bands):
                 add_product_and_bias(w.fc2, w.fc2_bias, layer, s.hidden, chunk % n_units,
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
 
             if todo.keep[layer + 1] >= 0:
-                for tile in chunks(turn, region(layer, KEEP), n_tiles):
+                for tile in chunks(worker, region(layer, KEEP), n_tiles):
                     for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                         keep_row(todo, layer + 1, s.x, r)
 
         if final > 0:
-            for tile in chunks(turn, region(n_layers, 0), n_tiles):
+            for tile in chunks(worker, region(n_layers, 0), n_tiles):
                 for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                     norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r])
 
@@ -222,7 +222,7 @@ def norm_tile(
 
 
 @allocating_kernel
-def keep_row(todo: Job, layer: int, x: Array, r: int) -> None:
+def keep_row(todo: EncoderInput, layer: int, x: Array, r: int) -> None:
     """Copy a row of the residual stream, where what is behind this layer was asked for."""
     slot = todo.keep[layer]
     if slot >= 0:
@@ -231,7 +231,9 @@ def keep_row(todo: Job, layer: int, x: Array, r: int) -> None:
 
 
 @allocating_kernel
-def place(part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s: Scratch) -> None:
+def place(
+    part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s: EncoderScratch
+) -> None:
     """Put a tile of one head's queries (part 0), keys (1) or values (2) where attention reads."""
     all_tiles = s.q.values.shape[0] // s.keys.values.shape[0]
     for lane in range(n):

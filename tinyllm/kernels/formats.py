@@ -22,7 +22,7 @@ Dtype = Literal["f32", "bf16", "q8", "q4", "q8a8", "q4a8"]
 Asked = Literal["auto", Dtype]
 """What a user may ask for: a format, or the checkpoint's own (`own_format.py`)."""
 
-Parts = tuple[NDArray[Any], ...]
+Components = tuple[NDArray[Any], ...]
 """A matrix in a format, its rows in order: float32 values, or integers and their scales."""
 
 
@@ -41,11 +41,11 @@ class Format:
     products: int  # of that arithmetic, that a weight and an activation take
     kv_dtype: Literal["f16", "f32"]  # of the KV cache, unless asked otherwise
     table: str  # the format of the embedding and the head, of which every rounding is seen
-    round: Callable[[NDArray[np.float32]], Parts]
+    round: Callable[[NDArray[np.float32]], Components]
     pack: Callable[..., Any]  # parts → the kernels' layout, without the layer axis
-    unpack: Callable[[Any, int], Parts]  # … and back, so many rows
+    unpack: Callable[[Any, int], Components]  # … and back, so many rows
     restore: Callable[..., NDArray[np.float32]]  # parts → what they stand for
-    carry: Mapping[str, Callable[[Any], Parts]] = field(default_factory=dict)
+    carry: Mapping[str, Callable[[Any], Components]] = field(default_factory=dict)
     """A kind of a GGUF file's blocks (`files.blocks.Blocks`) → the same parts, unrounded."""
 
     def matrix(self, weight: NDArray[np.float32]) -> Any:
@@ -57,15 +57,15 @@ class Format:
         return self.restore(*self.unpack(packed, n_rows))
 
 
-def _as_it_is(weight: NDArray[Any]) -> Parts:
+def _as_it_is(weight: NDArray[Any]) -> Components:
     return (weight,)
 
 
-def _alone(unpack: Callable[[Any, int], NDArray[Any]]) -> Callable[[Any, int], Parts]:
+def _alone(unpack: Callable[[Any, int], NDArray[Any]]) -> Callable[[Any, int], Components]:
     return lambda packed, n_rows: (unpack(packed, n_rows),)
 
 
-def _carry_q4(blocks: Any) -> Parts:
+def _carry_q4(blocks: Any) -> Components:
     minimums = blocks.mins
     if minimums is None:  # Q4_0: scale · (nibble - 8); -8 · scale is exact
         minimums = (blocks.scales.astype(np.float32) * -8).astype(np.float16)

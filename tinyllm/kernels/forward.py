@@ -25,11 +25,11 @@ from tinyllm.kernels.arrays import (
     Call,
     ModelArrays,
     Own,
-    Pool,
+    Pages,
     Scratch,
 )
 from tinyllm.kernels.attention import (
-    Part,
+    QueryRows,
     attend_all,
     attend_chunk,
     first_chunk,
@@ -40,9 +40,9 @@ from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import add_row, matmul, norm_row, put
 from tinyllm.kernels.heads import place_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
-from tinyllm.kernels.parts import Parts, add_bias, add_position
+from tinyllm.kernels.parts import FamilyParts, add_bias, add_position
 from tinyllm.kernels.rows import embed_row, finish_logits, hidden_row, norm_one, norm_tile
-from tinyllm.kernels.threads import Turn, begin, chunks, finish, next_job
+from tinyllm.kernels.threads import Worker, begin, chunks, finish, next_job
 
 Array = NDArray[Any]
 
@@ -67,7 +67,7 @@ def run(
     last: int,
     control: Array,
     model: ModelArrays,
-    pool: Pool,
+    pool: Pages,
     batch: Batch,
     s: Scratch,
     all_own: Own,
@@ -82,22 +82,22 @@ def run(
         call = look_at(thread, n_threads, model, pool, batch, s)
         if not begin(control, thread, job):
             continue  # what was looked at may be the next job's already
-        turn = Turn(control, thread, n_threads, job)
+        worker = Worker(control, thread, n_threads, job)
 
-        embed_rows(turn, call, model, batch, s)
+        embed_rows(worker, call, model, batch, s)
         for layer in range(model.n_layers):
             # x += out · attention(norm(x))
-            norm_rows(turn, region(layer, ATTN_NORM), call, model.attn_norm, model.parts.attn_bias,
-                      layer, model.norm_eps, s, own)  # fmt: skip
-            queries_keys_values(turn, call, layer, model, pool, batch, s, own)
+            norm_rows(worker, region(layer, ATTN_NORM), call, model.attn_norm,
+                      model.parts.attn_bias, layer, model.norm_eps, s, own)  # fmt: skip
+            queries_keys_values(worker, call, layer, model, pool, batch, s, own)
             if call.n_spans == 0:
-                attend_parts(turn, call, layer, model.parts, pool, batch, s, own)
+                attend_parts(worker, call, layer, model.parts, pool, batch, s, own)
             else:
-                attend_spans(turn, call, layer, model.parts, pool, batch, s, own)
-            out_and_mlp(turn, call, layer, model, s, own, model.parts.one_norm,
+                attend_spans(worker, call, layer, model.parts, pool, batch, s, own)
+            out_and_mlp(worker, call, layer, model, s, own, model.parts.one_norm,
                         model.parts.side_by_side)  # fmt: skip
         if call.n_logits > 0:
-            logits(turn, call, model, batch, s, own)
+            logits(worker, call, model, batch, s, own)
 
         if finish(control, thread):
             return job
@@ -106,25 +106,25 @@ def run(
 
 @part
 def out_and_mlp(
-    turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, one_norm: Any,
+    worker: Worker, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, one_norm: Any,
     side_by_side: Any,
 ) -> None:  # fmt: skip
     """The rest of a layer, behind attention; where the MLP stands beside it, before it is added."""
     parts = model.parts
     if side_by_side is not None:
         # Both read the stream as it entered the layer.
-        norm_rows(turn, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
+        norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
                   model.norm_eps, s, own)  # fmt: skip
-        gate_and_up(turn, call, layer, model, s, own, parts.act, parts.plain)
-    add_sublayer(turn, region(layer, OUT), call, model.out, parts.out_bias, parts.after_attn, layer,
-                 model.norm_eps, s.mixed, s, own)  # fmt: skip
+        gate_and_up(worker, call, layer, model, s, own, parts.act, parts.plain)
+    add_sublayer(worker, region(layer, OUT), call, model.out, parts.out_bias, parts.after_attn,
+                 layer, model.norm_eps, s.mixed, s, own)  # fmt: skip
     if side_by_side is None:
         # x += down · (silu(gate · norm(x)) * (up · norm(x)))
         if one_norm is None:
-            norm_rows(turn, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
+            norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
                       model.norm_eps, s, own)  # fmt: skip
-        gate_and_up(turn, call, layer, model, s, own, parts.act, parts.plain)
-    add_sublayer(turn, region(layer, DOWN), call, model.down, parts.down_bias, parts.after_mlp,
+        gate_and_up(worker, call, layer, model, s, own, parts.act, parts.plain)
+    add_sublayer(worker, region(layer, DOWN), call, model.down, parts.down_bias, parts.after_mlp,
                  layer, model.norm_eps, s.hidden, s, own)  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def region(layer: int, part: int) -> int:
 
 @part
 def look_at(
-    thread: int, n_threads: int, model: ModelArrays, pool: Pool, batch: Batch, s: Scratch
+    thread: int, n_threads: int, model: ModelArrays, pool: Pages, batch: Batch, s: Scratch
 ) -> Call:
     """Read a job's counts."""
     n_rows, n_parts, n_logits, longest = batch.counts
@@ -173,9 +173,9 @@ def take_own(thread: int, all_own: Own) -> Own:
 
 
 @part
-def embed_rows(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch) -> None:
+def embed_rows(worker: Worker, call: Call, model: ModelArrays, batch: Batch, s: Scratch) -> None:
     """x = the tokens' embeddings, or rows of images."""
-    for tile in chunks(turn, 0, call.n_tiles):
+    for tile in chunks(worker, 0, call.n_tiles):
         for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
             embed_row(model.embed, batch.tokens[r], batch.images, s.x, r,
                       model.parts.embedding_scale)  # fmt: skip
@@ -184,14 +184,14 @@ def embed_rows(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scra
 
 @part
 def norm_rows(
-    turn: Turn, at: int, call: Call, weight: Any, bias: Any, layer: int, eps: float, s: Scratch,
+    worker: Worker, at: int, call: Call, weight: Any, bias: Any, layer: int, eps: float, s: Scratch,
     own: Own,
 ) -> None:  # fmt: skip
     """The norm of all rows, as activations; few rows are no region, but each thread's own work."""
     if call.alone:
         norm_tile(s.x, weight, bias, layer, eps, 0, call.n_rows, call.normed, own.row, s.normed)
     else:
-        for tile in chunks(turn, at, call.n_tiles):
+        for tile in chunks(worker, at, call.n_tiles):
             first = tile * TILE
             n = min(TILE, call.n_rows - first)
             norm_tile(s.x, weight, bias, layer, eps, first, n, tile, own.row, s.normed)
@@ -199,13 +199,13 @@ def norm_rows(
 
 @part
 def queries_keys_values(
-    turn: Turn, call: Call, layer: int, model: ModelArrays, pool: Pool, batch: Batch, s: Scratch,
-    own: Own,
+    worker: Worker, call: Call, layer: int, model: ModelArrays, pool: Pages, batch: Batch,
+    s: Scratch, own: Own,
 ) -> None:  # fmt: skip
     """Project the normed rows head by head; queries go to s.q, keys and values to the cache."""
     n_units = call.n_heads + 2 * call.n_kv_heads
     n_blocks = call.head_dim // BLOCK
-    for chunk in chunks(turn, region(layer, QKV), n_units * call.n_bands):
+    for chunk in chunks(worker, region(layer, QKV), n_units * call.n_bands):
         unit, band = chunk % n_units, chunk // n_units
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
@@ -217,55 +217,79 @@ def queries_keys_values(
 
 @part
 def attend_parts(
-    turn: Turn, call: Call, layer: int, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own
+    worker: Worker,
+    call: Call,
+    layer: int,
+    parts: FamilyParts,
+    pool: Pages,
+    batch: Batch,
+    s: Scratch,
+    own: Own,
 ) -> None:
     """Attention, a part and key head at a time."""
     n_heads = call.n_kv_heads
-    for chunk in chunks(turn, region(layer, ATTEND), call.n_parts * n_heads):
+    for chunk in chunks(worker, region(layer, ATTEND), call.n_parts * n_heads):
         part = part_of(call.n_parts - 1 - chunk // n_heads, chunk % n_heads, layer, call, batch)
         attend_all(part, parts, pool, batch, s, own)  # the longest come first
 
 
 @part
 def attend_spans(
-    turn: Turn, call: Call, layer: int, parts: Parts, pool: Pool, batch: Batch, s: Scratch, own: Own
+    worker: Worker,
+    call: Call,
+    layer: int,
+    parts: FamilyParts,
+    pool: Pages,
+    batch: Batch,
+    s: Scratch,
+    own: Own,
 ) -> None:
     """Attention where a few rows see many keys: 512 keys at a time, then the chunks together."""
     n_heads = call.n_kv_heads
     n_units = call.n_parts * n_heads
-    for chunk in chunks(turn, region(layer, ATTEND), n_units * call.n_spans):
+    for chunk in chunks(worker, region(layer, ATTEND), n_units * call.n_spans):
         span, unit = chunk // n_units, chunk % n_units
         part = part_of(unit // n_heads, unit % n_heads, layer, call, batch)
         last = batch.position[part.first + part.n_rows - 1]
         if last >= span * CHUNK and span >= first_chunk(parts.windows, part, batch):
             attend_chunk(part, span * CHUNK, parts, pool, batch, s, own)
             keep_chunk(part, span, call.n_heads, own.chunk, s.spread)
-    for chunk in chunks(turn, region(layer, MERGE), call.n_rows * n_heads):
+    for chunk in chunks(worker, region(layer, MERGE), call.n_rows * n_heads):
         row = chunk // n_heads
-        part = Part(row, 1, batch.sequence[row], layer, chunk % n_heads, call.n_heads // n_heads)
+        part = QueryRows(
+            row, 1, batch.sequence[row], layer, chunk % n_heads, call.n_heads // n_heads
+        )
         merge_chunks(part, batch.position[row] // CHUNK + 1, call.n_heads, parts, batch, s, own)
 
 
 @part
 def add_sublayer(
-    turn: Turn, at: int, call: Call, w: Any, bias: Any, after: Any, layer: int, eps: float,
+    worker: Worker, at: int, call: Call, w: Any, bias: Any, after: Any, layer: int, eps: float,
     rows: Any, s: Scratch, own: Own,
 ) -> None:  # fmt: skip
     """x += w · rows, or the norm of that."""
     if after is None:
-        add_product(turn, at, call, w, bias, layer, rows, s.x, own.out)
+        add_product(worker, at, call, w, bias, layer, rows, s.x, own.out)
     else:
-        put_product(turn, at, call, w, bias, layer, rows, s.added, own.out)
-        add_normed(turn, at + 1, call, after, layer, eps, s.added, s.x, own.row)
+        put_product(worker, at, call, w, bias, layer, rows, s.added, own.out)
+        add_normed(worker, at + 1, call, after, layer, eps, s.added, s.x, own.row)
 
 
 @part
 def put_product(
-    turn: Turn, at: int, call: Call, w: Any, bias: Any, layer: int, rows: Any, y: Array, out: Array
+    worker: Worker,
+    at: int,
+    call: Call,
+    w: Any,
+    bias: Any,
+    layer: int,
+    rows: Any,
+    y: Array,
+    out: Array,
 ) -> None:
     """y = w · rows."""
     n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-    for chunk in chunks(turn, at, n_units * call.n_bands):
+    for chunk in chunks(worker, at, n_units * call.n_bands):
         first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
         count = min(OUT_BLOCKS, w.values.shape[1] - first)
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
@@ -279,11 +303,11 @@ def put_product(
 
 @part
 def add_normed(
-    turn: Turn, at: int, call: Call, weight: Array, layer: int, eps: float, y: Array, x: Array,
+    worker: Worker, at: int, call: Call, weight: Array, layer: int, eps: float, y: Array, x: Array,
     row: Array,
 ) -> None:  # fmt: skip
     """x += norm(y)."""
-    for tile in chunks(turn, at, call.n_tiles):
+    for tile in chunks(worker, at, call.n_tiles):
         for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
             norm_row(y, r, weight, layer, eps, row)
             for k in range(x.shape[1]):
@@ -292,11 +316,19 @@ def add_normed(
 
 @part
 def add_product(
-    turn: Turn, at: int, call: Call, w: Any, bias: Any, layer: int, rows: Any, x: Array, out: Array
+    worker: Worker,
+    at: int,
+    call: Call,
+    w: Any,
+    bias: Any,
+    layer: int,
+    rows: Any,
+    x: Array,
+    out: Array,
 ) -> None:
     """x += w · rows."""
     n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
-    for chunk in chunks(turn, at, n_units * call.n_bands):
+    for chunk in chunks(worker, at, n_units * call.n_bands):
         first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
         count = min(OUT_BLOCKS, w.values.shape[1] - first)
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
@@ -309,13 +341,13 @@ def add_product(
 
 @part
 def gate_and_up(
-    turn: Turn, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, act: Any,
+    worker: Worker, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, act: Any,
     plain: Any,
 ) -> None:  # fmt: skip
     """The MLP's hidden activations: silu(gate) · up or what the family has there, 32 at a time."""
     n_blocks = 4 if plain is None else 2  # 32 gates with their 32 ups, or these alone
     n_units = model.gate_up.values.shape[1] // n_blocks
-    for chunk in chunks(turn, region(layer, GATE_UP), n_units * call.n_bands):
+    for chunk in chunks(worker, region(layer, GATE_UP), n_units * call.n_bands):
         unit, band = chunk % n_units, chunk // n_units
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
@@ -329,17 +361,19 @@ def gate_and_up(
 
 
 @part
-def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch, own: Own) -> None:
+def logits(
+    worker: Worker, call: Call, model: ModelArrays, batch: Batch, s: Scratch, own: Own
+) -> None:
     """Logits of the rows that want them; those rows are gathered into tiles of their own."""
     at = region(model.n_layers, 0)
     n_tiles = (call.n_logits + TILE - 1) // TILE
-    for tile in chunks(turn, at, n_tiles):
+    for tile in chunks(worker, at, n_tiles):
         for i in range(tile * TILE, min(call.n_logits, (tile + 1) * TILE)):
             norm_one(s.x, batch.logit_rows[i], model.final_norm, model.parts.final_bias, 0,
                      model.norm_eps, own.row)  # fmt: skip
             put(s.normed, tile, i % TILE, 0, own.row, 0, s.x.shape[1])
     n_blocks = s.logits.shape[1] // BLOCK
-    for chunk in chunks(turn, at + 1, (n_blocks + HEAD_BLOCKS - 1) // HEAD_BLOCKS):
+    for chunk in chunks(worker, at + 1, (n_blocks + HEAD_BLOCKS - 1) // HEAD_BLOCKS):
         first = chunk * HEAD_BLOCKS
         count = min(HEAD_BLOCKS, n_blocks - first)
         for tile in range(n_tiles):
@@ -352,10 +386,10 @@ def logits(turn: Turn, call: Call, model: ModelArrays, batch: Batch, s: Scratch,
 
 
 @part
-def part_of(part: int, head: int, layer: int, call: Call, batch: Batch) -> Part:
+def part_of(part: int, head: int, layer: int, call: Call, batch: Batch) -> QueryRows:
     """A part of the batch, with one of the key heads."""
     first = batch.part_first[part]
-    return Part(
+    return QueryRows(
         first, batch.part_rows[part], batch.sequence[first], layer, head,
         call.n_heads // call.n_kv_heads,
     )  # fmt: skip

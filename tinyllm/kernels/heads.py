@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.kernels.arrays import Batch, Call, ModelArrays, Own, Pool, Scratch
+from tinyllm.kernels.arrays import Batch, Call, ModelArrays, Own, Pages, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import append_key, append_value, rope
 from tinyllm.kernels.layout import PAGE
@@ -15,7 +15,7 @@ from tinyllm.kernels.parts import clipped, head_normed
 
 @part
 def place_head(
-    unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pool,
+    unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pages,
     batch: Batch, s: Scratch, own: Own,
 ) -> None:  # fmt: skip
     """Head `unit` of rows first … first + n, own.out[:n], to where it belongs.

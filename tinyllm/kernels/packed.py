@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
-from tinyllm.kernels.formats import FORMATS, Format, Parts
+from tinyllm.kernels.formats import FORMATS, Components, Format
 from tinyllm.kernels.packed_vectors import qkv_order, up_names, up_order, vectors
 from tinyllm.weights import Checkpoint, checkpoint_files
 
@@ -63,7 +63,7 @@ def pack(
     form = FORMATS[dtype]
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
 
-    def rows(name: str, form: Format) -> Parts:
+    def rows(name: str, form: Format) -> Components:
         # What a sublayer adds is scaled here, once, and not at every token.
         factor = config.residual_scale if name.endswith(ADDING) and not config.norm_after else 1.0
         blocks = None

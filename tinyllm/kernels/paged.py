@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
-from tinyllm.kernels.arrays import Pool
+from tinyllm.kernels.arrays import Pages
 from tinyllm.kernels.layout import KEYS, PAGE, VALUES
 from tinyllm.kernels.packed import huge_zeros
 from tinyllm.kernels.parts import head_order
@@ -40,7 +40,7 @@ class PagePool:
         self.kv_dtype = kv_dtype
         stored = np.float32 if kv_dtype == "f32" else np.uint16
         shape = (n_pages, config.n_layers, config.n_kv_heads, 2, PAGE * config.head_dim)
-        self.arrays = Pool(huge_zeros(shape, stored))
+        self.arrays = Pages(huge_zeros(shape, stored))
         self.n_pages = n_pages
         self.page_nbytes = self.arrays.cells[:1].nbytes
         self._claimed = 0  # pages from the first on, brought into memory by claim_memory

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-class Parts(NamedTuple):
+class FamilyParts(NamedTuple):
     """Everything beyond a Llama; None where the model has nothing there."""
 
     # positions
@@ -121,7 +121,9 @@ def rotation_tables(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def make_parts(config: ModelConfig, tensors: Mapping[str, Array], turns: Array | None) -> Parts:
+def make_parts(
+    config: ModelConfig, tensors: Mapping[str, Array], turns: Array | None
+) -> FamilyParts:
     """A model's parts, of its shape and of what `packed.pack` made of its tensors."""
     mark = np.zeros(1, np.float32)
     windows = [config.layer(i).window or config.max_seq_len for i in range(config.n_layers)]
@@ -135,7 +137,7 @@ def make_parts(config: ModelConfig, tensors: Mapping[str, Array], turns: Array |
     if act is None and not plain_act:
         act = np.zeros((config.n_layers, 2), np.float32)
     of_files = {name: tensors.get(name) for name in TENSORS if name != "act"}
-    return Parts(
+    return FamilyParts(
         turns=turns,
         temperature=temperature,
         norm_last=mark if config.qk_norm_last else None,

@@ -165,7 +165,7 @@ def sleep(typing_context, microseconds):  # type: ignore[no-untyped-def]
 # --- regions ------------------------------------------------------------------------------------
 
 
-class Turn(NamedTuple):
+class Worker(NamedTuple):
     """One thread's place in a job."""
 
     control: Array
@@ -190,24 +190,24 @@ def share(n_chunks: int, thread: int, n_threads: int) -> int:
 
 
 @part
-def next_chunk(turn: Turn, region: int, n_chunks: int) -> int:
+def next_chunk(worker: Worker, region: int, n_chunks: int) -> int:
     """Claim a chunk of a region: its number, or -1 when all are taken.
 
     A thread takes its own share first, in order, so that it reads memory in one long run; then what
     the others have left of theirs.
     """
-    for i in range(turn.n_threads):
-        owner = (turn.thread + i) % turn.n_threads
-        first = share(n_chunks, owner, turn.n_threads)
-        size = share(n_chunks, owner + 1, turn.n_threads) - first
-        index = (REGIONS + (turn.n_threads + 1) * region + owner) * WORD
-        word = atomic_load(turn.control, index)
+    for i in range(worker.n_threads):
+        owner = (worker.thread + i) % worker.n_threads
+        first = share(n_chunks, owner, worker.n_threads)
+        size = share(n_chunks, owner + 1, worker.n_threads) - first
+        index = (REGIONS + (worker.n_threads + 1) * region + owner) * WORD
+        word = atomic_load(worker.control, index)
         while True:
-            count = _count(word, turn.job)
+            count = _count(word, worker.job)
             if count >= size:
                 break
-            claim = (turn.job << COUNT_BITS) | (count + 1)
-            seen = compare_and_swap(turn.control, index, word, claim)
+            claim = (worker.job << COUNT_BITS) | (count + 1)
+            seen = compare_and_swap(worker.control, index, word, claim)
             if seen == word:
                 return first + count
             word = seen
@@ -215,18 +215,18 @@ def next_chunk(turn: Turn, region: int, n_chunks: int) -> int:
 
 
 @part
-def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
+def end_region(worker: Worker, region: int, n_chunks: int, mine: int) -> None:
     """Report `mine` chunks as done and wait until all of the region's are."""
-    index = (REGIONS + (turn.n_threads + 1) * region + turn.n_threads) * WORD
-    word = atomic_load(turn.control, index)
+    index = (REGIONS + (worker.n_threads + 1) * region + worker.n_threads) * WORD
+    word = atomic_load(worker.control, index)
     while mine > 0:
-        total = (turn.job << COUNT_BITS) | (_count(word, turn.job) + mine)
-        seen = compare_and_swap(turn.control, index, word, total)
+        total = (worker.job << COUNT_BITS) | (_count(word, worker.job) + mine)
+        seen = compare_and_swap(worker.control, index, word, total)
         if seen == word:
             break
         word = seen
     spins = 0
-    while _count(atomic_load(turn.control, index), turn.job) < n_chunks:
+    while _count(atomic_load(worker.control, index), worker.job) < n_chunks:
         spins += 1
         if spins < SPINS:
             pause()
@@ -235,21 +235,21 @@ def end_region(turn: Turn, region: int, n_chunks: int, mine: int) -> None:
 
 
 @part  # numba can't load a generator from its cache
-def chunks(turn: Turn, region: int, n_chunks: int) -> Iterator[int]:
+def chunks(worker: Worker, region: int, n_chunks: int) -> Iterator[int]:
     """The chunks of a region that fall to this thread; the loop ends when the region is over.
 
     Raises:
         IndexError: the team was made for fewer regions.
     """
-    if (REGIONS + (turn.n_threads + 1) * (region + 1)) * WORD > turn.control.shape[0]:
+    if (REGIONS + (worker.n_threads + 1) * (region + 1)) * WORD > worker.control.shape[0]:
         raise IndexError("a job has more regions than its team was made for")
     mine = 0
-    chunk = next_chunk(turn, region, n_chunks)
+    chunk = next_chunk(worker, region, n_chunks)
     while chunk >= 0:
         yield chunk
         mine += 1
-        chunk = next_chunk(turn, region, n_chunks)
-    end_region(turn, region, n_chunks, mine)
+        chunk = next_chunk(worker, region, n_chunks)
+    end_region(worker, region, n_chunks, mine)
 
 
 @part

@@ -172,14 +172,14 @@ class _Workspace:
         self._n_patches = n_rows - int(config.has_class_token)
         n_pixels = config.n_channels * config.patch_size**2
         self.streams = np.zeros((config.n_layers + 1, n_rows, dim), np.float32)
-        self._job = job = kernels.Job(
+        self._job = job = kernels.EncoderInput(
             counts=np.array([n_rows, 0, 0], np.int64),
             keep=np.full(config.n_layers + 1, -1, np.int64),
             start=start,
             squares=kernels.empty_rows(n_tiles, n_pixels),
             streams=self.streams,
         )
-        self._scratch = scratch = kernels.Scratch(
+        self._scratch = scratch = kernels.EncoderScratch(
             x=np.zeros((n_rows, dim), np.float32),
             normed=kernels.empty_rows(n_tiles, dim),
             q=kernels.empty_rows(heads * n_tiles, head_dim),
