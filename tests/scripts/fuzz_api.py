@@ -27,7 +27,7 @@ def fuzz(url: str, seed: int, examples: int) -> int:
     """schemathesis' exit code."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json",
                "--checks", CHECKS, "--max-examples", str(examples), "--seed", str(seed),
-               "--request-timeout", "60", "--workers", "2", "--no-color"]  # fmt: skip
+               "--request-timeout", "60", "--no-color"]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # it keeps a database of its own
         return subprocess.run(command, cwd=folder, check=False).returncode
 
