@@ -4,8 +4,8 @@
 #
 #     tests/scripts/in_a_container.sh
 #
-# Needs bubblewrap (`apt-get install bubblewrap`) and, to become nobody, root. Weights are fetched
-# and kernels compiled anew. The last line says how long it took from start to ready.
+# Needs bubblewrap (`apt-get install bubblewrap`). Weights are fetched and kernels compiled anew. The
+# last line says how long it took from start to ready.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -29,11 +29,9 @@ tinyllm compile
 
 # What `podman run --read-only --tmpfs /tmp` does.
 port=$(python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-nobody=(--reuid=65534 --regid=65534 --clear-groups)
-[ "$(id -u)" = 0 ] && become=(setpriv "${nobody[@]}") || become=()
 start=$SECONDS
-TINYLLM_API_KEY=secret "${become[@]}" bwrap --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp \
-    --unshare-user --unshare-pid --as-pid-1 --die-with-parent --chdir "$work/empty" --setenv HOME /nonexistent \
+TINYLLM_API_KEY=secret bwrap --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp \
+    --unshare-user --uid 65534 --gid 65534 --unshare-pid --as-pid-1 --die-with-parent --chdir "$work/empty" --setenv HOME /nonexistent \
     tinyllm serve --host 0.0.0.0 --port "$port" >"$work/log" 2>&1 &
 server=$!
 for _ in $(seq 200); do

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,8 +55,9 @@ def record(picture: Path) -> None:
     """Run it all and write the picture."""
     with tempfile.TemporaryDirectory() as folder:
         work, recording = Path(folder), Recording()
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("TINYLLM", "PYTHON"))}
-        env |= {"NUMBA_CACHE_DIR": str(work / "kernels"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        ours = ("TINYLLM", "PYTHON", "NUMBA")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        env["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
         env["PATH"] = f"{work / 'venv' / 'bin'}{os.pathsep}{env['PATH']}"
         subprocess.run([sys.executable, "-m", "venv", str(work / "venv")], check=True)
 
@@ -89,7 +91,9 @@ def record(picture: Path) -> None:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
     picture.parent.mkdir(exist_ok=True)
-    picture.write_text(recording.console.export_svg(title="tinyllm"), encoding="utf-8")
+    svg = recording.console.export_svg(title="tinyllm")
+    svg = re.sub(r"@font-face {.*?}\s*", "", svg, flags=re.DOTALL)  # they are elsewhere on the web
+    picture.write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import numba
@@ -74,20 +74,26 @@ def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
 
     `name` is for the message.
     """
+    compile_together(name, {function: args})
+
+
+def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
+    """The same of several kernels, each with its arguments, that are told of as one."""
     if not JIT:
         return
     typeof: Any = numba.typeof
-    types = tuple(typeof(arg) for arg in args)
-    if types in function.overloads:
-        return
-    known, start = function._cache.holds(types), time.monotonic()
+    wanted = [(f, tuple(typeof(arg) for arg in args)) for f, args in calls.items()]
+    wanted = [(function, types) for function, types in wanted if types not in function.overloads]
+    known = all(function._cache.holds(types) for function, types in wanted)
+    start = time.monotonic()
     if not known:
         folder = writable()
         kept = f"once: they are kept in {folder}" if folder else "and can't be kept anywhere"
         _say(f"compiling the {name} kernels for this processor, {kept}")
         compiling.append(name)
     try:
-        function.compile(types)
+        for function, types in wanted:
+            function.compile(types)
     finally:
         if not known:
             compiling.remove(name)

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import allocating_kernel, compile_for, kernel
+from tinyllm.kernels.build import allocating_kernel, compile_together, kernel
 from tinyllm.kernels.emit import LANES
 from tinyllm.kernels.numbers import exp
 
@@ -263,5 +263,4 @@ def prepare() -> None:
         uniform: (np.uint64(0), np.uint64(0), np.uint64(0)),
         largest: (row, 1),
     }
-    for function, arguments in calls.items():
-        compile_for(function, "sampling", arguments)
+    compile_together("sampling", calls)
