@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live
+from tinyllm.api.constraints.call_forms import HERMES
+from tinyllm.api.constraints.call_reader import CallReader, CallStart, Words
 from tinyllm.api.constraints.closing import Format, TokenForms, margin_of, strings_are_free
 from tinyllm.api.constraints.grammar import Grammars, json_grammar
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.json_text import JsonText
-from tinyllm.api.constraints.tool_calls import CLOSE, OPEN, CallReader, CallStart, write_call
 from tinyllm.api.contract.chat_completions import read_chat
 from tinyllm.api.contract.dialect import O as DIALECT
 from tinyllm.api.prompt.formats import answer_format, callable_tools
@@ -136,26 +137,28 @@ def tool(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": schema}}
 
 
-def format_of(server: Live, tools: list[dict[str, Any]], **more: Any) -> Format:
+def format_of(
+    server: Live, tools: list[dict[str, Any]], words: bool = False, **more: Any
+) -> Format:
     """What a request with these tools is held to, as the planner makes it."""
     message = {"role": "user", "content": "Hi"}
     body = {"model": MODEL, "messages": [message], "tools": tools, **more}
     request = read_chat(body, DIALECT)
     model = server.service.model(MODEL)
-    format, _ = answer_format(request, model, callable_tools(request), (), lambda: False)
+    format, _ = answer_format(request, model, callable_tools(request), (), lambda: False, words)
     assert format is not None
     return format
 
 
 def calls_in(text: str) -> list[tuple[str, Any]]:
     """(name, arguments) of each call; all of them must be whole."""
-    reader, found = CallReader(), []
+    reader, found = CallReader(), []  # of [name, arguments]
     for piece in reader.push(text):
         if isinstance(piece, CallStart):
             found.append([piece.name, ""])
-        else:
+        elif not isinstance(piece, Words):
             found[-1][1] += piece.text
-    assert text.count(OPEN) == text.count(CLOSE) == len(found) > 0, text
+    assert text.count(HERMES.opening) == text.count(HERMES.closing) == len(found), text
     return [(name, json.loads(arguments)) for name, arguments in found]
 
 
@@ -186,6 +189,7 @@ def test_every_budget_gives_calls_that_parse_and_fit(
         strict=True,
     ):
         calls = calls_in(answer(format, tokenizer, forms, budget, style, seed))
+        assert calls
         for name, arguments in calls:
             assert choice != "named" or name == "add"
             jsonschema.validate(arguments, schemas[name])
@@ -200,7 +204,7 @@ def test_what_has_room_is_not_cut(
     schema = {"type": "object", "properties": {"location": {"type": "string"},
               "unit": {"enum": ["celsius", "fahrenheit"]}}, "required": ["location"]}  # fmt: skip
     format = format_of(scripted, [tool("get_weather", schema)], tool_choice="required")
-    wanted = write_call("get_weather", {"location": "Boston, Massachusetts"})
+    wanted = HERMES.write("get_weather", {"location": "Boston, Massachusetts"})
     eos = frozenset(tokenizer.eos_ids)
     guide, said, n_tokens = Guides(tokenizer, None, format, (), eos, 999)(0), b"", 0
     while said != wanted.encode():  # how many tokens it takes, one letter or more at a time
@@ -215,6 +219,26 @@ def test_what_has_room_is_not_cut(
         if guide.accept(token):
             break
     assert said.decode() == wanted
+
+
+@pytest.mark.parametrize("budget", [12, 40, 70])
+def test_words_go_on_to_the_limit_and_a_call_among_them_is_whole(
+    scripted: Live, tokenizer: Tokenizer, forms: TokenForms, budget: int
+) -> None:
+    """Where the model may write either, what it begins near the limit is what it can end."""
+    schema = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
+    format = format_of(scripted, [tool("add", schema)], words=True)
+    eos = frozenset(tokenizer.eos_ids)
+    call = "Well. " + HERMES.write("add", {"n": 12}) + " word" * 100
+    for wanted, found in (("word " * 100, []), (call, [("add", {"n": 12})] if budget > 12 else [])):
+        guide, said, n_tokens = Guides(tokenizer, None, format, (), eos, budget)(0), b"", 0
+        while n_tokens < budget:
+            token = next_of(wanted, said, guide, forms)
+            said, n_tokens = said + (forms.tokens[token] if token not in eos else b""), n_tokens + 1
+            if guide.accept(token):
+                break
+        assert n_tokens == budget or wanted == call
+        assert calls_in(said.decode()) == found
 
 
 def next_of(wanted: str, said: bytes, guide: Any, forms: TokenForms) -> int:

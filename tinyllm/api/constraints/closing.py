@@ -48,6 +48,8 @@ _ELSEWHERE = (b"}", b"]", b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", 
 # What patterns and formats tend to ask for inside a string.
 _HINTS = (b"@", b".", b"-", b":", b"/", b"T", b"Z", b"P", b"a", b"b", b"x", b"0", b"1", b"com")
 
+_BRACKETS = frozenset(b"<>[]{}|")
+
 
 class TokenForms:
     """What closing needs to know of a vocabulary: which tokens are digits, quotes, plain text."""
@@ -66,6 +68,8 @@ class TokenForms:
         self.leading_digits = np.array([_leading_digits(raw) for raw in tokens], np.int16)
         # Inside a string these leave everything as open as it was.
         self.plain = np.array([_is_plain(raw) for raw in tokens])
+        # Outside of calls these begin none: a marker ends in a bracket.
+        self.words = np.array([_is_plain(raw) and not set(raw) & _BRACKETS for raw in tokens])
         self.lengths = np.array([len(raw) for raw in tokens], np.int16)
 
     def extending(self, text: bytes) -> list[int]:
@@ -220,6 +224,9 @@ class Closing:
             only[way[0]] = True
         else:
             only[self._stop_ids] = mask[self._stop_ids]
+            words = mask & self._forms.words
+            if 2 * words.sum() > self._forms.words.sum():  # free text, which may end anywhere
+                only |= words
         if n_left > len(way):
             if self._free_now:
                 only |= mask & self._forms.plain

@@ -43,7 +43,7 @@ def answer_format(
     if tools:
         grammar = _calls_grammar(request, model, tools, first, gone, words)
         parallel = request.parallel_tool_calls is not False
-        return _format_of_calls(grammar, model, tools, parallel), ""
+        return _format_of_calls(grammar, model, tools, parallel or words), ""
     return wanted_format(request.response_format, model, gone)
 
 
@@ -80,14 +80,15 @@ def _format(
 
 
 def _format_of_calls(
-    grammar: Grammar, model: ServedModel, tools: Sequence[Tool], parallel: bool
+    grammar: Grammar, model: ServedModel, tools: Sequence[Tool], more: bool
 ) -> Format:
+    """With what one more call takes, where it may come behind another one or behind words."""
     schemas = [tool.function.parameters or {} for tool in tools]
     calls = (
         (model.call_form or HERMES).write(tool.function.name, json.loads(least(schema, schema)))
         for tool, schema in zip(tools, schemas, strict=True)
     )
-    return _format(grammar, model, schemas, max(calls, key=len) if parallel else "")
+    return _format(grammar, model, schemas, max(calls, key=len) if more else "")
 
 
 def _calls_grammar(
