@@ -8,9 +8,9 @@ runs the whole and the broken forward side by side and names the first hook poin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +20,11 @@ from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
 from tinyllm.inside.points import points_by_name
 from tinyllm.kernels import reference as ops
 from tinyllm.model import Model
+from tinyllm.prompt import Prompt
 from tinyllm.runner import Array
 
 if TYPE_CHECKING:
-    from tinyllm.lm import LM, PromptLike
+    from tinyllm.lm import LM, Images, PromptLike
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
@@ -290,8 +291,9 @@ class _Check:
 def first_difference(
     lm: LM | Model,
     broken: Breakage | str | LM | Model,
-    prompt: PromptLike = PROMPT,
+    prompt: PromptLike | Prompt = PROMPT,
     *,
+    images: Images = (),
     tolerance: float = 1e-4,
 ) -> Difference | None:
     """The first hook point, in the order of the forward pass, where two models part.
@@ -302,8 +304,8 @@ def first_difference(
     Args:
         lm: the one to trust.
         broken: a breakage (or its name), or another model of the same shape.
-        prompt: as `LM.generate` takes it (of a bare Model: ids), at least 5 tokens; everything of
-            one forward is held in memory.
+        prompt, images: as `LM.generate` takes them (of a bare Model: ids, or a Prompt), at least 5
+            tokens; everything of one forward is held in memory.
         tolerance: the largest gap to let pass, as a share of the array's largest magnitude.
 
     Returns:
@@ -317,11 +319,15 @@ def first_difference(
         other, under = getattr(broken, "model", broken), WHOLE
     if not isinstance(other, Model) or other.config != model.config:
         raise ValueError("the second must be a breakage, or a model of the same shape as the first")
-    if not isinstance(lm, Model):
-        prompt = lm.encode_prompt(prompt)
+    if isinstance(prompt, Prompt):
+        asked = prompt
+    elif not isinstance(lm, Model):
+        asked = lm.prompt(prompt, images)
     elif isinstance(prompt, str) or not all(isinstance(t, (int, np.integer)) for t in prompt):
         raise ValueError("a bare Model has no tokenizer; give the prompt as token ids")
-    ids = [int(t) for t in cast("Sequence[int]", prompt)]
+    else:
+        asked = Prompt(np.array(prompt, np.int32))
+    ids = asked.tokens.tolist()
     if len(ids) < 5:
         raise ValueError(f"the prompt needs at least 5 tokens to be cut up, not {len(ids)}")
 
@@ -331,13 +337,15 @@ def first_difference(
     right_cache, wrong_cache = model.new_cache(len(ids)), model.new_cache(len(ids))
     for forward, (start, end) in enumerate(chunks):
         arrays: dict[str, Array] = {}
+        where, rows = asked.images_between(start, end)
+        given: Any = {"image_positions": where, "image_rows": rows}
         tap = HookTap(model, right_cache, WHOLE, len(ids), arrays.__setitem__)
-        arrays["logits"] = model.forward(ids[start:end], right_cache, tap=tap)
+        arrays["logits"] = model.forward(ids[start:end], right_cache, tap=tap, **given)
 
         check = _Check(model.config, arrays, forward, tuple(range(start, end)), tolerance)
         wrong = HookTap(other, wrong_cache, under, len(ids), check)
         try:
-            check("logits", other.forward(ids[start:end], wrong_cache, tap=wrong))
+            check("logits", other.forward(ids[start:end], wrong_cache, tap=wrong, **given))
         except _Parted as parted:
             return parted.difference
     return None
