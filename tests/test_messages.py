@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 from PIL import Image
 
 import tinyllm
-from tests.tiny import CONFIG, tiny_model
+from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm import lab
+from tinyllm.decode import Session
 from tinyllm.errors import HookError, ImageError
+from tinyllm.inside.hooks import make_hooks
 from tinyllm.lm import LM
 from tinyllm.prompt import Prompt
+from tinyllm.sampler import SamplingParams
 from tinyllm.vision.image import list_of_images, read_image
 
 PICTURE = Image.new("RGB", (6, 4), (200, 30, 30))
@@ -93,3 +98,74 @@ def test_a_hook_in_place_is_told_what_to_return(lm: LM) -> None:
         lm.generate("Hello", max_tokens=1)
     with lm.hooks([("blocks.3.hook_mlp_out", lambda act, *, hook: act * 0.5)]):
         lm.generate("Hello", max_tokens=1)  # nothing is left of the one that raised
+
+
+TINY = tiny_model()
+
+
+def tiny_session() -> Session:
+    session = Session(TINY, bytes_tokenizer(), list(b"Once"), SamplingParams(seed=1))
+    session.run(3, beyond_end=True)
+    return session
+
+
+@pytest.mark.parametrize("twin_of", [copy.copy, copy.deepcopy])
+def test_a_copied_session_is_a_fork(twin_of: Any) -> None:
+    """Two sessions with one cache would write into each other's tokens."""
+    session = tiny_session()
+    before = session.tokens
+    twin = twin_of(session)
+    twin.step(beyond_end=True)
+    assert session.tokens == before and len(twin.tokens) == len(before) + 1
+    assert session.step(beyond_end=True).logits.tobytes() == twin.steps[-1].logits.tobytes()
+
+
+def test_a_pickled_session_says_what_keeps_it() -> None:
+    session = tiny_session()
+    for thing in (session, session.steps[0]):
+        with pytest.raises(TypeError, match=r"session\.trace\(\)\.save\(path\) keeps it"):
+            pickle.dumps(thing)
+    assert pickle.loads(pickle.dumps(session.trace())) == session.trace()
+
+
+def test_what_a_step_recorded_cannot_be_written_to() -> None:
+    session = tiny_session()
+    for logits in (session.steps[1].logits, session.peek().logits):
+        with pytest.raises(ValueError, match="read-only"):
+            logits[0] = 1e9
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"hello", {"role": "user", "content": "x"}, ["a"]])
+def test_what_is_no_prompt(lm: LM, prompt: Any) -> None:
+    with pytest.raises(TypeError, match="a prompt is text, a list of token ids"):
+        lm.generate(prompt)
+
+
+@pytest.mark.parametrize("n", [2.5, "3", -1, None])
+def test_how_many_tokens_is_a_whole_number(lm: LM, n: Any) -> None:
+    with pytest.raises(ValueError, match="max_tokens must be a whole number from 0"):
+        lm.generate("a", max_tokens=n)
+
+
+def test_indices_that_are_none() -> None:
+    step = tiny_session().steps[0]
+    for token in (-1, True, " a", 257):
+        with pytest.raises(ValueError, match="token must be from 0 to 256"):
+            step.logit_lens(token=token)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="token must be from 0 to 256"):
+            step.choice.candidate(token)  # type: ignore[arg-type]
+    for k in (0, -1, True, 1.5):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            step.logit_lens(k)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layer must be from 0 to 2, not True"):
+        step.attention(True, 0)
+
+
+def test_hooks_are_a_list_of_pairs() -> None:
+    def fn(act: Any, *, hook: Any) -> None: ...
+
+    for hooks in (("blocks.0.hook_mlp_out", fn), {"blocks.0.hook_mlp_out": fn}, ["hook_embed"]):
+        with pytest.raises(HookError, match="hooks are a list of pairs"):
+            make_hooks(CONFIG, hooks)  # type: ignore[arg-type]
+    with pytest.raises(HookError, match=r"positions are a list, as in \[1\]"):
+        make_hooks(CONFIG, [("hook_embed", fn)], positions=1)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from tinyllm.sampler import ChosenBy, Draws, Logits, Sampler, SamplingParams
 from tinyllm.step import CacheView as CacheView  # these three: importable from here, too
 from tinyllm.step import Candidate as Candidate
 from tinyllm.step import Candidates as Candidates
-from tinyllm.step import Moment, NextToken, Step
+from tinyllm.step import Moment, NextToken, Step, token_id
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
@@ -169,7 +169,8 @@ class Session(LooksAlong):
             TypeError: neither a text nor an id.
             CacheFull: the context is full.
         """
-        forced = None if token is None else self._forced(token)
+        n_tokens = self.runner.config.vocab_size
+        forced = None if token is None else token_id(self.tokenizer, token, n_tokens)
         if self.finished and not beyond_end:
             raise TurnEnded(
                 "the model has ended its turn; step(beyond_end=True) goes on all the same, and "
@@ -315,6 +316,17 @@ class Session(LooksAlong):
         ]
         return twin
 
+    __copy__ = fork  # two sessions with one cache would write into each other's tokens
+
+    def __deepcopy__(self, memo: object) -> Session:
+        return self.fork()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a session can't be pickled, for it holds the model; session.trace().save(path) keeps "
+            "it, and tinyllm.reopen(path) opens it again"
+        )
+
     def __repr__(self) -> str:
         state = ", finished" if self.finished else ""
         return (
@@ -357,23 +369,6 @@ class Session(LooksAlong):
         for token in self._sampler.picked:
             decoder.push(token)
         return decoder
-
-    def _forced(self, token: int | str) -> int:
-        """The id of a token that is to be taken, checked before anything moves."""
-        if isinstance(token, str):
-            ids = self.tokenizer.encode(token, allow_special=True)
-            if len(ids) != 1:
-                parts = [self.tokenizer.token_text(i) for i in ids]
-                raise ValueError(
-                    f"{token!r} is {len(ids)} tokens, not one: {parts}; step through them"
-                )
-            return ids[0]
-        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-            raise TypeError(f"a token is an id or a text, not {token!r}")
-        n_tokens = self.runner.config.vocab_size
-        if not 0 <= token < n_tokens:
-            raise ValueError(f"token {token} is not in the vocabulary of {n_tokens}")
-        return int(token)
 
     # Looking at past steps ----------------------------------------------------------------------
 

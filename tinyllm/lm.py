@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -41,6 +41,7 @@ from tinyllm.weights import load_weights
 KVDtype = Literal["f16", "f32"]
 Backend = Literal["auto", "reference", "compiled"]
 Images = ImageSource | Sequence[ImageSource]  # one or several
+WHAT_A_PROMPT_IS = "a prompt is text, a list of token ids, or a list of chat messages"
 PromptLike = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or a chat
 
 
@@ -207,11 +208,13 @@ class LM:
         """Text as it is, ids as they are, or a chat (a list of messages) through the template."""
         if isinstance(prompt, str):
             return self.tokenizer.encode_prompt(prompt)
+        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Iterable):
+            raise TypeError(f"{WHAT_A_PROMPT_IS}, not {type(prompt).__name__}")
         items: list[Any] = list(prompt)
         if items and all(isinstance(item, Mapping) for item in items):
             return self.tokenizer.apply_chat_template([dict(message) for message in items])
         if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in items):
-            raise TypeError("a prompt is text, a list of token ids, or a list of chat messages")
+            raise TypeError(WHAT_A_PROMPT_IS)
         return [int(i) for i in items]
 
     def session(
@@ -265,8 +268,7 @@ class LM:
             TraceDiffers: the numbers aren't the trace's.
         """
         record = trace if isinstance(trace, TraceRecord) else load_trace(trace)
-        session = self.session(prompt_of(record))
-        redo(session, record, at)
+        redo(session := self.session(prompt_of(record)), record, at)
         return session
 
     def decode_steps(
@@ -327,8 +329,8 @@ class LM:
         broken: Broken,
         sampling: Mapping[str, Any],
     ) -> Session:
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens must not be negative, not {max_tokens}")
+        if not isinstance(max_tokens, (int, np.integer)) or max_tokens < 0:
+            raise ValueError(f"max_tokens must be a whole number from 0, not {max_tokens!r}")
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
         capacity = len(prompt.tokens) + max_tokens

@@ -65,6 +65,7 @@ class Forwards:
         if not under:
             segment = Segment(ids, cache, image_positions=where, image_rows=rows)
             logits = self.runner.forward_batch([segment])[0][-1]
+            logits.flags.writeable = False  # what a step has recorded stays what it was
             return logits
         model, own_cache = cast(Model, self.runner), cast(KVCache, cache)
         logits = model.prefill(

@@ -7,7 +7,7 @@ goes on with what the tap returns: first what a broken part makes of it, then wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -68,6 +68,8 @@ class Hook:
                     f"not {self.positions!r}"
                 )
             return
+        if not isinstance(self.positions, Iterable):
+            raise HookError(f"positions are a list, as in [{self.positions!r}]")
         wanted = np.asarray(list(self.positions))
         if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu" or wanted.min() < 0:
             raise HookError(
@@ -134,6 +136,10 @@ def make_hooks(
     positions: Positions = "all",
 ) -> list[Hook]:
     """Resolve (names, function) pairs against a model; raises HookError for an unknown name."""
+    if isinstance(hooks, Mapping) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in hooks
+    ):
+        raise HookError('hooks are a list of pairs, as in [("blocks.5.attn.hook_z", function)]')
     return [Hook(frozenset(match_names(config, names)), fn, positions) for names, fn in hooks]
 
 

@@ -376,7 +376,15 @@ def _timing(
     return Timing(seconds, by_layer)
 
 
+def check_token(token: Any, n_tokens: int) -> None:
+    """Raise ValueError unless it is the id of one of so many tokens."""
+    check_index("token", token, n_tokens)
+    if token < 0:  # no position, that could be counted from the end
+        raise ValueError(f"token must be from 0 to {n_tokens - 1}, not {token!r}")
+
+
 def check_index(what: str, index: Any, size: int) -> None:
     """Raise ValueError unless -size <= index < size."""
-    if not isinstance(index, (int, np.integer)) or not -size <= index < size:
+    whole = isinstance(index, (int, np.integer)) and not isinstance(index, bool)
+    if not whole or not -size <= index < size:
         raise ValueError(f"{what} must be from 0 to {size - 1}, not {index!r}")

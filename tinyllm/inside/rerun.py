@@ -25,7 +25,7 @@ from tinyllm.inside.replay import (
     LogitLens,
     Replay,
     Timing,
-    check_index,
+    check_token,
     replay_token,
 )
 from tinyllm.kv_cache import KVCache
@@ -175,7 +175,9 @@ class LooksInside:
                 before the choice, the likeliest.
         """
         token = self._asked_token if token is None else token
-        check_index("token", token, len(self._distribution.logits))
+        check_token(token, len(self._distribution.logits))
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k must be at least 1, not {k!r}")
         tokenizer = self.rerun.tokenizer
         begun = tokenizer.unfinished(self.rerun.tokens)
         return self.replay.logit_lens(k, token, tokenizer, begun)
@@ -205,7 +207,7 @@ class LooksInside:
         the one whose attention matters most; `token` as in `logit_lens`.
         """
         token = self._asked_token if token is None else token
-        check_index("token", token, len(self._distribution.logits))
+        check_token(token, len(self._distribution.logits))
         return causal_map(self.rerun, token, layer)
 
     def explain(
