@@ -109,24 +109,33 @@ def _dots(
 
 
 def _dots_of_both(
-    builder: Any, high: Any, low: Any, n: int, dot4: Any, weights: Sequence[Any], values: Any,
-    rest: Any, begin: Any,
+    builder: Any, sums: Any, n: int, dot4: Any, weights: Sequence[Any], values: Any, rest: Any,
+    begin: Any,
 ) -> Any:  # fmt: skip
-    """`_dots` of a group's weights with both bytes of each activation: a pair of bundles.
+    """sums[i] += a group's weights · token i's 32 activations of two bytes, 254 · value + rest.
 
-    Where the registers hold the sums of both, each vector of weights is used for both at once.
+    Where the registers hold twice n sums, each vector of weights is used for both bytes at once;
+    elsewhere the sums with the values become those of both, in the registers that they are in.
     """
+    zero = constant(I32X16, 0)
+    high = ir.Constant(sums.type, [zero] * n)
     if processor.KIND.sums < 2 * n:
-        first = _dots(builder, high, n, dot4, weights, values, begin)
-        second = _dots(builder, low, n, dot4, weights, rest, begin)
-    else:
-        first, second = high, low
-        for j, vector in enumerate(weights):
-            place = builder.add(begin, ir.Constant(begin.type, 4 * j))
-            first = _dots(builder, first, n, dot4, [vector], values, place)
-            second = _dots(builder, second, n, dot4, [vector], rest, place)
-    pair = ir.Constant(ir.ArrayType(high.type, 2), ir.Undefined)
-    return builder.insert_value(builder.insert_value(pair, first, 0), second, 1)
+        high = _dots(builder, high, n, dot4, weights, values, begin)
+        return _dots(builder, _joined(builder, high, sums, n), n, dot4, weights, rest, begin)
+    for j, vector in enumerate(weights):
+        place = builder.add(begin, ir.Constant(begin.type, 4 * j))
+        high = _dots(builder, high, n, dot4, [vector], values, place)
+        sums = _dots(builder, sums, n, dot4, [vector], rest, place)
+    return _joined(builder, high, sums, n)
+
+
+def _joined(builder: Any, high: Any, low: Any, n: int) -> Any:
+    """254 · high[i] + low[i]."""
+    parts = constant(I32X16, REST)
+    for i in range(n):
+        product = builder.mul(builder.extract_value(high, i), parts)
+        low = builder.insert_value(low, builder.add(product, builder.extract_value(low, i)), i)
+    return low
 
 
 def _q8_weights(builder: Any, packed: Any, begin: Any) -> list[Any]:
@@ -190,39 +199,33 @@ def q4_dots(typing_context, acc, weights, at, rows, offset):  # type: ignore[no-
 
 
 @operation
-def q8_dots_of_both(typing_context, high, low, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
-    """(high, low), each as `q8_dots`: with the activations' `values` and with their `rest`."""
+def q8_dots_of_both(typing_context, acc, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
+    """As `q8_dots`, with activations of two bytes: 254 · values + rest."""
     del typing_context
-    _check_dots(high, weights, values)
-    _check_dots(low, weights, rest)
-    n, dot4 = high.count, processor.KIND.dot4
+    _check_dots(acc, weights, values)
+    _check_dots(acc, weights, rest)
+    dot4 = processor.KIND.dot4
 
-    def code(b: Any, first: Any, second: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
-        return _dots_of_both(b, first, second, n, dot4, _q8_weights(b, packed, begin), *of_tokens)
+    def code(b: Any, sums: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
+        vectors = _q8_weights(b, packed, begin)
+        return _dots_of_both(b, sums, acc.count, dot4, vectors, *of_tokens)
 
-    return op(types.UniTuple(high, 2), [high, low, weights, at, values, rest, offset], code)
+    return op(acc, [acc, weights, at, values, rest, offset], code)
 
 
 @operation
-def q4_dots_of_both(typing_context, high, low, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
-    """(high, low), each as `q4_dots`: with the activations' `values` and with their `rest`."""
+def q4_dots_of_both(typing_context, acc, weights, at, values, rest, offset):  # type: ignore[no-untyped-def]
+    """As `q4_dots`, with activations of two bytes: 254 · values + rest."""
     del typing_context
-    _check_dots(high, weights, values)
-    _check_dots(low, weights, rest)
-    n, dot4 = high.count, processor.KIND.dot4_nibbles
+    _check_dots(acc, weights, values)
+    _check_dots(acc, weights, rest)
+    dot4 = processor.KIND.dot4_nibbles
 
-    def code(b: Any, first: Any, second: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
-        return _dots_of_both(b, first, second, n, dot4, _q4_weights(b, packed, begin), *of_tokens)
+    def code(b: Any, sums: Any, packed: Any, begin: Any, *of_tokens: Any) -> Any:
+        vectors = _q4_weights(b, packed, begin)
+        return _dots_of_both(b, sums, acc.count, dot4, vectors, *of_tokens)
 
-    return op(types.UniTuple(high, 2), [high, low, weights, at, values, rest, offset], code)
-
-
-@operation
-def join_each(typing_context, high, low):  # type: ignore[no-untyped-def]
-    """254 · high[i] + low[i], int32: both bytes' dot products as that of 16 bits."""
-    del typing_context
-    parts = constant(I32X16, REST)
-    return _bundle_op(high, [high, low], high.count, lambda b, i, x, y: b.add(b.mul(x, parts), y))
+    return op(acc, [acc, weights, at, values, rest, offset], code)
 
 
 @operation

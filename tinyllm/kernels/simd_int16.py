@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from tinyllm.kernels.build import kernel, uncached
 from tinyllm.kernels.bundles import (
     fma_each,
-    join_each,
     q4_dots_of_both,
     q8_dots_of_both,
     q8_starts,
@@ -80,13 +79,13 @@ def _make_q8_tile(n: int) -> Tile:
     @kernel
     def q8_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
         tokens, rest, token_scales, starts, _ = inputs
-        acc, nothing = zeros(n), repeat(n, splat(np.int32(0)))
+        acc = zeros(n)
         for g in range(n_groups):
             begin, x = g * Q8_BYTES, g * GROUP * TILE
-            low = q8_starts(n, starts, g * TILE)
-            high, low = q8_dots_of_both(nothing, low, weights, begin, tokens, rest, x)
+            dots = q8_starts(n, starts, g * TILE)
+            dots = q8_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q8_SCALES)
-            acc = scale_each(acc, join_each(high, low), scales, token_scales, g * TILE)
+            acc = scale_each(acc, dots, scales, token_scales, g * TILE)
         store_each(acc, 1, out, 0, stride)
 
     return q8_tile
@@ -96,13 +95,14 @@ def _make_q4_tile(n: int) -> Tile:
     @kernel
     def q4_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
         tokens, rest, token_scales, _, sums = inputs
-        acc, nothing = zeros(n), repeat(n, splat(np.int32(0)))
+        acc = zeros(n)
         for g in range(n_groups):
             begin, x = g * Q4_BYTES, g * GROUP * TILE
-            high, low = q4_dots_of_both(nothing, nothing, weights, begin, tokens, rest, x)
+            dots = repeat(n, splat(np.int32(0)))
+            dots = q4_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q4_SCALES)
             minimums = load_halves(weights, begin + Q4_MINIMUMS)
-            acc = scale_each(acc, join_each(high, low), scales, token_scales, g * TILE)
+            acc = scale_each(acc, dots, scales, token_scales, g * TILE)
             acc = fma_each(acc, minimums, sums, g * TILE, 1)
         store_each(acc, 1, out, 0, stride)
 
