@@ -64,7 +64,6 @@ def test_equals_the_notebooks_step(position: int) -> None:
     np.testing.assert_allclose(
         values, step.activations("blocks.1.attn.hook_z")["blocks.1.attn.hook_z"], atol=2e-2
     )
-    assert got["replay_error"] <= 1e-4
     assert got["cache"]["nbytes"] == step.cache.nbytes
 
 

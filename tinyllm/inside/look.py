@@ -8,8 +8,8 @@ their numbers are a `Step`'s to the bit.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Want:
     lens: k of the logit lens.
     activations: a hook point's name.
     timing, cache: as they say.
+    drawn: token → logit as the server drew from, to be compared with these float32 logits.
     """
 
     candidates: int = 0
@@ -48,6 +49,7 @@ class Want:
     activations: str = ""
     timing: bool = False
     cache: bool = False
+    drawn: Mapping[int, float] = field(default_factory=dict)
 
 
 def look(step: Step, want: Want) -> dict[str, Any]:
@@ -59,11 +61,11 @@ def look(step: Step, want: Want) -> dict[str, Any]:
     """
     record = record_step(step, candidates=want.candidates, stages=want.candidates > 0)
     out: dict[str, Any] = {key: value for key, value in asdict(record).items() if value is not None}
+    out.pop("sampling", None)  # the caller has said it
     if want.logits:
         out["logits"] = logits_in_short(step.logits)
-    inside = want.attention or want.lens or want.activations or want.timing
-    if inside:
-        out["replay_error"] = step.replay_error
+    if want.drawn:
+        out["replay_error"] = max(abs(float(step.logits[t]) - x) for t, x in want.drawn.items())
     if want.attention is not None:
         out["attention"] = _attention(step, *want.attention)
     if want.lens:

@@ -6,6 +6,8 @@ The readable model works on one thread of a low priority, so that streams keep t
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,13 @@ from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Workers
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
+from tinyllm.inside.breakage import Breakage
+from tinyllm.inside.broken_texts import BrokenTexts
 from tinyllm.inside.causal import effects_of_zeroing
+from tinyllm.inside.lab import break_it
 from tinyllm.inside.look import MAX_TERMS, Want, look
 from tinyllm.inside.prefixes import Prefixes
+from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
@@ -30,12 +36,32 @@ class Gone(Exception):
     """Nobody waits for the look any more."""
 
 
+class Texts:
+    """One readable model's texts that were looked at, whole and broken."""
+
+    def __init__(self, model: Model) -> None:
+        self.whole, self.broken = Prefixes(model), BrokenTexts(model)
+
+    def before(
+        self,
+        tokens: list[int],
+        n_prompt: int,
+        length: int,
+        breakage: Breakage | None,
+        go_on: Callable[[], None],
+    ) -> AbstractContextManager[KVCache]:
+        """A cache of the first `length` tokens, with room for one more, inside a `with` block."""
+        if breakage is not None:
+            return self.broken.before(breakage, tokens, n_prompt, length, go_on)
+        return self.whole.before(Prompt(np.array(tokens, np.int32)), length, go_on)
+
+
 class Looks:
     """Where looks are made, for one app: one at a time, callers in turn."""
 
     def __init__(self) -> None:
         self._workers = Workers("look", 1, initializer=lower_priority)
-        self._prefixes: dict[Model, Prefixes] = {}
+        self._texts: dict[Model, Texts] = {}
 
     def close(self) -> None:
         """Take no more looks; from any thread."""
@@ -56,13 +82,17 @@ class Looks:
         if served.readable is None:
             raise ApiError(400, f"{served.id} can't be looked into.", code="not_supported")
         model = served.readable()
-        prefixes = self._prefixes.setdefault(model, Prefixes(model))
+        texts = self._texts.setdefault(model, Texts(model))
         limit, position = model.config.max_seq_len, asked.position
         if position >= limit:
             raise invalid(f"The context holds {limit} tokens.", "position")
+        known = model.config.vocab_size
         for i, token in enumerate(asked.tokens):
-            if token >= model.config.vocab_size:
-                raise invalid(f"The vocabulary has {model.config.vocab_size} tokens.", "tokens", i)
+            if token >= known:
+                raise invalid(f"The vocabulary has {known} tokens.", "tokens", i)
+        for i, pair in enumerate(asked.want.drawn or ()):
+            if pair.token >= known:
+                raise invalid(f"The vocabulary has {known} tokens.", "want", "drawn", i, "token")
 
         def go_on() -> None:
             if over.is_set():
@@ -70,12 +100,13 @@ class Looks:
 
         tokens = asked.tokens
         n_prompt = min(asked.n_prompt or position, position)
-        prompt = Prompt(np.array(tokens, np.int32))
+        breakage = None if asked.break_ is None else break_it(asked.break_)
         try:
-            with prefixes.before(prompt, position - 1, go_on) as cache:
+            with texts.before(tokens, n_prompt, position - 1, breakage, go_on) as cache:
                 session = Session(
                     model, served.tokenizer, tokens[:n_prompt], _params(asked),
                     said=tokens[n_prompt:position], cache=cache, name=served.id,
+                    broken=() if breakage is None else (breakage,),
                 )  # fmt: skip
                 step = session.step(tokens[position], beyond_end=True)
                 out = look(step, _want(asked))
@@ -89,6 +120,8 @@ class Looks:
                     out["explain"] = _explained(step, asked.want.explain)
         except (HookError, ValueError) as error:
             raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
+        if breakage is not None:
+            out["broken"] = breakage.name
         shape = {"n_layers": model.config.n_layers, "n_heads": model.config.n_heads}
         return {"object": "look", "model": asked.model, "computed": "f32", **shape, **out}
 
@@ -115,6 +148,7 @@ def _want(asked: LookRequest) -> Want:
         activations=want.activations or "",
         timing=bool(want.timing),
         cache=bool(want.cache),
+        drawn={pair.token: pair.logit for pair in want.drawn or ()},
     )
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
 from tinyllm.api.contract.fields import WHOLE, AnyInt, Natural, Number, Open, Positive, fail
 from tinyllm.api.contract.strict_json import MAX_INT
+from tinyllm.inside.lab import BREAKAGES, break_it
 
 MAX_TOKENS = 8192  # of a text that is looked at; the context may be shorter
 MAX_PARTS = 16  # taken out of the model in one look
+MAX_DRAWN = 50  # logits to compare with
+
+
+def _known(name: str) -> str:
+    return break_it(name).name
+
+
+Breaking = Annotated[
+    str, AfterValidator(_known), Field(json_schema_extra={"enum": sorted(BREAKAGES)})
+]
 
 
 class LookAttention(Open):
@@ -26,10 +37,19 @@ class LookPart(Open):
 
 
 class LookNumber(Open):
-    name: str = Field(description="A hook point, as blocks.3.attn.hook_z")
+    name: str = Field(
+        description="A hook point, as blocks.3.attn.hook_z; or logits, p_raw, a filter, p"
+    )
     head: Natural | None = None
     key: Natural | None = None
-    dim: Natural | None = None
+    dim: Natural | None = Field(
+        None, description="The last index; of logits and what follows them, a token's id"
+    )
+
+
+class LookDrawn(Open):
+    token: Natural
+    logit: Number
 
 
 class LookWant(Open):
@@ -46,6 +66,11 @@ class LookWant(Open):
     )
     timing: bool | None = None
     cache: bool | None = None
+    drawn: Annotated[list[LookDrawn], Field(max_length=MAX_DRAWN)] | None = Field(
+        None,
+        description="Logits that the token was drawn from, as a trace's candidates have them: "
+        "`replay_error` is how far the float32 ones lie from them at most",
+    )
 
 
 class LookRequest(Open):
@@ -58,6 +83,9 @@ class LookRequest(Open):
         None, description="Where the answer begins, for penalties and draws; position if not given"
     )
     want: LookWant
+    break_: Breaking | None = Field(
+        None, alias="break", description="A part that is wrong for this look alone"
+    )
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT), WHOLE] | None = None
@@ -67,6 +95,8 @@ class LookRequest(Open):
 
     @model_validator(mode="after")
     def _rules(self) -> LookRequest:
+        if self.break_ is not None and (self.n_prompt or 0) > self.position:
+            raise fail("n_prompt must be at most position where a part is broken", "n_prompt")
         if self.position >= len(self.tokens):
             raise fail(f"position must be below the {len(self.tokens)} tokens given", "position")
         return self
@@ -83,6 +113,7 @@ class LookAnswer(TypedDict):
     logprob: float
     entropy: float
     candidates: list[Any]
+    broken: NotRequired[str]
     replay_error: NotRequired[float]
     logits: NotRequired[dict[str, Any]]
     attention: NotRequired[dict[str, Any]]

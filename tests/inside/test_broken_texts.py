@@ -1,0 +1,60 @@
+"""Texts under a broken part: a session's own numbers, however the text came to be known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
+from tinyllm.decode import Session
+from tinyllm.inside.broken_texts import BrokenTexts
+from tinyllm.inside.lab import BREAKAGES, break_it
+from tinyllm.sampler import SamplingParams
+
+MODEL = tiny_model()
+TEXT = [int(t) for t in np.random.default_rng(4).integers(0, 256, 60)]
+PROMPT = 40
+
+
+def rows(texts: BrokenTexts, name: str, tokens: list[int], length: int) -> NDArray[np.float32]:
+    with texts.before(break_it(name), tokens, min(PROMPT, length + 1), length) as cache:
+        assert cache.length == length and cache.capacity > length
+        return np.stack(
+            [np.stack([cache.keys(i), cache.values(i)]) for i in range(CONFIG.n_layers)]
+        )
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_it_is_what_a_session_with_that_part_broken_has(name: str) -> None:
+    session = Session(
+        MODEL, bytes_tokenizer(), TEXT[:PROMPT], SamplingParams(seed=0), broken=(break_it(name),)
+    )
+    for token in TEXT[PROMPT:55]:
+        session.step(token, beyond_end=True)
+    session.peek()
+    expected = np.stack(
+        [np.stack([session.cache.keys(i), session.cache.values(i)])[:, :55]
+         for i in range(CONFIG.n_layers)]
+    )  # fmt: skip
+    np.testing.assert_array_equal(rows(BrokenTexts(MODEL), name, TEXT, 55), expected)
+
+
+def test_the_same_bits_cold_warm_and_behind_a_fork() -> None:
+    warm = BrokenTexts(MODEL)
+    rows(warm, "causal-mask", TEXT, 58)
+    rows(warm, "causal-mask", [*TEXT[:45], 7, 7, 7, 7], 47)
+    rows(warm, "rope-pairing", TEXT, 50)
+    for length in (PROMPT - 1, 44, 52):
+        cold = rows(BrokenTexts(MODEL), "causal-mask", TEXT, length)
+        np.testing.assert_array_equal(rows(warm, "causal-mask", TEXT, length), cold)
+
+
+def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
+    texts, runs = BrokenTexts(MODEL, max_tokens=300), []
+    for first in range(5):
+        tokens = [first, *TEXT]
+        for _ in range(2):
+            with texts.before(break_it("layer-norm"), tokens, PROMPT, 45, lambda: runs.append(1)):
+                assert texts._count() <= 300
+    assert len(runs) == 5 * (1 + 6)  # the prompt and six tokens behind it, once a text

@@ -1,0 +1,90 @@
+"""KV caches of texts that were run with a broken part, each its own: nobody else's forward changes.
+
+What is wrong with a mask, or with positions behind a cache, hangs on how a text is cut up. So a
+text is run as a session runs it: the whole prompt first, then one token after the other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tinyllm.inside.breakage import Breakage
+from tinyllm.inside.hooks import Conditions, make_tap
+from tinyllm.inside.prefixes import BLOCK, common_prefix
+from tinyllm.kv_cache import KVCache
+from tinyllm.model import PREFILL_CHUNK, Model
+
+
+@dataclass
+class _Text:
+    said: list[int]  # tokens behind the prompt that the cache holds
+    cache: KVCache
+
+
+class BrokenTexts:
+    """Caches of one model under breakages, least recently used out first. For one thread.
+
+    Args:
+        model: the readable model.
+        max_tokens: of all texts together that are kept; the one in use is kept in any case.
+    """
+
+    def __init__(self, model: Model, max_tokens: int = 4096) -> None:
+        self.model = model
+        self._max_tokens = max_tokens
+        self._texts: OrderedDict[tuple[str, tuple[int, ...]], _Text] = OrderedDict()
+
+    @contextmanager
+    def before(
+        self,
+        breakage: Breakage,
+        tokens: Sequence[int],
+        n_prompt: int,
+        length: int,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> Iterator[KVCache]:
+        """A cache of a text's first `length` tokens, with room for one more, inside the block.
+
+        Args:
+            breakage: what is wrong in every forward.
+            tokens: the text, at least `length` + 1 tokens.
+            n_prompt: how many of them were run at once, at most `length` + 1.
+            length: from 0 to the context's length - 1.
+            go_on: called before each forward; may raise to give up.
+        """
+        prompt = tuple(tokens[:n_prompt])
+        under = Conditions(broken=(breakage,))
+
+        def run(chunk: Sequence[int], cache: KVCache) -> None:
+            go_on()
+            self.model.prefill(chunk, cache, tap=make_tap(self.model, cache, under, n_prompt))
+
+        text = self._texts.pop((breakage.name, prompt), None)
+        if text is None:
+            text = _Text([], self.model.new_cache(self._room(n_prompt)))
+            for start in range(0, n_prompt, PREFILL_CHUNK):
+                run(prompt[start : start + PREFILL_CHUNK], text.cache)
+        said = list(tokens[n_prompt : length + 1])
+        shared = common_prefix(text.said, said)
+        if shared < len(said):  # another way from there on, or a longer one
+            if n_prompt + len(said) > text.cache.capacity:
+                room = self._room(n_prompt + len(said))
+                text.cache = text.cache.fork(n_prompt + shared, capacity=room)
+            text.cache.truncate(n_prompt + shared)
+            for token in said[shared:]:
+                run([token], text.cache)
+            text.said = said
+        self._texts[breakage.name, prompt] = text
+        while len(self._texts) > 1 and self._count() > self._max_tokens:
+            self._texts.popitem(last=False)
+        with text.cache.lent(length) as lent:
+            yield lent
+
+    def _count(self) -> int:
+        return sum(text.cache.capacity for text in self._texts.values())
+
+    def _room(self, n_tokens: int) -> int:
+        return min(n_tokens + BLOCK, self.model.config.max_seq_len)
