@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
+import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.support import Live, live, scripted_model
 from tinyllm.api.house.settings import Settings
+from tinyllm.api.prompt.served import ServedModel
+from tinyllm.fetch.progress import progress
+from tinyllm.inside.trace_file import load_trace
 
+AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
+DROP = """() => {
+    const data = new DataTransfer();
+    const png = Uint8Array.from(atob("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42"
+        + "mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="), (c) => c.charCodeAt(0));
+    data.items.add(new File([png], "dot.png", { type: "image/png" }));
+    document.getElementById("talk").dispatchEvent(
+        new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
 ANSWER = "Tokyo is 東京 🙂 <img onerror=alert(1)>"
 
 
@@ -34,6 +50,7 @@ def test_it_answers_and_a_models_markup_stays_text(page: Page) -> None:
         ("depths", "table.lens tbody tr"),
         ("cache", ".page-of-cache"),
         ("number", "pre"),
+        ("worlds", "select"),
     ],
 )
 def test_each_view(page: Page, view: str, there: str) -> None:
@@ -106,12 +123,175 @@ def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     other.close()
 
 
+def test_a_part_is_broken_beside_the_whole(page: Page) -> None:
+    talk(page)
+    page.click("[data-view=worlds]")
+    page.select_option("[aria-label='Part to break']", "softmax-scale")
+    page.click("#view button:has-text('Break it')")
+    expect(page.locator(".strip-name").first).to_be_visible()
+    expect(page.locator("#stop")).to_be_hidden(timeout=30_000)
+    page.click("#view button:has-text('Look there')")
+    expect(page.locator(".beside section")).to_have_count(2)
+    expect(page.locator(".beside")).to_contain_text("with softmax-scale broken")
+    expect(page.locator("#strip .tile.differs")).to_have_count(1)
+
+
+def test_a_probability_opens_down_to_a_weight(page: Page) -> None:
+    talk(page)
+    page.click("#view tr.chosen .opens >> nth=0")
+    pre = page.locator("#view pre")
+    expect(pre).to_contain_text("p_raw")
+    page.click("#view td button.opens >> nth=0")
+    expect(pre).to_contain_text("unembedding")
+    page.click("#view td button.opens >> nth=0")
+    expect(pre).to_contain_text("ln_final.hook_normalized")
+    page.click("#view button:has-text('Back to logits')")
+    expect(pre).to_contain_text("unembedding")
+
+
+def test_a_question_is_asked_again_and_edited(page: Page) -> None:
+    talk(page)
+    page.click("#retry")
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator(".message")).to_have_count(2)
+    page.click(".edit")
+    expect(page.locator("#text")).to_have_value("Where is 東京?")
+    expect(page.locator(".message")).to_have_count(0)
+
+
+def test_an_image_is_dropped_shown_and_taken_away(page: Page) -> None:
+    page.evaluate(DROP)
+    expect(page.locator("#pictures img")).to_have_count(1)
+    page.click("#pictures button:has-text('Remove')")
+    expect(page.locator("#pictures img")).to_have_count(0)
+
+
+def opened(browser: Browser, server: Live) -> Page:
+    """The page, where chromium may tell of a refusal on the console."""
+    page = browser.new_page()
+    page.goto(f"{server.url}/")
+    expect(page.locator("#status")).to_contain_text("ready")
+    return page
+
+
+def refuse(page: Page, path: str, status: int, message: str) -> None:
+    body = {"error": {"message": message}}
+    page.route(f"**{path}", lambda route: route.fulfill(status=status, json=body))
+
+
+def test_a_refused_message_comes_back(browser: Browser, server: Live) -> None:
+    page = opened(browser, server)
+    page.evaluate(DROP)
+    expect(page.locator("#pictures img")).to_have_count(1)
+    page.fill("#text", "What is this?")
+    refuse(page, "/v1/tokenize", 400, "This model reads no images.")
+    page.press("#text", "Enter")
+    expect(page.locator("#status")).to_contain_text("reads no images")
+    expect(page.locator("#text")).to_have_value("What is this?")
+    expect(page.locator("#pictures img")).to_have_count(1)
+    page.close()
+
+
+def test_a_trace_is_saved_as_python_reads_it(page: Page) -> None:
+    talk(page)
+    with page.expect_download() as waiting:
+        page.select_option("#export", "trace")
+    trace = load_trace(waiting.value.path())
+    assert "".join(trace.texts[len(trace.prompt) :]).startswith("Tokyo")
+    assert trace.steps and trace.steps[0].candidates
+    with page.expect_download() as waiting:
+        page.select_option("#export", "page")
+    told = waiting.value.path().read_text(encoding="utf-8")
+    assert "Tokyo" in told and "<script" not in told and "<img" not in told
+    with page.expect_download() as waiting:
+        page.select_option("#export", "notebook")
+    compile(waiting.value.path().read_text(encoding="utf-8"), "step.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(503, "Nothing is lost"), (429, "Nothing is lost"), (401, "wrong key")]
+)
+def test_a_full_server_and_a_wrong_key_say_what_to_do(
+    browser: Browser, server: Live, status: int, told: str
+) -> None:
+    page = opened(browser, server)
+    refuse(page, "/v1/completions", status, "wrong key" if status == 401 else "full")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    expect(page.locator("#status")).to_contain_text(told)
+    expect(page.locator("[aria-label='API key']")).to_have_count(int(status == 401))
+    page.close()
+
+
+def test_an_interrupted_stream_keeps_what_came(page: Page) -> None:
+    talk(page)
+    page.click("#retry")
+    expect(page.locator("#send")).to_be_visible()
+    page.route("**/v1/completions", lambda route: route.fulfill(
+        status=200, content_type="text/event-stream", body=""))  # fmt: skip
+    page.click("#more")
+    expect(page.locator("#status")).to_contain_text("broke off")
+    expect(page.locator("#more")).to_be_enabled()
+
+
+@pytest.mark.parametrize("view", ["why", "attention", "depths", "cache", "number", "worlds"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page: Page, view: str, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+    talk(page)
+    page.click(f"[data-view={view}]")
+    expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    serious = [(v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found
+               if v["impact"] in ("serious", "critical")]  # fmt: skip
+    assert not serious
+
+
+def test_hostile_text_stays_inside(page: Page, server: Live) -> None:
+    assert server.runner is not None
+    server.runner.say("\u202eevil" + "x" * 300 + "<img src=x onerror=alert(1)>")
+    try:
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.locator("[aria-label=Temperature]").fill("0")
+        page.fill("#text", "w" * 10_000)
+        page.press("#text", "Enter")
+        expect(page.locator("#send")).to_be_visible(timeout=30_000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert not page.locator("#messages img").count()
+    finally:
+        server.runner.say(ANSWER)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_has_no_sideways_scrolling(page: Page, scheme: str) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
     talk(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_server_that_loads_shows_how_far_and_then_the_page(
+    browser: Browser, server: Live
+) -> None:
+    assert server.runner is not None
+    runner, may_go_on = server.runner, threading.Event()
+
+    def load() -> list[ServedModel]:
+        with progress("fetching weights", in_bytes=True) as report:
+            report(25, 100)
+            may_go_on.wait(30)
+        return [scripted_model(runner.tokenizer, runner)]
+
+    with live(Settings(port=0, access_log="off"), load, wait=False) as slow:
+        page = browser.new_page()
+        page.goto(f"{slow.url}/")
+        status = page.locator("#status")
+        expect(status).to_contain_text("fetching: weights")
+        expect(status.locator("progress")).to_have_attribute("value", "25")
+        may_go_on.set()
+        expect(status).to_contain_text("ready")
+        page.close()
 
 
 def test_a_key_is_asked_for(browser: Browser, server: Live) -> None:

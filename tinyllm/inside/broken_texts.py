@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import Conditions, make_tap
-from tinyllm.inside.prefixes import BLOCK, common_prefix
+from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 
@@ -87,4 +87,4 @@ class BrokenTexts:
         return sum(text.cache.capacity for text in self._texts.values())
 
     def _room(self, n_tokens: int) -> int:
-        return min(n_tokens + BLOCK, self.model.config.max_seq_len)
+        return min(n_tokens + PREFIX_BLOCK, self.model.config.max_seq_len)

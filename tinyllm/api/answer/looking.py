@@ -159,10 +159,14 @@ def _explained(step: Step, number: LookNumber) -> dict[str, Any]:
     names = ("name", "where", "token", "formula", "filled", "source", "line", "tensor")
     out: dict[str, Any] = {name: getattr(found, name) for name in names}
     for name in ("value", "recomputed"):
-        value = float(getattr(found, name))
-        out[name] = value if np.isfinite(value) else None
+        out[name] = _finite(getattr(found, name))
     terms = [
-        {"label": t.label, "factors": t.factors, "value": t.value, "opens": dict(t.opens)}
+        {"label": t.label, "factors": t.factors, "value": _finite(t.value), "opens": dict(t.opens)}
         for t in found.terms
     ]
     return {**out, "terms": terms[:MAX_TERMS], "n_terms": len(terms)}
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, which has no −∞: None stands for what a filter has cut."""
+    return float(value) if np.isfinite(value) else None

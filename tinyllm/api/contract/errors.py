@@ -93,10 +93,13 @@ def too_many(message: str, retry_after: float) -> ApiError:
     )
 
 
-def unavailable(message: str, code: str, retry_after: float, retry: bool | None = None) -> ApiError:
+def unavailable(
+    message: str, code: str, retry_after: float, retry: bool | None = None, **extra: Any
+) -> ApiError:
     return ApiError(
-        503, message, "service_unavailable", code=code, retry_after=retry_after, retry=retry
-    )
+        503, message, "service_unavailable", code=code, retry_after=retry_after, retry=retry,
+        extra=extra,
+    )  # fmt: skip
 
 
 def server_error(message: str = "The server failed to answer; the fault is its own.") -> ApiError:

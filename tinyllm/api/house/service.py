@@ -8,6 +8,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tinyllm.api.answer.event_queue import LoopWaker
 from tinyllm.api.answer.looking import Looks
@@ -22,6 +23,7 @@ from tinyllm.api.house.sessions import Sessions
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import EngineLike, ServedModel
 from tinyllm.api.prompt.turns import FairSemaphore, WorkerPools
+from tinyllm.fetch.progress import under_way
 from tinyllm.kernels.being_compiled import compiling
 
 
@@ -152,13 +154,14 @@ class Service:
     def check_ready(self) -> None:
         """ApiError 503 while the models are loading."""
         if not self.models:
+            loading = _loading()
             message = "The model is still being loaded."
-            if compiling:
+            if loading["stage"] == "compiling":
                 message = (
-                    f"The kernels for {', '.join(compiling)} are being compiled for this processor,"
+                    f"The kernels for {loading['what']} are being compiled for this processor,"
                     " which happens once."
                 )
-            raise unavailable(message, "model_loading", retry_after=2)
+            raise unavailable(message, "model_loading", retry_after=2, loading=loading)
 
     def check_accepting(self) -> None:
         """ApiError 503 while the server is shutting down."""
@@ -181,3 +184,14 @@ class Service:
         if scheme.lower() != "bearer" or not known:
             raise unauthorized(given=bool(header))
         return given.hex()[:16]
+
+
+def _loading() -> dict[str, Any]:
+    """What is done now before the models are there, and how much of it remains."""
+    if work := next(iter(under_way), None):
+        stage, _, what = work.label.partition(" ")
+        told = {"stage": stage, "what": what, "done": work.done, "total": work.total}
+        return {**told, "seconds_left": work.seconds_left()}
+    if names := list(compiling):
+        return {"stage": "compiling", "what": ", ".join(names)}
+    return {"stage": "loading", "what": "the weights"}

@@ -23,7 +23,10 @@ async function ask(path, body, signal) {
   const key = sessionStorage.getItem(KEY);
   if (key) headers["Authorization"] = `Bearer ${key}`;
   const request = body ? { method: "POST", headers, body: JSON.stringify(body), signal } : { headers };
-  const response = await fetch(path, request);
+  const response = await fetch(path, request).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "The server can't be reached.", null);
+  });
   if (!response.ok) {
     const told = await response.json().catch(() => null);
     throw new Refused(response.status, told?.error?.message ?? response.statusText, told);
@@ -37,14 +40,20 @@ export const tokenize = (body) => ask("/v1/tokenize", { ...body, pieces: true })
 export const detokenize = (body) => ask("/v1/detokenize", { ...body, pieces: true }).then((r) => r.json());
 export const look = (body, signal) => ask("/v1/look", body, signal).then((r) => r.json());
 
-/** The chunks of a streamed completion. @param {any} body @param {AbortSignal} signal */
-export async function* complete(body, signal) {
-  const response = await ask("/v1/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+/** The chunks of an answer to ids, and to a conversation. @param {any} body @param {AbortSignal} signal */
+export const complete = (body, signal) => chunks("/v1/completions", body, signal);
+export const chat = (body, signal) => chunks("/v1/chat/completions", body, signal);
+
+async function* chunks(path, body, signal) {
+  const response = await ask(path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Refused(0, "The stream broke off.", null);
+    const { done, value } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true, value: "" };
+    });
+    if (done) throw new Refused(0, "The stream broke off. What came stays; “Go on” asks for the rest.", null);
     const events = (rest + value).split("\n\n");
     rest = events.pop() ?? "";
     for (const event of events) {

@@ -24,6 +24,10 @@ const LESSONS = {
     ["Ask for a fact.", "depths", "What is the capital of Italy?"],
     ["At which depth does the answer come first? Does it stay there?", "depths"],
     ["Click a depth: one number of its residual stream, down to the weights.", "depths"]]],
+  break: ["Break it", [
+    ["Ask for a fact that the model knows.", "worlds", "What is the capital of France?"],
+    ["Break a part and let it answer again. Nothing of the server changes: the mistake is an argument of these forwards alone. Which parts make nonsense, which are hardly seen?", "worlds"],
+    ["“Look there” goes to the first token that differs. At which depth do the two part? Which mistake would you not find by reading the answer?", "worlds"]]],
 };
 
 export function fillLessons(menu, guide) {

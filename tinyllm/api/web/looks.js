@@ -3,20 +3,26 @@
 import * as api from "./api.js";
 import { state, world } from "./store.js";
 
-const KEPT = 60;
+const KEPT = 120;
 /** @type {Map<string, Promise<any>>} */
 const kept = new Map();
 
-/** What the server sees at the selected token. @param {any} want @param {AbortSignal} [signal] */
-export function lookAt(want, signal) {
-  const at = world();
-  const position = state.selected;
+/**
+ * What the server sees at a token, by default the selected one of the world that is looked at.
+ *
+ * @param {any} want @param {AbortSignal} [signal]
+ * @param {import("./store.js").World} [at] @param {number} [position]
+ */
+export function lookAt(want, signal, at = world(), position = state.selected) {
   if (!at || position < 1) return Promise.reject(new Error("Choose a token: the first has nothing before it."));
+  if (at.messages) return Promise.reject(new Error("A conversation with an image can't be looked into yet: its rows are no tokens."));
   const { temperature, top_k, top_p, seed } = at.params;
   const body = {
-    model: state.model, tokens: at.ids.slice(0, position + 1), position,
-    n_prompt: Math.min(at.nPrompt, position), temperature, top_k, top_p, seed, want,
+    model: at.model, tokens: at.ids.slice(0, position + 1), position,
+    n_prompt: Math.min(at.nPrompt, position), temperature, top_k, top_p, seed,
+    want: { drawn: drawnFrom(at, position), ...want },
   };
+  if (at.broken) body.break = at.broken;
   const name = JSON.stringify(body);
   let found = kept.get(name);
   if (!found) {
@@ -29,4 +35,18 @@ export function lookAt(want, signal) {
     if (kept.size > KEPT) kept.delete(kept.keys().next().value);
   }
   return found;
+}
+
+/** The logits that the server drew from, where it told: `replay_error` is the gap to them. */
+function drawnFrom(at, position) {
+  const candidates = at.steps.get(position)?.candidates ?? [];
+  return candidates.filter((c) => Number.isFinite(c.logit)).map(({ token, logit }) => ({ token, logit }));
+}
+
+/** Which world a look's numbers are from, in a sentence. */
+export function provenance(look) {
+  const broken = look.broken ? ` with ${look.broken} broken` : "";
+  const gap = look.replay_error === undefined ? "; nothing was drawn here to compare with"
+    : `; the logits that were drawn from differ by ${look.replay_error.toPrecision(2)} at most`;
+  return `Worked out again in float32${broken}${gap}.`;
 }

@@ -4,16 +4,18 @@ import * as api from "./api.js";
 import { h } from "./dom.js";
 import { fillLessons } from "./lessons.js";
 import { link, openLink, save } from "./share.js";
+import { acceptImages, drawPictures } from "./pictures.js";
 import { changed, onChange, select, state, world } from "./store.js";
 import { drawStrips, mark } from "./strip.js";
-import { answer, fork, rewind, say, stop } from "./talk.js";
+import { answer, edit, fork, goOn, retry, rewind, say, stop } from "./talk.js";
 import * as attention from "./views/attention.js";
 import * as cache from "./views/cache.js";
 import * as depths from "./views/depths.js";
 import * as number from "./views/number.js";
 import * as why from "./views/why.js";
+import * as worlds from "./views/worlds.js";
 
-const VIEWS = { why, attention, depths, cache, number };
+const VIEWS = { why, attention, depths, cache, number, worlds };
 const CONTROLS = [
   ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }],
   ["top_k", "Top-k (0: off)", { min: 0, max: 100, step: 1 }],
@@ -26,11 +28,11 @@ function tell(text, bad = false) {
   $("status").classList.toggle("bad", bad);
 }
 
-/** Say what went wrong in words; with a key missing, ask for one. */
+/** Say what went wrong in words, and what to do; with a key missing or wrong, ask for one. */
 function failed(error) {
   if (error.status === 401) return askForKey(error.message);
-  const full = error.status === 429 ? " Try again in a moment." : "";
-  tell(`${error.message}${full}`, true);
+  const remedy = error.status === 429 || error.status === 503 ? " Nothing is lost: try again in a moment." : "";
+  tell(`${error.message}${remedy}`, true);
 }
 
 function askForKey(message) {
@@ -43,18 +45,28 @@ function askForKey(message) {
 async function begin() {
   for (;;) {
     try {
-      const told = await api.health();
-      state.model = told.models[0];
+      state.models = (await api.health()).models;
+      state.model = state.models[0];
       await api.models();
       break;
     } catch (error) {
       if (error.status !== 503) return error.status ? failed(error) : tell("The server can't be reached.", true);
-      tell(`${error.message} This page goes on by itself.`);
+      showLoading(error);
       await new Promise((resume) => setTimeout(resume, 1000));
     }
   }
+  $("model").replaceChildren(...state.models.map((id) => h("option", {}, id)));
   tell(`${state.model} is ready.`);
   await openLink().catch(() => tell("This link can't be read.", true));
+}
+
+/** What the server is at before it can answer, and how much of that remains. */
+function showLoading(error) {
+  const { stage, what, done, total, seconds_left: left } = error.body?.error?.loading ?? {};
+  const bar = total ? h("progress", { max: total, value: done, "aria-label": what }) : null;
+  const rest = left ? ` about ${left < 90 ? `${Math.ceil(left)} seconds` : `${Math.ceil(left / 60)} minutes`} remain.` : "";
+  $("status").classList.remove("bad");
+  $("status").replaceChildren(...[stage ? `${stage}: ${what} ` : `${error.message} `, bar, `${rest} This page goes on by itself.`].filter(Boolean));
 }
 
 function drawMessages() {
@@ -65,11 +77,22 @@ function drawMessages() {
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
   while (box.children.length > state.messages.length) box.lastChild.remove();
   state.messages.forEach((message, i) => {
-    const shown = box.children[i] ?? box.appendChild(h("div", {}));
+    const shown = box.children[i] ?? box.appendChild(h("div", {}, h("div", { class: "said" })));
     shown.className = `message ${message.role}`;
-    if (shown.textContent !== message.content) shown.textContent = message.content;
+    const said = shown.firstElementChild;
+    if (said.textContent === message.content && said.childElementCount === (message.images?.length ?? 0)) return;
+    said.replaceChildren(...(message.images ?? []).map((url) => h("img", { src: url, alt: "the image that was sent" })), message.content);
+    if (message.role === "user") shown.replaceChildren(said, h("button", { type: "button", class: "edit", onclick: () => { if (!state.busy) { $("text").value = edit(i); $("text").focus(); } } }, "Edit"));
   });
   if (atEnd) box.scrollTop = box.scrollHeight;
+}
+
+function drawButtons() {
+  const answered = Boolean(world()) && !state.busy;
+  $("send").hidden = state.busy;
+  $("stop").hidden = !state.busy;
+  $("retry").disabled = !answered || !state.messages.length;
+  $("more").disabled = !answered || Boolean(world()?.messages);
 }
 
 let drawing = 0;
@@ -122,13 +145,25 @@ function keys(event) {
   act();
 }
 
+/** Tokens come faster than frames: what came since the last one is drawn at once. */
+let frame = 0;
+function drawTokens() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    drawStrips($("strips"), false);
+    drawMessages();
+  });
+}
+
 onChange((what) => {
-  if (what === "tokens" || what === "worlds") drawStrips($("strips"), what === "worlds");
-  if (what === "tokens" || what === "messages") drawMessages();
+  if (what === "tokens") drawTokens();
+  if (what === "worlds") drawStrips($("strips"), true);
+  if (what === "messages" || what === "worlds") drawMessages();
+  if (what === "images") drawPictures($("pictures"));
   if (what === "selection") { mark(); drawView(); }
   if (what === "slider" && state.view === "why" && world()) drawView();
   if (what === "params") drawControls();
-  if (what === "busy") { $("send").hidden = state.busy; $("stop").hidden = !state.busy; }
+  if (what === "busy" || what === "worlds" || what === "messages") drawButtons();
 });
 
 for (const [id, view] of Object.entries(VIEWS)) {
@@ -140,14 +175,29 @@ $("composer").addEventListener("submit", (event) => {
   if (!text || state.busy || !state.model) return;
   $("text").value = "";
   tell("");
-  say(text).catch(failed);
+  const images = state.images;
+  state.images = [];
+  changed("images");
+  say(text, images).catch((error) => {
+    if (!state.messages.some((m) => m.content === text)) { // it was refused: nothing is lost
+      $("text").value ||= text;
+      state.images = images;
+      changed("images");
+    }
+    failed(error);
+  });
 });
 $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("composer").requestSubmit(); }
 });
 $("stop").addEventListener("click", stop);
 $("share").addEventListener("click", () => { history.replaceState(null, "", link()); navigator.clipboard?.writeText(location.href).then(() => tell("The link is copied; it holds everything that is needed."), () => tell("The link stands in the address bar.")); });
-$("export").addEventListener("click", save);
+$("export").addEventListener("change", () => { save($("export").value); $("export").value = ""; });
+$("retry").addEventListener("click", () => { tell(""); retry().catch(failed); });
+$("more").addEventListener("click", () => { tell(""); goOn().catch(failed); });
+$("model").addEventListener("change", () => { state.model = $("model").value; });
+$("system").addEventListener("change", () => { state.system = $("system").value.trim(); });
+acceptImages($("talk"), $("attach"), $("file"), (message) => tell(message, true));
 addEventListener("keydown", keys);
 addEventListener("unhandledrejection", (event) => { event.preventDefault(); failed(event.reason); });
 drawControls();

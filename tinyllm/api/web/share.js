@@ -1,11 +1,14 @@
-// A state as a link: ids, parameters and selection in the fragment, which no server sees.
+// A state as a link, and what was said as files: a trace, a page, the lines of a notebook.
 
 import * as api from "./api.js";
+import { h, percent, visible } from "./dom.js";
 import { changed, newWorld, select, state, world } from "./store.js";
 
+/** Ids, parameters and selection in the fragment, which no server sees. */
 export function link() {
   const at = world();
-  const told = { ids: at?.ids ?? [], n: at?.nPrompt ?? 0, p: state.params, s: state.selected, v: state.view };
+  const told = { ids: at?.ids ?? [], n: at?.nPrompt ?? 0, p: at?.params ?? state.params, s: state.selected, v: state.view,
+    b: at?.broken ?? "", l: at?.byLooks ?? false };
   return `${location.origin}/#${btoa(JSON.stringify(told)).replaceAll("+", "-").replaceAll("/", "_")}`;
 }
 
@@ -15,21 +18,67 @@ export async function openLink() {
   const told = JSON.parse(atob(location.hash.slice(1).replaceAll("-", "+").replaceAll("_", "/")));
   const { pieces } = await api.detokenize({ model: state.model, tokens: told.ids });
   for (const key of Object.keys(state.params)) if (Number.isFinite(told.p?.[key])) state.params[key] = told.p[key];
-  state.worlds = [newWorld("from a link", told.ids, pieces, told.n)];
+  const more = { broken: String(told.b ?? ""), byLooks: Boolean(told.l) };
+  state.worlds = [newWorld("from a link", told.ids, pieces, told.n, more)];
   state.current = 0;
   state.view = String(told.v);
   changed("worlds", "params");
   select(told.s);
 }
 
-export function save() {
+/** The trace as `tinyllm inspect` and a notebook read it: see inside/trace_file.py. */
+export function trace() {
   const at = world();
-  if (!at) return;
-  const trace = { model: state.model, sampling: at.params, prompt: at.ids.slice(0, at.nPrompt), tokens: at.ids, steps: [...at.steps.values()] };
-  const file = URL.createObjectURL(new Blob([JSON.stringify(trace)], { type: "application/json" }));
-  const anchor = document.createElement("a");
-  anchor.href = file;
-  anchor.download = "trace.json";
-  anchor.click();
+  const sampling = at.params;
+  const steps = [...at.steps].sort(([a], [b]) => a - b).filter(([, step]) => step.candidates.length).map(([, step]) => ({ ...step, sampling }));
+  return { format: "tinyllm-trace", version: 1, model: at.model, fingerprint: state.fingerprint, dtype: "",
+    n_layers: state.shape.layers, n_heads: state.shape.heads, sampling, prompt: at.ids.slice(0, at.nPrompt),
+    tokens: at.ids, texts: at.pieces.map((piece) => piece.text), steps };
+}
+
+/** The lines of Python that go to the selected step again. */
+export function notebookLines() {
+  const at = world();
+  const { temperature, top_k, top_p, seed } = at.params;
+  const first = Math.min(at.nPrompt, Math.max(1, state.selected));
+  const broken = at.broken ? `, broken=${JSON.stringify(at.broken)}` : "";
+  return [
+    "import tinyllm",
+    `lm = tinyllm.load(${JSON.stringify(at.model)})`,
+    `ids = ${JSON.stringify(at.ids.slice(0, state.selected + 1))}`,
+    `session = lm.session(ids[:${first}], temperature=${temperature}, top_k=${top_k}, top_p=${top_p}, seed=${seed}${broken})`,
+    "steps = [session.step(token, beyond_end=True) for token in ids[len(session.prompt):]]",
+    "steps[-1]",
+  ].join("\n");
+}
+
+/** A page that stands by itself: every token with what else could have stood there. */
+export function page() {
+  const at = world();
+  const doc = document.implementation.createHTMLDocument(`tinyllm · ${at.name}`);
+  const meta = doc.createElement("meta");
+  meta.setAttribute("charset", "utf-8");
+  doc.head.prepend(meta);
+  const rows = at.ids.map((id, i) => {
+    const step = at.steps.get(i);
+    const others = (step?.candidates ?? []).map((c) => `${visible(c.text)} ${percent(c.p_raw)}`).join("   ");
+    return h("tr", {}, h("td", {}, String(i)), h("td", {}, String(id)), h("td", {}, h("code", {}, visible(at.pieces[i].text))),
+      h("td", {}, step ? percent(Math.exp(step.logprob)) : "prompt"), h("td", {}, others));
+  });
+  doc.body.append(h("h1", {}, `${at.model}: ${at.name}`), h("p", {}, JSON.stringify(at.params)),
+    h("table", {}, h("tr", {}, ...["position", "id", "token", "p", "candidates"].map((t) => h("th", {}, t))), ...rows));
+  return `<!doctype html>\n${new XMLSerializer().serializeToString(doc.documentElement)}`;
+}
+
+export function save(kind) {
+  if (!world()) return;
+  if (kind === "trace") download("trace.json", "application/json", JSON.stringify(trace()));
+  if (kind === "page") download("tinyllm.html", "text/html", page());
+  if (kind === "notebook") download("step.py", "text/x-python", `${notebookLines()}\n`);
+}
+
+function download(name, type, text) {
+  const file = URL.createObjectURL(new Blob([text], { type }));
+  h("a", { href: file, download: name }).click();
   URL.revokeObjectURL(file);
 }

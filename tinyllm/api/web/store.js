@@ -2,18 +2,27 @@
 
 /**
  * @typedef {{text: string, bytes: string, special: boolean}} Piece
- * @typedef {{name: string, ids: number[], pieces: Piece[], nPrompt: number,
- *   steps: Map<number, any>, cached: number, params: Params}} World
  * @typedef {{temperature: number, top_k: number, top_p: number, seed: number}} Params
+ * @typedef {{name: string, model: string, ids: number[], pieces: Piece[], nPrompt: number,
+ *   steps: Map<number, any>, cached: number, params: Params, broken: string, byLooks: boolean,
+ *   messages: any[] | null, end: string}} World
+ *   `byLooks`: its tokens come from float32 looks, one at a time, not from the server's own format;
+ *   `messages`: the conversation, where images stand in it; `end`: why it ended.
  */
 
 export const state = {
   model: "",
+  /** @type {string[]} */
+  models: [],
+  system: "",
+  fingerprint: "",
   shape: { layers: 0, heads: 0 }, // told by the first look
   /** @type {Params} */
   params: { temperature: 0.8, top_k: 40, top_p: 0.95, seed: 1 },
-  /** @type {{role: string, content: string}[]} */
+  /** @type {{role: string, content: string, images?: string[]}[]} */
   messages: [],
+  /** @type {string[]} */
+  images: [], // data URLs that go with the next message
   /** @type {World[]} */
   worlds: [],
   current: 0,
@@ -25,7 +34,7 @@ export const state = {
 /** @type {Set<(what: string) => void>} */
 const listeners = new Set();
 
-/** Hear of changes: "tokens", "selection", "params", "worlds", "messages", "busy". */
+/** Hear of changes: "tokens", "selection", "params", "worlds", "messages", "images", "busy". */
 export function onChange(listener) {
   listeners.add(listener);
 }
@@ -45,9 +54,10 @@ export function select(position) {
   changed("selection");
 }
 
-/** A new world of some ids. @returns {World} */
-export function newWorld(name, ids, pieces, nPrompt) {
-  return { name, ids, pieces, nPrompt, steps: new Map(), cached: 0, params: { ...state.params } };
+/** A new world of some ids. @param {Partial<World>} [more] @returns {World} */
+export function newWorld(name, ids, pieces, nPrompt, more = {}) {
+  return { name, model: state.model, ids, pieces, nPrompt, steps: new Map(), cached: 0,
+    params: { ...state.params }, broken: "", byLooks: false, messages: null, end: "", ...more };
 }
 
 /** How many tokens two worlds share. */

@@ -1,10 +1,14 @@
-// The strip: every token a tile, tinted by how much it surprised the model. Tiles are appended.
+// The strip: every token a tile, tinted by how much it surprised the model. Tiles are appended, and
+// stand in runs that the browser lays out only where they are seen (style.css: content-visibility).
 
 import { h, percent, visible } from "./dom.js";
 import { changed, select, shared, state, world } from "./store.js";
 
 const NATS_OF_FULL_TINT = 6;
+const RUN = 128; // tokens
 let drawn = { world: null, tiles: /** @type {Map<number, HTMLElement>} */ (new Map()), end: 0 };
+/** @type {HTMLElement | null} */
+let marked = null;
 
 /** Draw what isn't drawn yet. @param {HTMLElement} place @param {boolean} afresh */
 export function drawStrips(place, afresh) {
@@ -24,7 +28,10 @@ export function drawStrips(place, afresh) {
     place.replaceChildren(...strips);
   }
   const strip = document.getElementById("strip");
-  if (strip) drawn.end = append(strip, at, drawn.end, -1, drawn.tiles, state.current);
+  if (!strip) return;
+  const others = state.worlds.filter((one) => one !== at);
+  const apart = afresh && others.length ? Math.max(...others.map((one) => shared(one, at))) : -1;
+  drawn.end = append(strip, at, drawn.end, apart, drawn.tiles, state.current);
   mark();
 }
 
@@ -48,7 +55,7 @@ function append(strip, at, start, apart, tiles, index) {
       (step ? `, probability ${percent(Math.exp(step.logprob))}` : ", of the prompt");
     const tile = h("span", {
       class: `tile${position < at.nPrompt ? " prompt" : ""}${special ? " special" : ""}${position === apart ? " differs" : ""}`,
-      role: "option", "aria-selected": "false", title: told, "data-position": position,
+      role: "option", "aria-selected": "false", title: told, id: index === state.current ? `tile-${position}` : null, "data-position": position,
       "aria-label": `${visible(text)}, ${told}`, "--surprise": surprise.toFixed(3),
       onclick: () => { if (index !== state.current) go(index); select(first); },
     }, ...shown(text));
@@ -56,10 +63,18 @@ function append(strip, at, start, apart, tiles, index) {
       tile.append(h("span", { class: "bytes", "aria-hidden": "true" }, at.pieces.slice(position, end).map((p) => p.bytes).join("|")));
     }
     for (let i = position; i < end; i++) tiles.set(i, tile);
-    strip.append(tile);
+    runOf(strip, first).append(tile);
     position = end;
   }
   return position;
+}
+
+/** The run that a position's tile belongs to: always the strip's last one. */
+function runOf(strip, position) {
+  const index = String(Math.floor(position / RUN));
+  const last = /** @type {HTMLElement | null} */ (strip.lastElementChild);
+  if (last?.dataset.run === index) return last;
+  return strip.appendChild(h("div", { class: "run", "data-run": index, role: "presentation" }));
 }
 
 function shown(text) {
@@ -88,10 +103,11 @@ export function textOf(pieces) {
 
 /** Show where the cursor is. */
 export function mark() {
-  for (const tile of new Set(drawn.tiles.values())) {
-    if (tile.getAttribute("aria-selected") === "true") tile.setAttribute("aria-selected", "false");
-  }
-  const tile = drawn.tiles.get(state.selected);
+  const tile = drawn.tiles.get(state.selected) ?? null;
+  if (tile === marked) return;
+  marked?.setAttribute("aria-selected", "false");
   tile?.setAttribute("aria-selected", "true");
   tile?.scrollIntoView({ block: "nearest" });
+  document.getElementById("strip")?.setAttribute("aria-activedescendant", tile?.id ?? "");
+  marked = tile;
 }

@@ -1,17 +1,60 @@
 // Talking: messages to ids, ids to an answer; forcing, rewinding and forking are other ids.
 
 import * as api from "./api.js";
+import { filtered } from "./sampler.js";
+import { lookAt } from "./looks.js";
 import { changed, newWorld, select, state, world } from "./store.js";
 
+const MOST = 160; // tokens at a time; "Go on" asks for more
+const MOST_LOOKS = 24; // tokens of a world that is worked out by looks, one after the other
 /** @type {AbortController | null} */
 let running = null;
 
-/** Ask with a message of one's own. @param {string} text */
-export async function say(text) {
-  state.messages.push({ role: "user", content: text });
+/** The conversation as the API takes it: the system prompt first, images as parts. */
+export function conversation() {
+  const said = state.messages.map(({ role, content, images }) => images?.length
+    ? { role, content: [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: content }] }
+    : { role, content });
+  return state.system ? [{ role: "system", content: state.system }, ...said] : said;
+}
+
+/** Ask with a message of one's own. @param {string} text @param {string[]} [images] data URLs */
+export async function say(text, images = []) {
+  state.messages.push({ role: "user", content: text, ...(images.length && { images }) });
+  await ask();
+}
+
+/** The last question again; with another seed, so that the answer may be another. */
+export async function retry() {
+  const last = state.messages.findLastIndex((message) => message.role === "user");
+  if (last < 0 || state.busy) return;
+  state.messages.length = last + 1;
+  state.params.seed += 1;
+  changed("params");
+  await ask();
+}
+
+/** Take a question back into the composer, with all that follows it. @returns {string} its text */
+export function edit(index) {
+  const text = state.messages[index].content;
+  state.messages.length = index;
   changed("messages");
-  const told = await api.tokenize({ model: state.model, messages: state.messages });
-  state.worlds = [newWorld("answer", told.tokens, told.pieces, told.tokens.length)];
+  return text;
+}
+
+async function ask() {
+  changed("messages");
+  const messages = conversation();
+  const pictured = state.messages.some((message) => message.images?.length);
+  let told;
+  try {
+    told = await api.tokenize({ model: state.model, messages });
+  } catch (error) {
+    state.messages.pop(); // what wasn't taken can be sent again
+    changed("messages");
+    throw error;
+  }
+  state.worlds = [newWorld("answer", told.tokens, told.pieces, told.tokens.length, { messages: pictured ? messages : null })];
   state.current = 0;
   state.messages.push({ role: "assistant", content: "" });
   changed("worlds", "messages");
@@ -24,21 +67,12 @@ export async function goOn() {
   if (!at || state.busy) return;
   running = new AbortController();
   state.busy = true;
-  at.params = { ...state.params };
+  at.end = "";
   changed("busy");
   try {
-    const body = { model: state.model, prompt: at.ids, max_tokens: 160, ...at.params, trace: { candidates: 12, stages: true } };
-    for await (const chunk of api.complete(body, running.signal)) {
-      if (chunk.usage) at.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
-      const steps = chunk.choices[0]?.trace?.steps ?? [];
-      for (const step of steps) {
-        at.steps.set(at.ids.length, step);
-        at.ids.push(step.token);
-        at.pieces.push({ text: step.text, bytes: "", special: /^<\|.*\|>$/.test(step.text) });
-      }
-      if (steps.length) changed("tokens");
-    }
+    await (at.byLooks ? stepByLooks(at, running.signal) : stream(at, running.signal));
   } catch (error) {
+    at.end = error.name === "AbortError" ? "stopped" : "broke off";
     if (error.name !== "AbortError") throw error;
   } finally {
     running = null;
@@ -49,22 +83,77 @@ export async function goOn() {
   }
 }
 
+/** Tokens as the server draws them, from its own format of the weights. */
+async function stream(at, signal) {
+  at.params = { ...state.params };
+  const asked = { model: at.model, max_tokens: MOST, ...at.params, trace: { candidates: 12, stages: true } };
+  const chunks = at.messages ? api.chat({ ...asked, messages: at.messages }, signal)
+    : api.complete({ ...asked, prompt: at.ids }, signal);
+  for await (const chunk of chunks) {
+    if (chunk.usage) at.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
+    state.fingerprint = chunk.system_fingerprint ?? state.fingerprint;
+    const choice = chunk.choices[0];
+    if (choice?.finish_reason) at.end = choice.finish_reason;
+    const steps = choice?.trace?.steps ?? [];
+    for (const step of steps) {
+      at.steps.set(at.ids.length, step);
+      at.ids.push(step.token);
+      at.pieces.push({ text: step.text, bytes: "", special: /^<\|.*\|>$/.test(step.text) });
+    }
+    if (steps.length) changed("tokens");
+  }
+}
+
+/** Tokens drawn here, from float32 logits of a look each: the same filters, the same draw. */
+async function stepByLooks(at, signal) {
+  for (let i = 0; i < MOST_LOOKS; i++) {
+    const position = at.ids.length;
+    const asked = { ...at, ids: [...at.ids, 0] }; // some token has to stand where one is asked for
+    const look = await lookAt({ candidates: 1, logits: true }, signal, asked, position);
+    const ids = api.unpack(look.logits.ids).values;
+    const now = filtered(ids, api.unpack(look.logits.values).values, look.logits.tail, at.params);
+    const token = drawn(now.tokens, look.uniform);
+    const { pieces: [piece] } = await api.detokenize({ model: at.model, tokens: [token.id] });
+    at.steps.set(position, { token: token.id, text: piece.text, logprob: Math.log(token.pRaw),
+      chosen_by: at.params.temperature === 0 ? "argmax" : "sample", candidates: [] });
+    at.ids.push(token.id);
+    at.pieces.push(piece);
+    changed("tokens");
+    if (piece.special) { at.end = "stop"; return; }
+  }
+  at.end = "length";
+}
+
+/** Whose slice of the line from 0 to 1 holds a number; slices lie in the order of ids. */
+function drawn(tokens, uniform) {
+  const slices = tokens.filter((token) => token.p > 0).sort((a, b) => a.id - b.id);
+  let end = 0;
+  return slices.find((token) => (end += token.p) > uniform) ?? tokens[0];
+}
+
 export function stop() {
   running?.abort();
 }
 
 /** Bytes of every token, so that a character's tokens can stand together. */
 async function exactPieces(at) {
-  at.pieces = (await api.detokenize({ model: state.model, tokens: at.ids })).pieces;
+  at.pieces = (await api.detokenize({ model: at.model, tokens: at.ids })).pieces;
 }
 
-/** Another way from a position on: these ids there instead. The old way is kept beside it. */
-export async function fork(position, ids, name) {
+/**
+ * Another way from a position on: these ids there instead. The old way is kept beside it.
+ *
+ * @param {number} position @param {number[]} ids @param {string} name
+ * @param {Partial<import("./store.js").World>} [more] what else is different about it
+ */
+export async function fork(position, ids, name, more = {}) {
   const from = world();
   if (!from || state.busy) return;
+  if (from.messages) throw new Error("A conversation with an image can't be forked: its rows are no tokens.");
   const tokens = [...from.ids.slice(0, position), ...ids];
-  const told = await api.detokenize({ model: state.model, tokens });
-  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position));
+  const told = await api.detokenize({ model: from.model, tokens });
+  const { broken, byLooks, model } = from;
+  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position), { broken, byLooks, model, ...more });
   for (const [at, step] of from.steps) if (at < position) twin.steps.set(at, step);
   if (state.worlds.length > 5) state.worlds.splice(1, 1);
   state.worlds.push(twin);

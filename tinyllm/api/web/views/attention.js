@@ -2,7 +2,7 @@
 
 import { unpack } from "../api.js";
 import { h, percent, visible } from "../dom.js";
-import { lookAt } from "../looks.js";
+import { lookAt, provenance } from "../looks.js";
 import { state, world } from "../store.js";
 
 export const name = "Where it looked";
@@ -22,7 +22,7 @@ export async function draw(place) {
   const slider = h("input", { type: "range", min: 0, max: state.shape.layers - 1, value: layer, "aria-label": "Layer",
     onchange: (e) => { layer = Number(e.target.value); redraw(place); } });
   place.replaceChildren(
-    h("p", { class: "note" }, `Worked out again in float32; the replayed logits differ by ${look.replay_error.toExponential(1)}.`),
+    h("p", { class: "note" }, provenance(look)),
     h("label", { class: "row" }, "layer", slider, h("b", {}, String(layer)), ` head ${head}`),
     h("div", { class: "arcs", tabindex: "0", role: "img", "aria-label": told(weights) }, arcs(weights)),
     h("div", { class: "heads" }, ...Array.from({ length: nHeads }, (_, i) => small(values.slice(i * n, (i + 1) * n), i, place))),
@@ -44,7 +44,7 @@ function arcs(weights) {
   const pieces = world().pieces;
   const from = Math.max(0, weights.length - SEEN);
   const n = weights.length - from;
-  const svg = h("svg", { width: n * WIDTH + 20, height: 150, viewBox: `0 0 ${n * WIDTH + 20} 150` });
+  const svg = h("svg", { viewBox: `0 0 ${n * WIDTH + 20} 150`, "--wide": `${n * WIDTH + 20}px` });
   const x = (i) => 10 + (i - from + 0.5) * WIDTH;
   for (let i = from; i < weights.length; i++) {
     if (weights[i] > 0.01) {

@@ -2,10 +2,11 @@
 
 import * as api from "../api.js";
 import { h, percent, visible } from "../dom.js";
-import { lookAt } from "../looks.js";
+import { lookAt, provenance } from "../looks.js";
 import { filtered } from "../sampler.js";
 import { state, world } from "../store.js";
 import { force, fork } from "../talk.js";
+import { openNumber } from "./number.js";
 
 export const name = "Why this token";
 const SHOWN = 12;
@@ -35,8 +36,8 @@ export async function draw(place) {
   const step = at.steps.get(state.selected);
   place.replaceChildren(
     h("p", { class: "note" },
-      step ? `The server drew this with ${percent(Math.exp(step.logprob))}; ` : "A token of the prompt; ",
-      `in float32, worked out again, it has ${percent(Math.exp(look.logprob))}. Entropy ${look.entropy.toFixed(2)} nats. Drag the sliders: the bars follow.`),
+      drawnWith(at, step), `the bars are of float32, where it has ${percent(Math.exp(look.logprob))}. `,
+      `Entropy ${look.entropy.toFixed(2)} nats. `, provenance(look), " Drag the sliders: the bars follow. Click a number: where it comes from."),
     h("table", {},
       h("thead", {}, h("tr", {}, ...["token", "the model's own / after filters", "p", "drawn with", "cut by"].map((t) => h("th", { scope: "col" }, t)))),
       h("tbody", {}, ...rows.map((token) => row(token, chosen)))),
@@ -50,9 +51,19 @@ function row(token, chosen) {
   return h("tr", { class: [token.id === chosen && "chosen", token.cutBy && "cut"].filter(Boolean).join(" ") },
     h("td", {}, h("button", { class: "token", type: "button", onclick: take, title: "take this one instead", "aria-label": `take ${visible(text)} instead` }, visible(text))),
     h("td", { class: "bars" }, h("span", { class: "bar raw", "--share": token.pRaw }), h("span", { class: "bar", "--share": token.p })),
-    h("td", { class: "number" }, percent(token.pRaw)),
-    h("td", { class: "number" }, percent(token.p)),
-    h("td", {}, token.cutBy ?? ""));
+    h("td", { class: "number" }, opens(percent(token.pRaw), "p_raw", token)),
+    h("td", { class: "number" }, opens(percent(token.p), "p", token)),
+    h("td", {}, token.cutBy ? opens(token.cutBy, token.cutBy, token) : ""));
+}
+
+const opens = (text, name, token) =>
+  h("button", { type: "button", class: "opens", onclick: () => openNumber({ name, dim: token.id }) }, text);
+
+/** Whose number a token's probability was when it was drawn. */
+function drawnWith(at, step) {
+  if (!step) return "A token of the prompt; ";
+  const p = percent(Math.exp(step.logprob));
+  return at.byLooks ? `Drawn in float32 with ${p}; ` : `The server drew this with ${p}, from its own format's logits; `;
 }
 
 /** The interval from 0 to 1, cut up in the order of ids as the draw does it, and where it fell. */
@@ -62,13 +73,13 @@ function unitLine(now, uniform, chosen, step) {
   let end = 0;
   const there = slices.find((t) => (end += t.p) > uniform);
   const apart = there && there.id !== chosen
-    ? " In float32 another slice lies there: the server drew from its own weights' numbers, or under other sliders." : "";
+    ? " In float32 another token's slice lies there: the server drew from its own format's logits, or the sliders have moved since." : "";
   return [
     h("div", { class: "unit", role: "img", "aria-label": `${slices.length} tokens share the line from 0 to 1; the draw fell at ${uniform.toFixed(3)}` },
       ...slices.map((t) => h("span", { "--share": t.p, class: t.id === chosen ? "chosen" : "", title: `${visible(texts.get(t.id) ?? String(t.id))} ${percent(t.p)}` },
         t.p > 0.04 ? visible(texts.get(t.id) ?? "") : ""))),
     step?.chosen_by === "sample" ? h("div", { class: "mark", "--share": uniform }) : "",
-    step ? h("p", { class: "note" }, step.chosen_by === "sample" ? `The seed's number here is ${uniform.toFixed(4)}: whoever's slice holds it is drawn.${apart}` : "Greedy: the likeliest was taken.") : "",
+    step ? h("p", { class: "note" }, step.chosen_by === "sample" ? `The slices are of float32, under the sliders as they are now. The seed's number here is ${uniform.toFixed(4)}: whoever's slice holds it is drawn.${apart}` : "Greedy: the likeliest was taken.") : "",
   ];
 }
 
