@@ -28,11 +28,15 @@ if [ ! -e "$root/ready" ]; then
     for package in "$root"/apt/cache/archives/*.deb; do
         dpkg-deb -x "$package" "$root/sys"
     done
+    # What pyproject.toml asks for, and what tests need of a machine without a network.
+    dependencies=$(python3 -c 'import sys, tomllib
+print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], sep="\n")' \
+        "$here/pyproject.toml")
+    printf '%s\n' "$dependencies" pytest pytest-xdist hypothesis >"$root/requirements.txt"
     python3 -m pip install -q --target "$root/site" --only-binary=:all: --python-version 3.11 \
         --implementation cp --platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 \
-        --platform manylinux_2_28_aarch64 --platform any \
-        numpy numba safetensors tokenizers pillow jinja2 platformdirs filelock typer rich \
-        pydantic typing-extensions pytest hypothesis
+        --platform manylinux_2_28_aarch64 --platform any -r "$root/requirements.txt" \
+        >"$root/pip.log" 2>&1 || { tail "$root/pip.log" >&2; exit 1; }
     touch "$root/ready"
 fi
 export PYTHONPATH="$here:$root/site" PYTHONDONTWRITEBYTECODE=1 LD_LIBRARY_PATH=
