@@ -41,17 +41,29 @@ def real_tokenizer(name: str) -> Path:
 
 def llama_cpp_models() -> Path:
     """llama.cpp's models/: vocabularies with test vectors, and templates/ of real chat models."""
+    return _llama_cpp("", "models/") / "models"
+
+
+def llama_cpp_converter() -> Path:
+    """The folder of llama.cpp's `conversion` and `gguf-py`: from a checkpoint to a GGUF file."""
+    return _llama_cpp("-converter", "conversion/", "gguf-py/")
+
+
+def _llama_cpp(label: str, *folders: str) -> Path:
     stem = LLAMA_CPP.replace("-", "_").replace("==", "-")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                "--disable-pip-version-check", "--no-binary=:all:", LLAMA_CPP]  # fmt: skip
-    inside = f"{stem}/vendor/llama.cpp/models/"
-    return _unpacked(f"{stem}.tar.gz", command, inside) / inside
+    root = f"{stem}/vendor/llama.cpp"
+    inside = tuple(f"{root}/{folder}" for folder in folders)
+    return _unpacked(f"{stem}.tar.gz", command, inside, label) / root
 
 
-def _unpacked(archive: str, command: list[str], inside: str) -> Path:
+def _unpacked(
+    archive: str, command: list[str], inside: str | tuple[str, ...], label: str = ""
+) -> Path:
     """The folder with an archive's members under `inside`; the archive fetched if it isn't here."""
     root = downloads_folder()
-    folder = root / archive.removesuffix(".tgz").removesuffix(".tar.gz")
+    folder = root / (archive.removesuffix(".tgz").removesuffix(".tar.gz") + label)
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)

@@ -27,14 +27,10 @@ def compiles(config: ModelConfig) -> bool:
     return config.qk_norm != "whole" and not READABLE_ALONE & set(config.beyond_llama())
 
 
-# Architectures of GGUF files that no checkpoint of llama.cpp's converter has gone through here.
-UNTRIED = {"phi3", "gpt2", "gemma", "gemma2"}
-
-
 def gguf_names(model_type: str) -> str:
     """What a GGUF file calls the family, "—" where none of its files is read."""
     names = [name.partition("/")[0] for name, own in GGUF.items() if own.model_type == model_type]
-    return ", ".join(f"`{name}`{' (untried)' * (name in UNTRIED)}" for name in names) or "—"
+    return ", ".join(f"`{name}`" for name in names) or "—"
 
 
 def table() -> str:

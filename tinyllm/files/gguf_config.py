@@ -74,6 +74,11 @@ class Hyperparameters:
             )
 
 
+# The file has no key for the scale of Gemma's scores. It is 1 / √head_dim in all sizes but the 27B,
+# which llama.cpp knows by its layers, and where it is 1 / √(hidden_size / n_heads).
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3_text": 62}
+
+
 def family_of(gguf: GGUF) -> GGUFFamily:
     """The row of `FAMILIES` that a file is of. Raises `FetchError` by name where there is none."""
     architecture = get(gguf, "general.architecture", str)
@@ -138,6 +143,10 @@ def _attention(gguf: GGUF, found: Hyperparameters, config: Mapping[str, Any]) ->
         keys["attention_bias"] = True
     if "blk.0.ffn_up.bias" in gguf.tensors and config["model_type"] in ("llama", "granite"):
         keys["mlp_bias"] = True
+    if (largest := GEMMA_27B_LAYERS.get(config["model_type"])) is not None:
+        by_width = config["num_hidden_layers"] == largest
+        scalar = config["hidden_size"] // n_heads if by_width else head_dim
+        keys["query_pre_attn_scalar"] = scalar
     if config["model_type"] == "phi3":
         keys["original_max_position_embeddings"] = (
             found.find("rope.scaling.original_context_length") or config["max_position_embeddings"]
