@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinyllm.inside.points import HookPoints, hook_points
 from tinyllm.inside.replay import run_with_cache
 from tinyllm.sampler import SamplingParams
 from tinyllm.step import Candidate, Candidates
-from tinyllm.text.shown import MAX_ROWS, bar, percent, table, visible
+from tinyllm.text.shown import MAX_ROWS, SPACE, bar, percent, table, visible
 
 MODEL = tiny_model()
 PROMPT = list(b"A < B & C")
@@ -185,3 +186,8 @@ def test_a_probability_never_looks_like_none(p: float, text: str) -> None:
 
 def test_spaces_show() -> None:
     assert visible(" the cat") == "·the·cat"
+
+
+def test_the_page_has_the_same_sign_for_a_space() -> None:
+    page = Path(__file__).parents[2] / "tinyllm" / "api" / "web" / "dom.js"
+    assert f'.replaceAll(" ", "{SPACE}")' in page.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ export function h(tag, attributes = {}, ...children) {
 
 /** White space made visible. @param {string} text */
 export function visible(text) {
-  return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
 /** A probability, as short as it can be told. @param {number} p */
