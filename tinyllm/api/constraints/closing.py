@@ -116,12 +116,16 @@ def way_to_close(matcher: Matcher, text: JsonText, forms: TokenForms) -> list[in
 
 
 def _try(
-    matcher: Matcher, text: JsonText, forms: TokenForms, rng: random.Random | None
+    matcher: Matcher,
+    text: JsonText,
+    forms: TokenForms,
+    rng: random.Random | None,
+    most: int = MAX_STEPS,
 ) -> list[int] | None:
     matcher, text = matcher.copy(), text.copy()
     way: list[int] = []
     while not matcher.accepting:
-        if len(way) >= MAX_STEPS or matcher.error:
+        if len(way) >= most or matcher.error:
             return None
         following: list[int | None] = [*matcher.forced()]
         following = following or [_choice(matcher, text, forms, rng)]
@@ -243,7 +247,7 @@ class Closing:
         if int(mask.sum()) <= MAX_TRIED:
             return [int(token) for token in np.flatnonzero(mask)]
         forms = self._forms
-        likely = (*forms.in_string, *forms.hints) if self._text.in_string else forms.elsewhere
+        likely = forms.in_string if self._text.in_string else forms.elsewhere
         likely = sorted(likely, key=lambda token: bool(forms.leading_digits[token]))  # digits last
         return [token for token in likely if mask[token]][:MAX_TRIED]
 
@@ -252,7 +256,7 @@ class Closing:
         matcher, text = self._matcher.copy(), self._text.copy()
         matcher.accept(token)
         text.push(self._forms.tokens[token])
-        way = _try(matcher, text, self._forms, None)
+        way = _try(matcher, text, self._forms, None, n_left)
         return way is not None and len(way) <= n_left
 
     def forced(self) -> Sequence[int]:
