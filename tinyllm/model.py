@@ -251,11 +251,11 @@ class Model:
             return ops.rms_norm(x, cast(Array, weight), eps)
         return ops.layer_norm(x, weight, self.weights.get(f"{name}.bias"), eps)
 
-    @few_threads()
     def unembed(self, x: Array) -> Array:
         """Logits of normed rows of the residual stream; (T, dim) → (T, vocab_size)."""
         cfg = self.config
-        logits = ops.linear(x, self.head_weight)
+        with few_threads():
+            logits = ops.linear(x, self.head_weight)
         bias = self.weights.get("lm_head.bias")
         logits = scaled(logits if bias is None else logits + bias, cfg.logit_scale)
         return logits if cfg.logit_cap is None else ops.soft_cap(logits, cfg.logit_cap)
