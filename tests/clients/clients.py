@@ -21,15 +21,20 @@ ENVIRONMENTS = {  # pip requirements; what can't be installed together stands ap
         "langchain-openai==1.7.4", "instructor==1.17.0", "llm==0.36", "smolagents[openai]==1.26.0",
         "litellm==1.110.2",
     ),
-    "dspy": ("dspy==3.4.1",),
+    "newest": (
+        "openai==3.57.0", "dspy==3.4.1", "inspect-ai==0.3.285", "lm_eval[api]==0.4.13",
+        "transformers==5.24.0",  # lm-eval's tokenizer; without torch
+    ),
     "llama-index": ("llama-index-llms-openai==0.8.3",),
 }  # fmt: skip
+
+NODE = "node"  # the environment of package.json
 
 _BY_VARIABLE = "`OPENAI_BASE_URL`"
 _BY_ARGUMENT = "`api_base=…`"
 
 CLIENTS = (
-    Client("openai-python", "openai_python.py", "main", _BY_VARIABLE),
+    Client("openai-python", "openai_python.py", "newest", _BY_VARIABLE),
     Client("pydantic-ai", "pydantic_ai_.py", "main", _BY_VARIABLE),
     Client("openai-agents", "openai_agents.py", "main", _BY_VARIABLE),
     Client("LangChain", "langchain_openai_.py", "main", _BY_VARIABLE),
@@ -38,5 +43,16 @@ CLIENTS = (
     Client("smolagents", "smolagents_.py", "main", _BY_ARGUMENT),
     Client("llm", "llm_.py", "main", "`extra-openai-models.yaml`"),
     Client("LlamaIndex", "llama_index_.py", "llama-index", f"{_BY_ARGUMENT}, and an `--alias`"),
-    Client("DSPy", "dspy_.py", "dspy", _BY_ARGUMENT),
+    Client("DSPy", "dspy_.py", "newest", _BY_ARGUMENT),
+    Client("inspect-ai", "inspect_ai_.py", "newest", _BY_VARIABLE),
+    Client("lm-eval", "lm_eval_.py", "newest", "`base_url=…/v1/completions`"),
+    Client("openai-node", "openai_node.mjs", NODE, _BY_VARIABLE),
+    Client("AI SDK", "ai_sdk.mjs", NODE, "`baseURL: …`"),
+    Client(
+        "Codex CLI",
+        "codex.mjs",
+        NODE,
+        "`[model_providers.…]` of its config.toml: `base_url`, "
+        '`wire_api = "responses"`; with `web_search = "disabled"` and `agents.enabled = false`',
+    ),
 )

@@ -3,16 +3,19 @@
     python -m tests.clients.run             # all; exit status 1 if anything fails
     python -m tests.clients.run llm DSPy    # some
     python -m tests.clients.run --write     # and write the table anew
+    python -m tests.clients.run --install   # only make the environments
 
 Each client has a script beside this file and runs in an environment that holds clients alone, made
-by uv in a temporary folder (or in $TINYLLM_CLIENTS, which is kept). A script says in a line of JSON
-what each of its checks came to (`checks.py`).
+by uv and npm in a temporary folder (or in $TINYLLM_CLIENTS, which is kept). A script says in a line
+of JSON what each of its checks came to (`checks.py`, `checks.mjs`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,9 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.clients.clients import CLIENTS, ENVIRONMENTS, Client
+from tests.clients.clients import CLIENTS, ENVIRONMENTS, NODE, Client
 from tests.load import servers
-from tinyllm.fetch import catalog
+from tinyllm.fetch import catalog, resolve
 
 HERE = Path(__file__).parent
 PAGE = Path(__file__).parents[2] / "tinyllm/api/README.md"
@@ -37,7 +40,9 @@ QUIET = {  # no client may wait for a network that isn't there
 
 
 def make_environment(folder: Path, name: str) -> Path:
-    """The Python of an environment, made if it isn't there."""
+    """The Python (or node) of an environment, made if it isn't there."""
+    if name == NODE:
+        return make_node(folder / name)
     python = folder / name / "bin" / "python"
     if not python.exists():
         uv = [sys.executable, "-m", "uv"]
@@ -47,11 +52,28 @@ def make_environment(folder: Path, name: str) -> Path:
     return python
 
 
+def make_node(folder: Path) -> Path:
+    """A folder with the scripts, the packages beside them, and a node that is new enough."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (HERE / "package.json", *HERE.glob("*.mjs")):  # imports are looked up from a script
+        shutil.copy(file, folder)
+    node = folder / "node_modules" / ".bin" / "node"
+    if not node.exists():
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+        subprocess.run(npm, cwd=folder, check=True)
+    return node
+
+
 def run(client: Client, folder: Path, url: str) -> list[dict[str, Any]]:
     """What a client's script says, a line each; a script that breaks off says so."""
-    command = [make_environment(folder, client.environment), HERE / client.script]
-    environment = {**os.environ, **QUIET, "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url}
-    environment["TINYLLM_MODEL"] = catalog.DEFAULT
+    here = folder / NODE if client.environment == NODE else HERE
+    command = [make_environment(folder, client.environment), here / client.script]
+    environment = {
+        **os.environ, **QUIET, "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url,
+        "TINYLLM_MODEL": catalog.DEFAULT, "TINYLLM_VISION": catalog.DEFAULT_VISION,
+        "TINYLLM_MODEL_FOLDER": str(resolve(catalog.DEFAULT)), "TINYLLM_PYTHON": sys.executable,
+        "NODE_MODULES": str(folder / NODE / "node_modules"),
+    }  # fmt: skip
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
@@ -76,10 +98,14 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     chosen = [client for client in CLIENTS if not wanted or client.title in wanted]
     options = [word for name in ALIASES for word in ("--alias", f"{name}={catalog.DEFAULT}")]
-    with tempfile.TemporaryDirectory() as made, servers.tinyllm(*options) as server:
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(os.environ.get("TINYLLM_CLIENTS", made)).resolve()
-        for name in ENVIRONMENTS:
+        for name in sorted({client.environment for client in chosen}):
             make_environment(folder, name)
+        if "--install" in arguments:
+            return 0
+        server = stack.enter_context(servers.tinyllm(*options))
         url = f"http://127.0.0.1:{server.port}/v1"
         with ThreadPoolExecutor(2) as pool:
             found = list(pool.map(lambda client: run(client, folder, url), chosen))

@@ -110,9 +110,14 @@ def test_a_streams_events_are_the_documented_ones_in_order(scripted: Live) -> No
     assert found[2]["item"]["content"] == [] and found[3]["part"]["text"] == ""
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": TOOL["name"]}])
+NAMED = {"type": "function", "name": TOOL["name"]}
+ALLOWED = {"type": "allowed_tools", "mode": "required", "tools": [NAMED]}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED, ALLOWED])
 def test_a_call_and_what_came_of_it(scripted: Live, choice: Any) -> None:
-    body = {"input": "Weather?", "tools": [TOOL], "tool_choice": choice}
+    tools = [{**TOOL, "name": "other"}, TOOL] if choice is ALLOWED else [TOOL]
+    body = {"input": "Weather?", "tools": tools, "tool_choice": choice}
     found = events(scripted, **body)
     arguments = [e for e in found if e["type"].startswith("response.function_call_arguments")]
     assert "".join(e["delta"] for e in arguments[:-1]) == arguments[-1]["arguments"]

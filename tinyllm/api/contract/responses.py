@@ -74,13 +74,30 @@ class NamedChoice(Open):
     name: FunctionName
 
 
+class AllowedTools(Open):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice] = Field(
+        min_length=1, description="Those of `tools` that may be called"
+    )
+
+
+def _kind_of_choice(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if isinstance(value, str):
+        return "~word"
+    return {"function": "~named", "allowed_tools": "~allowed"}.get(kind or "")
+
+
 ResponseToolChoice = Annotated[
     Annotated[Literal["auto", "none", "required"], Tag("~word")]
-    | Annotated[NamedChoice, Tag("~named")],
+    | Annotated[NamedChoice, Tag("~named")]
+    | Annotated[AllowedTools, Tag("~allowed")],
     Discriminator(
-        lambda v: "~word" if isinstance(v, str) else "~named" if _is_function(v) else None,
+        _kind_of_choice,
         custom_error_type="tool_choice",
-        custom_error_message='tool_choice must be auto, none, required or {"type": "function", …}',
+        custom_error_message="tool_choice must be auto, none, required, "
+        '{"type": "function", …} or {"type": "allowed_tools", …}',
     ),
 ]
 
@@ -116,6 +133,13 @@ class ResponsesRequest(SampledRequest):
 
     @model_validator(mode="after")
     def _rules(self) -> ResponsesRequest:
+        if isinstance(self.tool_choice, AllowedTools):
+            offered = {tool.name for tool in self.tools or ()}
+            for tool in self.tool_choice.tools:
+                if tool.name not in offered:
+                    raise fail(
+                        f"allowed_tools names {tool.name!r}, which is no tool", "tool_choice"
+                    )
         for name, given in (("background", self.background), ("conversation", self.conversation),
                             ("prompt", self.prompt)):  # fmt: skip
             if given:
@@ -205,13 +229,18 @@ def _options(request: ResponsesRequest, n_ctx: int) -> Json:
     }
     if request.truncation == "auto":
         options["prompt_truncate_len"] = max(1, n_ctx - min(limit or n_ctx, n_ctx // 2))
+    choice = request.tool_choice
     if request.tools:
+        # A chat request has no such choice: the tools that may not be called are not shown.
+        allowed = {t.name for t in choice.tools} if isinstance(choice, AllowedTools) else None
         options["tools"] = [
             {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
             for tool in request.tools
+            if allowed is None or tool.name in allowed
         ]
-    choice = request.tool_choice
-    if isinstance(choice, NamedChoice):
+    if isinstance(choice, AllowedTools):
+        options["tool_choice"] = choice.mode
+    elif isinstance(choice, NamedChoice):
         options["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
     elif request.tools:
         options["tool_choice"] = choice
