@@ -20,7 +20,7 @@ from tinyllm.api.house.settings import Settings
 pytestmark = pytest.mark.long
 MODEL = "smollm2-135m-instruct"
 TEMPERATURES = (0.0, 0.7, 1.5)
-N_SCHEMAS = 200
+N_SCHEMAS = 60
 WORDS = "Tell me about a town by the sea, with its number of people."
 
 
@@ -72,7 +72,7 @@ def check(server: Live, seed: int) -> int:
     path, limit, body = shapes(schema)[seed % 5]
     body = {"model": MODEL, "seed": seed, **body}
     refused = server.post(f"{O}/{path}", {**body, limit: 1}).json()
-    if "error" not in refused:  # one token is enough
+    if not refused.get("error"):  # one token is enough
         shortest = 1
     else:
         assert refused["error"]["code"] == "max_tokens_too_small", refused

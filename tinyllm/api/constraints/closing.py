@@ -20,6 +20,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, takewhile
 from operator import itemgetter
 from typing import Any
@@ -143,7 +144,10 @@ def _choice(
 ) -> int | None:
     """The token that ends most; where none does, a long one, or any."""
     mask = bounded(matcher.allowed(), text, forms)
-    for token in forms.in_string if text.in_string else forms.elsewhere:
+    ending = forms.in_string if text.in_string else forms.elsewhere
+    if text.in_number:  # what ends it comes before one more digit
+        ending = sorted(ending, key=lambda token: bool(forms.leading_digits[token]))
+    for token in ending:
         if mask[token]:
             return token
     allowed = np.flatnonzero(mask)
@@ -167,6 +171,7 @@ class Closing:
         more: the same of a token that ends all and begins anew: another call of a tool.
         free_strings: text inside a string never changes the way.
         stop_ids: tokens that end an answer.
+        way: to close from the start, if it is known.
     """
 
     def __init__(
@@ -177,13 +182,14 @@ class Closing:
         more: int,
         free_strings: bool,
         stop_ids: frozenset[int],
+        way: list[int] | None = None,
     ) -> None:
         self._matcher, self._forms = matcher, forms
         self._margin, self._more, self._free_strings = margin, more, free_strings
         self._stop_ids = list(stop_ids)
         self._text = JsonText()
         self._known = 0  # an upper bound of the way's length; 0: nothing is known yet
-        self._standing: list[int] | None = None  # the way from here, while it is known
+        self._standing = way  # the way from here, while it is known
         self._free_now = False  # plain text leaves the way as it is
         self._way: list[int] = []  # that is being gone
         self.begun = False  # closing has been forced on the answer
@@ -288,21 +294,30 @@ class Format:
 
     def closing(self, matcher: Matcher, stop_ids: frozenset[int]) -> Closing:
         """Of one choice, at its start."""
-        return Closing(matcher, self.forms, self.margin, self.more, self.free_strings, stop_ids)
+        return Closing(
+            matcher, self.forms, self.margin, self.more, self.free_strings, stop_ids, self._way
+        )
 
     def shortest(self) -> int:
         """Tokens of a short answer that fits; 0 if none was found."""
-        way = way_to_close(self.grammar.matcher(), JsonText(), self.forms)
-        return len(way or ())
+        return len(self._way or ())
+
+    @cached_property
+    def _way(self) -> list[int] | None:
+        """A short answer that fits: what a budget is promised by, and so what it is closed with."""
+        return way_to_close(self.grammar.matcher(), JsonText(), self.forms)
 
 
 BASE_MARGIN = 6  # tokens: braces, commas and quotes that one token may open
+STRING_MARGIN = 48  # … and by which a pattern's way may get longer, which is found by chance
 
 
 def margin_of(schemas: Iterable[Mapping[str, Any]], count: Callable[[str], int]) -> int:
     """Tokens that may be needed to end what one token has begun; `count` counts a text's."""
+    schemas = list(schemas)
     texts = {text for schema in schemas for text in openings(schema, schema)}
-    return BASE_MARGIN + max(map(count, texts), default=0)
+    margin = BASE_MARGIN + max(map(count, texts), default=0)
+    return margin if strings_are_free(schemas) else margin + STRING_MARGIN
 
 
 def strings_are_free(schemas: Iterable[Mapping[str, Any]]) -> bool:
