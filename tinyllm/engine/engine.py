@@ -113,6 +113,14 @@ class Engine:
             self._thread = threading.Thread(target=self._run, name="tinyllm-engine", daemon=True)
         self._thread.start()
 
+    def check_place(self, share: str) -> None:
+        """Raises QueueFull if a request of that share would be refused, before it is prepared."""
+        with self._changed:
+            try:
+                self._places.check(share, about_to_run=self._scheduler.free_rows)
+            except NoPlace:
+                raise QueueFull(self._retry_after()) from None
+
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Queue a request. `on_event` is called on the engine's thread and must not block.
 

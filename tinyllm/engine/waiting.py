@@ -28,15 +28,21 @@ class Places:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def take(self, job: Job, about_to_run: int) -> None:
-        """A place for `job`; another that has to go for it is marked. Raises NoPlace.
+    def check(self, share: str, about_to_run: int) -> list[Job]:
+        """Those of whom one has to go for another of `share`, [] if none has to. Raises NoPlace.
 
         `about_to_run` of those who wait find a free row, and don't count.
         """
-        if len(self) - about_to_run >= self._places:
-            longest = max(self._waiting.values(), key=len, default=[])
-            if len(self._waiting.get(job.share, ())) + 1 >= len(longest):
-                raise NoPlace
+        if len(self) - about_to_run < self._places:
+            return []
+        longest = max(self._waiting.values(), key=len, default=[])
+        if len(self._waiting.get(share, ())) + 1 >= len(longest):
+            raise NoPlace
+        return longest
+
+    def take(self, job: Job, about_to_run: int) -> None:
+        """A place for `job`; another that has to go for it is marked. Raises NoPlace."""
+        if longest := self.check(job.share, about_to_run):
             longest.pop().crowded_out = True
         self._waiting.setdefault(job.share, []).append(job)
 

@@ -57,13 +57,21 @@ def folders() -> tuple[Path, ...]:
     """Where kernels may lie, in the order in which they are looked for there.
 
     `NUMBA_CACHE_DIR`; the package's own `__pycache__`, where an image or a read-only installation
-    has what `tinyllm compile` made; the user's cache folder.
+    has what `tinyllm compile` made; the user's cache folder; and where none of these can be
+    written, as for a user without a home, one for temporary files.
     """
     places = [HERE / "__pycache__", Path(platformdirs.user_cache_dir("tinyllm", appauthor=False))]
     if processor.config.CACHE_DIR:
         places.insert(0, Path(processor.config.CACHE_DIR) / "tinyllm")
     # Where there is no home, "~" stays as it is: not a place.
-    return tuple(place / f"kernels-{key()}" for place in places if place.is_absolute())
+    found = [place / f"kernels-{key()}" for place in places if place.is_absolute()]
+    return (*found, temporary())
+
+
+def temporary() -> Path:
+    """The last resort. Straight under a folder in which others can't rename it (a sticky one)."""
+    user = os.geteuid() if hasattr(os, "geteuid") else "user"
+    return Path(tempfile.gettempdir()) / f"tinyllm-{user}-kernels-{key()}"
 
 
 def is_ours(path: Path) -> bool:
@@ -99,6 +107,12 @@ def writable() -> Path | None:
             if is_ours(folder):
                 tempfile.TemporaryFile(dir=folder).close()
                 readable.cache_clear()
+                if folder == temporary():
+                    print(
+                        f"tinyllm: compiled kernels are kept in {folder}, since no other folder "
+                        "can be written; set NUMBA_CACHE_DIR to one that can",
+                        file=sys.stderr,
+                    )
                 return folder
     return None
 
@@ -134,6 +148,7 @@ class KernelCache:
         for folder in readable():
             try:
                 if not is_ours(folder / name):
+                    told(folder / name, "isn't used, since others can write there")
                     continue
                 data = (folder / name).read_bytes()
             except OSError:
@@ -142,6 +157,7 @@ class KernelCache:
                 payload = unseal(data, name)
                 return CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception:  # whatever is wrong with it, compiling mends it
+                told(folder / name, "is damaged")
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
         return None
@@ -157,6 +173,11 @@ class KernelCache:
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
                 file.write(data)
             Path(file.name).replace(folder / name)
+
+
+def told(path: Path, what: str) -> None:
+    """Say what is wrong with a file, and that it does no harm."""
+    print(f"tinyllm: the kernel {path} {what}: it is compiled anew", file=sys.stderr)
 
 
 def seal(payload: bytes, name: str) -> bytes:

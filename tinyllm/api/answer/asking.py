@@ -94,13 +94,24 @@ def _give_up(handle: Handle, event_queue: EventQueue | None) -> None:
         event_queue.close()
 
 
+def check_place(engine: EngineLike, share: str) -> None:
+    """ApiError 429 where `submit` would refuse for want of a place: before the work for it is done.
+
+    A flood that is refused may cost others no more than a look at the queue.
+    """
+    try:
+        engine.check_place(share)
+    except QueueFull as error:
+        raise _full(error) from None
+
+
 def submit(engine: EngineLike, request: Request, waker: LoopWaker, caller: Caller) -> EventQueue:
     """Ask the engine. Raises ApiError: 400 too long, 429 queue full, 503 draining."""
     event_queue = EventQueue(waker)
     try:
         handle = engine.submit(request, event_queue.put)
     except QueueFull as error:
-        raise too_many(f"{str(error)[:1].upper()}{str(error)[1:]}.", error.retry_after) from None
+        raise _full(error) from None
     except Draining:
         message = "The server is shutting down and takes no new requests."
         raise unavailable(message, "draining", retry_after=5) from None
@@ -110,6 +121,10 @@ def submit(engine: EngineLike, request: Request, waker: LoopWaker, caller: Calle
         raise invalid(f"The request can't be run: {error}.", "messages") from None
     caller.attach(handle, event_queue)
     return event_queue
+
+
+def _full(error: QueueFull) -> ApiError:
+    return too_many(f"{str(error)[:1].upper()}{str(error)[1:]}.", error.retry_after)
 
 
 async def score(

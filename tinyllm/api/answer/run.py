@@ -11,9 +11,11 @@ from tinyllm.api.answer.event_queue import LoopWaker
 from tinyllm.api.answer.generation import Generation, Update, confidence_of, usage_of
 from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.answers import Finish, Usage
+from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.prompt.plan import Plan
 
 AT_ONCE = 8  # prompts of one request that wait or run in the engine
+BETWEEN_TRIES = 0.2  # seconds, where the next one finds the queue full
 
 
 class Run:
@@ -108,7 +110,7 @@ class Run:
         try:
             async with places:
                 if place >= AT_ONCE:
-                    generation.submit(self._waker, self._caller)
+                    await self._submit_late(generation)
                 async for update in generation.updates():
                     if update is not None:
                         merged.put_nowait(
@@ -117,6 +119,17 @@ class Run:
             merged.put_nowait(None)
         except Exception as error:
             merged.put_nowait(error)
+
+    async def _submit_late(self, generation: Generation) -> None:
+        """Ask the engine for one more prompt; where the queue is full, when it no longer is."""
+        while True:
+            try:
+                generation.submit(self._waker, self._caller)
+                return
+            except ApiError as error:
+                if error.status != 429:
+                    raise
+            await asyncio.sleep(BETWEEN_TRIES)
 
     def close(self) -> None:
         """It is over, however it ended."""

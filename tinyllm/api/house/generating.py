@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tinyllm.api.answer import sse
-from tinyllm.api.answer.asking import Caller, score
+from tinyllm.api.answer.asking import Caller, check_place, score
 from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.answer.run import Run
 from tinyllm.api.contract.dialect import S, dialect_of
@@ -49,18 +49,22 @@ class Generating:
         arrived = time.monotonic()
         session = session_id(request)
         service.check_accepting()
+        share = request.state.share
+        if len(engines := list(service.engines.values())) == 1:  # so its body needn't be read
+            check_place(engines[0], share)
         dialect = dialect_of(request.url.path) or S
         asked: SampledRequest = await service.bodies.read(
             request, lambda body: shape.read(body, dialect)
         )
         streamed = asked.stream
         model = service.model(asked.model)
+        check_place(model.engine, share)
         id = shape.id_prefix(dialect) + uuid.uuid4().hex[:24]
         entry: dict[str, Any] = request.scope["tinyllm.log"]
         entry.update(completion=id, session=session, model=model.id)
         limit = settings.request_timeout
         deadline = arrived + limit if limit else None
-        caller = Caller(request.receive, deadline, request.state.share)
+        caller = Caller(request.receive, deadline, share)
         try:
             score = self._scorer(caller, request.state.key)
             plans = await caller.while_here(
