@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.fake_runner import FakeRunner
-from tinyllm.engine.job import Job
+from tinyllm.engine.job import Job, LiveChoice
 from tinyllm.engine.memory import PagedMemory, pages_for
 from tinyllm.engine.prefix import PrefixCache, common_prefix
 from tinyllm.engine.scheduler import OLDEST_EVERY, Pace, Prefill, Scheduler
@@ -87,6 +87,25 @@ def test_the_shortest_prompt_first_but_the_oldest_is_not_starved() -> None:
         else:
             scheduler.remove(work.job)
     assert served_oldest == 40 // OLDEST_EVERY
+
+
+def test_a_flood_of_short_prompts_is_not_ahead_of_anothers_longer_one() -> None:
+    """Whose answers run already waits: with one row of two, and a new short prompt every step."""
+    runner = FakeRunner()
+    scheduler = Scheduler(max_batch=50, n_pages=10**6, prefill_chunk=10)
+    running = job(0, 10, key="flood")
+    running.choices = [LiveChoice(running, 0, None, None, None, None)]  # type: ignore[arg-type]
+    scheduler.add(running)
+    scheduler.add(job(1, 30, key="polite"))
+    scheduler.pace = Pace(10)
+    scheduler.pace.prefill_tokens = lambda *_: 10  # type: ignore[method-assign]
+    taken = []
+    for i in range(2, 8):
+        scheduler.add(job(i, 5, key="flood"))
+        list(scheduler.admit())
+        works = [w for w in scheduler.plan(opener(runner)) if isinstance(w, Prefill)]
+        taken.append(sum(w.n_tokens for w in works if w.job.order == 1))
+    assert taken[:3] == [10, 10, 10]
 
 
 def test_a_chunk_is_filled_from_several_prompts() -> None:

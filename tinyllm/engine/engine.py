@@ -1,8 +1,8 @@
 """The engine: one thread that owns the model and turns requests into streams of events.
 
-`submit` may be called from any thread. Everything else happens on the engine's own, step by
-step: take in what arrived, let go of what was cancelled, ask the scheduler what the next step
-carries, run the model on it, draw the tokens, tell the listeners.
+`submit` may be called from any thread. All else happens on the engine's own, step by step: take in
+what arrived, let go of what was cancelled, ask the scheduler what the next step carries, run the
+model on it, draw the tokens, tell the listeners.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Engine:
     Args:
         runner: the model; the engine's thread is the only one that uses it.
         max_batch: choices that are decoded together at most.
-        max_queue: requests that may wait; more are refused with QueueFull, or end as "crowded out"
-            when a share waits with more than the newcomer's, see waiting.py.
+        max_queue: requests that may wait; more are refused with QueueFull, or another share's give
+            place ("crowded out"), see waiting.py.
         kv_cache_mb: memory for caches, where the runner has no page pool of its own.
         prefill_chunk: prompt tokens a step at most. It bounds how late a cancellation is noticed.
         prefix_cache: reuse the caches of finished requests.
@@ -94,7 +94,6 @@ class Engine:
         self._counters = Counters()
         self._orders = 0
         self._outbox: list[tuple[Job, Event]] = []
-
         self._changed = threading.Condition()  # guards the fields below
         self._inbox: deque[Job] = deque()
         self._places = Places(max_queue)  # of those in the inbox or in the scheduler's queue

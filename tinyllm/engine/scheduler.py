@@ -18,7 +18,7 @@ has taken all the others doesn't keep a newcomer waiting until one of its reques
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -145,15 +145,21 @@ class Scheduler:
         choices = [choice for job in self.running for choice in job.live]
         decodes = [Decode(choice) for choice in choices]
         prompts = [job for job in self.running if not job.choices]
+        decoding = Counter(choice.job.share for choice in choices)
         budget = self.pace.prefill_tokens(len(decodes)) if prompts else 0
         if budget:
             self._steps += 1
         prefills: list[Work] = []
         taken = 0
         while taken < budget and prompts:
-            # The shortest first gives the earliest answers; the oldest can't be starved by it.
+            # Shares that nothing is decoded of go first: else a flood of short prompts is always
+            # ahead of somebody's longer one. Among equals the shortest first gives the earliest
+            # answers; the oldest can't be starved by it.
             oldest = self._steps % OLDEST_EVERY == 0 and not prefills
-            job = min(prompts, key=lambda j: j.order if oldest else j.n_left)
+            if oldest:
+                job = min(prompts, key=lambda j: j.order)
+            else:
+                job = min(prompts, key=lambda j: (decoding[j.share], j.n_left))
             prompts.remove(job)
             if job.prompt_cache is None and not open_prompt(job):
                 continue

@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live
+from tinyllm.api.constraints import closing
 from tinyllm.api.constraints.call_forms import HERMES
 from tinyllm.api.constraints.call_reader import CallReader, CallStart, Words
-from tinyllm.api.constraints.closing import Format, TokenForms, margin_of, strings_are_free
+from tinyllm.api.constraints.closing import (
+    Closing,
+    Format,
+    TokenForms,
+    margin_of,
+    strings_are_free,
+)
 from tinyllm.api.constraints.grammar import Grammars, json_grammar
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.json_text import JsonText
@@ -310,3 +317,21 @@ def test_a_call_that_has_no_room_becomes_words_under_auto_alone(scripted: Live) 
     body = {"tools": [tool], "max_tokens": 5}
     assert scripted.chat("/v1", {**body, "tool_choice": "required"}).status_code == 400
     assert scripted.chat("/v1", body).status_code == 200
+
+
+def test_a_way_that_is_never_found_is_not_looked_for_at_every_token(
+    grammars: Grammars, forms: TokenForms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search takes the engine's thread, and with it every other answer, a tenth of a second."""
+    searches: list[int] = []
+    look = closing.way_to_close
+    monkeypatch.setattr(closing, "way_to_close", lambda *args: searches.append(1) or look(*args))
+    schema = {"type": "string", "minLength": 100_000, "maxLength": 200_000}
+    matcher = grammars.compile(json_grammar(schema)).matcher()
+    one = Closing(matcher, forms, 6, 0, free_strings=False, stop_ids=frozenset((2,)))
+    for n_left in range(300, 0, -1):
+        mask = one.allowed(matcher.allowed(), n_left)
+        token = int(np.flatnonzero(mask)[0])
+        matcher.accept(token)
+        one.accept(token)
+    assert len(searches) == closing.MAX_FAILED

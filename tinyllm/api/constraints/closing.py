@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, takewhile
+from itertools import takewhile
 from operator import itemgetter
 from typing import Any
 
@@ -36,6 +36,8 @@ MAX_DIGITS = 15  # of a number: what a double holds exactly
 MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
 MAX_STEPS = 200  # of one try
 MAX_TRIED = 12  # tokens whose ways are tried before one answer's token
+MAX_SEARCH = 4 * MAX_STEPS  # of all tries together: a tenth of a second of the engine's thread
+MAX_FAILED = 6  # searches of one answer that find no way
 ENOUGH = 2  # ways, of which the shorter is taken
 TRIES = 8  # beyond the first, where a pattern leaves no obvious way
 
@@ -108,12 +110,18 @@ def bounded(mask: Mask, text: JsonText, forms: TokenForms) -> Mask:
 
 def way_to_close(matcher: Matcher, text: JsonText, forms: TokenForms) -> list[int] | None:
     """Tokens after which the grammar is content; None if no way was found."""
-    way = _try(matcher, text, forms, None)
+    way, gone = _try(matcher, text, forms, None)
     if way is not None:
         return way
-    ways = (_try(matcher, text, forms, random.Random(seed)) for seed in range(TRIES))
-    found = (way for way in ways if way is not None)
-    return min(islice(found, ENOUGH), key=len, default=None)
+    found: list[list[int]] = []
+    for seed in range(TRIES):
+        if len(found) == ENOUGH or gone >= MAX_SEARCH:
+            break
+        way, n = _try(matcher, text, forms, random.Random(seed))
+        gone += n
+        if way is not None:
+            found.append(way)
+    return min(found, key=len, default=None)
 
 
 def _try(
@@ -122,21 +130,22 @@ def _try(
     forms: TokenForms,
     rng: random.Random | None,
     most: int = MAX_STEPS,
-) -> list[int] | None:
+) -> tuple[list[int] | None, int]:
+    """A way of at most so many tokens, if there is one, and how many were gone."""
     matcher, text = matcher.copy(), text.copy()
     way: list[int] = []
     while not matcher.accepting:
         if len(way) >= most or matcher.error:
-            return None
+            return None, len(way)
         following: list[int | None] = [*matcher.forced()]
         following = following or [_choice(matcher, text, forms, rng)]
         for token in following:
             if token is None:
-                return None
+                return None, len(way)
             matcher.accept(token)
             text.push(forms.tokens[token])
             way.append(token)
-    return way
+    return way, len(way)
 
 
 def _choice(
@@ -188,6 +197,7 @@ class Closing:
         self._margin, self._more, self._free_strings = margin, more, free_strings
         self._stop_ids = list(stop_ids)
         self._text = JsonText()
+        self._n_failed = 0  # searches for a way
         self._known = 0  # an upper bound of the way's length; 0: nothing is known yet
         self._standing = way  # the way from here, while it is known
         self._free_now = False  # plain text leaves the way as it is
@@ -200,8 +210,9 @@ class Closing:
         if n_left > self._known + self._margin + self._more and self._known:
             return mask
         way = self._standing
-        if way is None:
+        if way is None and self._n_failed < MAX_FAILED:
             way = way_to_close(self._matcher, self._text, self._forms)
+            self._n_failed += way is None
         if way is None:  # nothing to hold on to: the answer may be cut
             self._known = n_left
             return mask
@@ -262,7 +273,7 @@ class Closing:
         matcher, text = self._matcher.copy(), self._text.copy()
         matcher.accept(token)
         text.push(self._forms.tokens[token])
-        way = _try(matcher, text, self._forms, None, n_left)
+        way, _ = _try(matcher, text, self._forms, None, n_left)
         return way is not None and len(way) <= n_left
 
     def forced(self) -> Sequence[int]:

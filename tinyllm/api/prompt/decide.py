@@ -32,6 +32,9 @@ from tinyllm.engine.types import Prompt
 THRESHOLD = 0.6
 MAX_REQUEST = 64  # tokens of the user's message, from its end
 MAX_TOOLS = 16  # scored one by one; more are scored in so many groups
+MAX_NAMES = 120  # characters of a group's names, and of its descriptions: 16 forms of half a
+MAX_DESCRIBED = 300  # thousand tokens would keep others waiting for seconds
+MAX_TAIL = 4096  # characters of the request that are tokenized for its last tokens
 TALK = ("write", "Write poems, stories, jokes and other texts")
 FORM = "Tool: {name}: {description}.\nExample of a user's request for this tool:"
 
@@ -58,7 +61,7 @@ async def decide(conversation: Conversation, tools: Sequence[Tool], score: Score
     request = last_request(conversation)
     if not request:
         return Decision(-math.inf, tuple(tools))
-    ids = await asyncio.to_thread(lambda: model.tokenizer.encode(" " + request)[-MAX_REQUEST:])
+    ids = model.tokenizer.encode(" " + request[-MAX_TAIL:])[-MAX_REQUEST:]
     groups = _groups(tools)
     forms = [_form(*TALK), *(_form(*_described(group)) for group in groups)]
     talk, *scores = await asyncio.gather(
@@ -89,7 +92,10 @@ def _described(tools: Sequence[Tool]) -> tuple[str, str]:
     """Their names and descriptions."""
     functions = [tool.function for tool in tools]
     described = [(f.description or f.name.replace("_", " ")).strip() for f in functions]
-    return " or ".join(f.name for f in functions), "; ".join(described)
+    if len(tools) == 1:
+        return functions[0].name, described[0]
+    names = " or ".join(f.name for f in functions)
+    return names[:MAX_NAMES], "; ".join(described)[:MAX_DESCRIBED]
 
 
 def _form(name: str, description: str) -> str:

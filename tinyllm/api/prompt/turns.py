@@ -128,7 +128,13 @@ class Workers:
         except BaseException:
             self.turns.leave(caller)
             raise
-        future.add_done_callback(lambda _: self.turns.leave(caller))
+
+        def done(future: asyncio.Future[T]) -> None:
+            self.turns.leave(caller)
+            if not future.cancelled():
+                future.exception()  # seen, also where nobody waits for it any more
+
+        future.add_done_callback(done)
         return await asyncio.shield(future)
 
     def close(self) -> None:
