@@ -21,7 +21,7 @@ from tinyllm.weights import expected_shapes
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would be in the way of other modules' own
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs the extra program chromium")
