@@ -14,7 +14,7 @@ client("llm")
 home = tempfile.TemporaryDirectory()
 Path(home.name, "extra-openai-models.yaml").write_text(
     f"""
-- {{model_id: tiny-chat, model_name: {MODEL}, api_base: "{URL}"}}
+- {{model_id: tiny-chat, model_name: {MODEL}, api_base: "{URL}", supports_schema: true}}
 - {{model_id: tiny-text, model_name: {MODEL}, api_base: "{URL}", completion: true}}
 """,
     encoding="utf-8",

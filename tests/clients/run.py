@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(client: Client, folder: Path, url: str) -> list[dict[str, Any]]:
         "TINYLLM_MODEL_FOLDER": str(resolve(catalog.DEFAULT)), "TINYLLM_PYTHON": sys.executable,
         "NODE_MODULES": str(folder / NODE / "node_modules"),
     }  # fmt: skip
+    start = time.monotonic()
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
@@ -83,6 +85,9 @@ def run(client: Client, folder: Path, url: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode and all(line.get("ok", True) for line in lines):
         lines.append({"check": "the script", "ok": False, "why": done.stderr[-2000:]})
+    held = [line["ok"] for line in lines if "ok" in line]
+    took = time.monotonic() - start
+    print(f"{client.title}: {sum(held)} of {len(held)} in {took:.0f} s", flush=True)
     return lines
 
 
@@ -98,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [argument for argument in arguments if not argument.startswith("-")]
     chosen = [client for client in CLIENTS if not wanted or client.title in wanted]
     options = [word for name in ALIASES for word in ("--alias", f"{name}={catalog.DEFAULT}")]
+    options += ["--temperature", "0"]  # the same answers each time, where a client names none
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(os.environ.get("TINYLLM_CLIENTS", made)).resolve()
