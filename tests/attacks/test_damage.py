@@ -21,11 +21,12 @@ pytestmark = pytest.mark.attacks
 # Prints where compiled kernels lie, and which of them a server loads.
 KERNELS = """
 import json, sys, tinyllm
-from tinyllm.kernels import cache
+from tinyllm.kernels import cache, draw
 names, unseal = [], cache.unseal
 cache.unseal = lambda data, name: names.append(name) or unseal(data, name)
 lm = tinyllm.load(sys.argv[1], backend="compiled")
 lm.generate("Hi", max_tokens=2)
+draw.prepare()  # the engine's
 print(json.dumps([str(cache.readable()[0]), str(cache.temporary()), names]))
 """
 
@@ -34,7 +35,10 @@ print(json.dumps([str(cache.readable()[0]), str(cache.temporary()), names]))
 def kernels(weights_folder: Path) -> tuple[Path, Path, list[str]]:
     """Their folder, where they would go for want of another, and names, the smallest first."""
     command = [sys.executable, "-c", KERNELS, str(weights_folder)]
-    ended = subprocess.run(command, cwd=servers.ROOT, capture_output=True, text=True, check=True)
+    for _ in range(2):  # what the first compiles, the second loads
+        ended = subprocess.run(
+            command, cwd=servers.ROOT, capture_output=True, text=True, check=True
+        )
     folder, temporary, names = json.loads(ended.stdout.splitlines()[-1])
     names.sort(key=lambda name: (Path(folder) / name).stat().st_size)
     return Path(folder), Path(temporary), names
@@ -79,10 +83,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a bit in the middle": lambda data: flipped(data, 0.5),
     "a bit at the end": lambda data: flipped(data, 1.0),
 }
+AT_ONCE = 4  # the smallest kernels; the forward pass would take long to compile
 
 
-def test_ten_damaged_kernels(
-    weights_folder: Path, kernels: tuple[Path, Path, list[str]], tmp_path: Path
+@pytest.mark.parametrize("begin", range(0, len(DAMAGES), AT_ONCE))
+def test_damaged_kernels(
+    weights_folder: Path, kernels: tuple[Path, Path, list[str]], tmp_path: Path, begin: int
 ) -> None:
     """Each in another way: all are named, made anew, and good at the next start."""
     folder, _, names = kernels
@@ -90,11 +96,12 @@ def test_ten_damaged_kernels(
     mine.mkdir(parents=True)
     for name in names:
         shutil.copy(folder / name, mine / name)
-    damaged = dict(zip(names, DAMAGES.items(), strict=False))
-    assert len(damaged) == len(DAMAGES)
+    damages = list(DAMAGES.items())[begin : begin + AT_ONCE]
+    damaged = dict(zip(names, damages, strict=False))
+    assert len(damaged) == len(damages)
     for name, (_, spoil) in damaged.items():
         (mine / name).write_bytes(spoil((mine / name).read_bytes()))
-    others = names[len(DAMAGES)]
+    others = names[AT_ONCE]
     (mine / others).chmod(0o666)  # anybody may have put it there
     env = {"NUMBA_CACHE_DIR": str(tmp_path)}
     with started(weights_folder, env) as server:
@@ -147,7 +154,7 @@ def contained(kernels: tuple[Path, Path, list[str]]) -> list[str]:
     script = (
         "mount -o remount,bind,ro / && mount -t tmpfs tmpfs /mnt && "
         f"mkdir -m 755 {place} && cp {folder}/*.kernel {place} && rm {place}/{names[0]} && "
-        'unset NUMBA_CACHE_DIR TINYLLM_WEIGHTS && exec "$@"'
+        'unset NUMBA_CACHE_DIR && exec "$@"'
     )
     alone = [] if os.geteuid() == 0 else ["--map-root-user"]
     return ["unshare", "--mount", *alone, "sh", "-c", script, "sh"]
@@ -170,7 +177,7 @@ def test_a_server_that_can_write_nowhere(
     ("words", "status"),
     [
         (("chat", "Say hi."), 0),
-        (("step", "The capital of France is"), 0),
+        (("step", "The capital of France is"), 2),  # it needs a terminal
         (("list",), 0),
         (("pull", "smollm2-135m-instruct"), 0),
         (("rm", "dinov2-small"), 1),
