@@ -86,7 +86,8 @@ def _kind_of_choice(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     if isinstance(value, str):
         return "~word"
-    return {"function": "~named", "allowed_tools": "~allowed"}.get(kind or "")
+    known = {"function": "~named", "allowed_tools": "~allowed"}
+    return known.get(kind) if isinstance(kind, str) else None
 
 
 ResponseToolChoice = Annotated[
