@@ -66,6 +66,8 @@ class TokenForms:
         self.in_string = [ids[raw] for raw in _IN_STRING if raw in ids]
         forms = (*_ELSEWHERE, *(b" " + raw for raw in _ELSEWHERE), b" ")  # behind a colon or comma
         self.elsewhere = [ids[raw] for raw in forms if raw in ids]
+        self.digits_last = [t for t in self.elsewhere if not _leading_digits(tokens[t])]
+        self.digits_last += [t for t in self.elsewhere if _leading_digits(tokens[t])]
         self.hints = [ids[raw] for raw in _HINTS if raw in ids]
         self._sorted = sorted(ids.items())  # bytes → id, in the order of the bytes
         self.leading_digits = np.array([_leading_digits(raw) for raw in tokens], np.int16)
@@ -153,10 +155,9 @@ def _choice(
 ) -> int | None:
     """The token that ends most; where none does, a long one, or any."""
     mask = bounded(matcher.allowed(), text, forms)
-    ending = forms.in_string if text.in_string else forms.elsewhere
-    if text.in_number:  # what ends it comes before one more digit
-        ending = sorted(ending, key=lambda token: bool(forms.leading_digits[token]))
-    for token in ending:
+    # What ends a number comes before one more digit.
+    elsewhere = forms.digits_last if text.in_number else forms.elsewhere
+    for token in forms.in_string if text.in_string else elsewhere:
         if mask[token]:
             return token
     allowed = np.flatnonzero(mask)
@@ -264,8 +265,7 @@ class Closing:
         if int(mask.sum()) <= MAX_TRIED:
             return [int(token) for token in np.flatnonzero(mask)]
         forms = self._forms
-        likely = forms.in_string if self._text.in_string else forms.elsewhere
-        likely = sorted(likely, key=lambda token: bool(forms.leading_digits[token]))  # digits last
+        likely = forms.in_string if self._text.in_string else forms.digits_last
         return [token for token in likely if mask[token]][:MAX_TRIED]
 
     def _fits(self, token: int, n_left: int) -> bool:
