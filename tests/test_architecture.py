@@ -19,7 +19,7 @@ LAYERS = [
     {"errors"},
     {"families"},
     {"config"},
-    {"files", "weights", "kv_cache", "text", "blas"},
+    {"files", "weights", "kv_cache", "text"},
     {"runner", "kernels"},
     {"tokenizer", "sampler", "prompt", "distribution"},
     {"model", "compiled"},
@@ -92,6 +92,10 @@ def third_party(path: Path) -> set[str]:
 def test_the_table_has_every_module_once() -> None:
     assert sum(len(names) for names in LAYERS) == len(RANK)
     assert set(RANK) == {part(path) for path in sources()} - {"__init__"}
+
+
+def test_the_top_is_the_transformer_alone() -> None:
+    assert len([path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]) <= 15
 
 
 def test_imports_point_down() -> None:

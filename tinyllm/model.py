@@ -18,9 +18,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.blas import few_threads
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import reference as ops
+from tinyllm.kernels.blas import few_threads
 from tinyllm.kv_cache import KVCache
 from tinyllm.runner import Array, Segment, Wanted, images_between, weights_fingerprint
 

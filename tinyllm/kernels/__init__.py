@@ -14,6 +14,7 @@ To read the compiled path, in this order:
     forward.py         the whole forward pass, region by region; attention.py its hardest part
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
     build.py           how all of it is compiled;  cache.py  where it is kept
+    blas.py            how many threads numpy's own products take beside all this
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

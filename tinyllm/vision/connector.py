@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from tinyllm.blas import few_threads
 from tinyllm.errors import WeightsError
 from tinyllm.kernels import reference as ops
+from tinyllm.kernels.blas import few_threads
 
 Array = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture

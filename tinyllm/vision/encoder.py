@@ -19,11 +19,11 @@ from typing import Any, Protocol, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.blas import few_threads
 from tinyllm.config import read_json_object
 from tinyllm.errors import ConfigError, WeightsError
 from tinyllm.kernels import reference as ops
 from tinyllm.kernels import reference_vit as vit
+from tinyllm.kernels.blas import few_threads
 from tinyllm.vision.config import NAMES, VisionConfig, expected_shapes
 from tinyllm.weights import read_folder
 

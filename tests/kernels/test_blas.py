@@ -11,8 +11,8 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from tests.tiny import CONFIG, tiny_model
-from tinyllm.blas import few_threads
 from tinyllm.inside.hooks import Conditions, HookTap, make_hooks
+from tinyllm.kernels.blas import few_threads
 
 
 def threads() -> set[int]:
