@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.api.support import Live, ScriptRunner, live, scripted_model
 from tests.tiny import CONFIG
 from tinyllm.api.house.settings import Settings
+from tinyllm.api.prompt.served import ServedModel
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import expected_shapes
@@ -41,7 +42,11 @@ def server(weights_folder: Path) -> Iterator[Live]:
     model = Model(config, weights)
     runner = ScriptRunner(tokenizer, "Tokyo is 東京 🙂 <img onerror=alert(1)>")
     settings = Settings(port=0, access_log="off", max_tokens_cap=64)
-    make = lambda: [scripted_model(tokenizer, runner, readable=lambda: model)]  # noqa: E731
+
+    def make() -> list[ServedModel]:
+        shape = {"n_layers": config.n_layers, "n_heads": config.n_heads}
+        return [scripted_model(tokenizer, runner, readable=lambda: model, **shape)]
+
     with live(settings, make, runner=runner) as server:
         yield server
 

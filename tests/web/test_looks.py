@@ -62,3 +62,11 @@ def test_what_is_drawn_from_is_explained_and_each_term_opens_another(
             break
         name, token = opens[0]["name"], opens[0].get("dim", token)
     assert name.startswith("ln_final")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_model_says_what_a_page_needs_to_know(server: Live, prefix: str) -> None:
+    told = server.http.get(f"{prefix}/models/scripted").json()["inside"]
+    assert told["breakages"] == {name: one.what for name, one in BREAKAGES.items()}
+    assert told["n_layers"] and told["n_heads"] and told["dtype"] == "f32"
+    assert "inside" not in server.http.get(f"{prefix}/models").json()["data"][0]

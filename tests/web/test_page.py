@@ -199,6 +199,7 @@ def test_a_trace_is_saved_as_python_reads_it(page: Page) -> None:
     trace = load_trace(waiting.value.path())
     assert "".join(trace.texts[len(trace.prompt) :]).startswith("Tokyo")
     assert trace.steps and trace.steps[0].candidates
+    assert trace.dtype == "f32" and trace.n_layers
     with page.expect_download() as waiting:
         page.select_option("#export", "page")
     told = waiting.value.path().read_text(encoding="utf-8")

@@ -200,12 +200,23 @@ class SamplingOut(TypedDict):
     repetition_penalty: float
 
 
+class InsideOut(TypedDict):
+    """What a page needs to know before it looks inside; nothing of it changes while serving."""
+
+    dtype: str  # the weights' format that answers are drawn from
+    n_layers: int
+    n_heads: int
+    sees: bool  # whether it takes images
+    breakages: dict[str, str]  # what `break` of a look may name: what is wrong then
+
+
 class ModelOut(TypedDict):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     default_sampling: SamplingOut  # where a request under the same prefix doesn't say
+    inside: NotRequired[InsideOut]  # of one model; the list goes without
 
 
 class ModelList(TypedDict):

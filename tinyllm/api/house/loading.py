@@ -96,6 +96,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         tokenizer=lm.tokenizer,
         engine=engine,
         vocab_size=lm.config.vocab_size,
+        dtype=lm.runner.dtype,
         n_layers=lm.config.n_layers,
         n_heads=lm.config.n_heads,
         readable=partial(getattr, lm, "model"),  # loaded when it is first looked into

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.answer import replaying
 from tinyllm.api.answer.asking import Caller
-from tinyllm.api.contract.answers import Health, Index, ModelOut, Piece, Text, Tokens
+from tinyllm.api.contract.answers import Health, Index, InsideOut, ModelOut, Piece, Text, Tokens
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
@@ -32,6 +32,7 @@ from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.planner import Planner
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.replay import ReplayResult
+from tinyllm.inside.lab import BREAKAGES
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -149,7 +150,8 @@ class Api:
         """One model, by id or alias."""
         name = request.path_params["id"]
         dialect = dialect_of(request.url.path) or S
-        return json_response(_model(name, self._service.model(name), dialect))
+        model = self._service.model(name)
+        return json_response({**_model(name, model, dialect), "inside": _inside(model)})
 
     # -- tokens ------------------------------------------------------------------------------
 
@@ -275,6 +277,16 @@ def _model(name: str, model: ServedModel, dialect: Dialect) -> ModelOut:
         "created": model.created,
         "owned_by": "tinyllm",
         "default_sampling": sampling,
+    }
+
+
+def _inside(model: ServedModel) -> InsideOut:
+    return {
+        "dtype": model.dtype,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "sees": model.vision is not None,
+        "breakages": {name: breakage.what for name, breakage in BREAKAGES.items()},
     }
 
 

@@ -54,6 +54,7 @@ class ServedModel:
     n_layers: int = 0  # of `readable`
     n_heads: int = 0
     base: ServedModel | None = None
+    dtype: str = "f32"  # the weights' format that the engine computes with
     processor: str = "numpy"  # the kind that the kernels are compiled for, where they compute
 
     @cached_property

@@ -35,7 +35,7 @@ async function ask(path, body, signal) {
 }
 
 export const health = () => ask("/health").then((r) => r.json());
-export const models = () => ask("/v1/models").then((r) => r.json());
+export const model = (id) => ask(`/v1/models/${encodeURIComponent(id)}`).then((r) => r.json());
 export const tokenize = (body) => ask("/v1/tokenize", { ...body, pieces: true }).then((r) => r.json());
 export const detokenize = (body) => ask("/v1/detokenize", { ...body, pieces: true }).then((r) => r.json());
 export const look = (body, signal) => ask("/v1/look", body, signal).then((r) => r.json());

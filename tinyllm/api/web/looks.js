@@ -26,10 +26,7 @@ export function lookAt(want, signal, at = world(), position = state.selected) {
   const name = JSON.stringify(body);
   let found = kept.get(name);
   if (!found) {
-    found = api.look(body, signal).then((told) => {
-      state.shape = { layers: told.n_layers, heads: told.n_heads };
-      return told;
-    });
+    found = api.look(body, signal);
     kept.set(name, found);
     found.catch(() => kept.delete(name));
     if (kept.size > KEPT) kept.delete(kept.keys().next().value);

@@ -47,7 +47,7 @@ async function begin() {
     try {
       state.models = (await api.health()).models;
       state.model = state.models[0];
-      await api.models();
+      await use(state.model);
       break;
     } catch (error) {
       if (error.status !== 503) return error.status ? failed(error) : tell("The server can't be reached.", true);
@@ -58,6 +58,12 @@ async function begin() {
   $("model").replaceChildren(...state.models.map((id) => h("option", {}, id)));
   tell(`${state.model} is ready.`);
   await openLink().catch(() => tell("This link can't be read.", true));
+}
+
+/** Take a model, and learn what the views need to know of it. @param {string} id */
+async function use(id) {
+  state.inside = (await api.model(id)).inside;
+  state.model = id;
 }
 
 /** What the server is at before it can answer, and how much of that remains. */
@@ -195,7 +201,7 @@ $("share").addEventListener("click", () => { history.replaceState(null, "", link
 $("export").addEventListener("change", () => { save($("export").value); $("export").value = ""; });
 $("retry").addEventListener("click", () => { tell(""); retry().catch(failed); });
 $("more").addEventListener("click", () => { tell(""); goOn().catch(failed); });
-$("model").addEventListener("change", () => { state.model = $("model").value; });
+$("model").addEventListener("change", () => use($("model").value).catch(failed));
 $("system").addEventListener("change", () => { state.system = $("system").value.trim(); });
 acceptImages($("talk"), $("attach"), $("file"), (message) => tell(message, true));
 addEventListener("keydown", keys);

@@ -31,8 +31,8 @@ export function trace() {
   const at = world();
   const sampling = at.params;
   const steps = [...at.steps].sort(([a], [b]) => a - b).filter(([, step]) => step.candidates.length).map(([, step]) => ({ ...step, sampling }));
-  return { format: "tinyllm-trace", version: 1, model: at.model, fingerprint: state.fingerprint, dtype: "",
-    n_layers: state.shape.layers, n_heads: state.shape.heads, sampling, prompt: at.ids.slice(0, at.nPrompt),
+  return { format: "tinyllm-trace", version: 1, model: at.model, fingerprint: state.fingerprint, dtype: state.inside.dtype,
+    n_layers: state.inside.n_layers, n_heads: state.inside.n_heads, sampling, prompt: at.ids.slice(0, at.nPrompt),
     tokens: at.ids, texts: at.pieces.map((piece) => piece.text), steps };
 }
 

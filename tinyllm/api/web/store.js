@@ -16,7 +16,8 @@ export const state = {
   models: [],
   system: "",
   fingerprint: "",
-  shape: { layers: 0, heads: 0 }, // told by the first look
+  // What the server tells of the model: see InsideOut in contract/answers.py.
+  inside: { dtype: "", n_layers: 0, n_heads: 0, sees: false, breakages: {} },
   /** @type {Params} */
   params: { temperature: 0.8, top_k: 40, top_p: 0.95, seed: 1 },
   /** @type {{role: string, content: string, images?: string[]}[]} */

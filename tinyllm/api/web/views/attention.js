@@ -13,13 +13,12 @@ const SEEN = 24; // newest tokens that arcs are drawn to
 const WIDTH = 34;
 
 export async function draw(place) {
-  if (!state.shape.layers) await lookAt({ candidates: 1 });
-  layer = Math.min(layer, state.shape.layers - 1);
+  layer = Math.min(layer, state.inside.n_layers - 1);
   const look = await lookAt({ candidates: 1, attention: { layer } });
   const { shape: [nHeads, n], values } = unpack(look.attention.weights);
   head = Math.min(head, nHeads - 1);
   const weights = values.slice(head * n, (head + 1) * n);
-  const slider = h("input", { type: "range", min: 0, max: state.shape.layers - 1, value: layer, "aria-label": "Layer",
+  const slider = h("input", { type: "range", min: 0, max: state.inside.n_layers - 1, value: layer, "aria-label": "Layer",
     onchange: (e) => { layer = Number(e.target.value); redraw(place); } });
   place.replaceChildren(
     h("p", { class: "note" }, provenance(look)),
@@ -93,8 +92,8 @@ function owed() {
     const text = h("p", { class: "note", role: "status" });
     box.replaceChildren(button, "attention of each layer", canvases.attn, "MLP of each layer", canvases.mlp, `heads of layer ${layer}`, canvases.head, text);
     const found = { attn: [], mlp: [], head: [] };
-    const layers = Array.from({ length: state.shape.layers }, (_, i) => i);
-    const heads = Array.from({ length: state.shape.heads }, (_, i) => ({ part: "head", layer, head: i }));
+    const layers = Array.from({ length: state.inside.n_layers }, (_, i) => i);
+    const heads = Array.from({ length: state.inside.n_heads }, (_, i) => ({ part: "head", layer, head: i }));
     const slices = [...inSlices(heads), ...["attn", "mlp"].flatMap((part) => inSlices(layers.map((l) => ({ part, layer: l }))))];
     try {
       for (const causal of slices) {
@@ -108,7 +107,7 @@ function owed() {
       text.textContent = error.name === "AbortError" ? "Stopped." : error.message;
     }
     button.remove();
-  } }, `Take parts out, one by one (${2 * state.shape.layers + state.shape.heads} forwards)`);
+  } }, `Take parts out, one by one (${2 * state.inside.n_layers + state.inside.n_heads} forwards)`);
   box.append(start);
   return box;
 }

@@ -6,14 +6,6 @@ import { changed, select, shared, state, world } from "../store.js";
 import { fork } from "../talk.js";
 
 export const name = "Two worlds";
-const BREAKAGES = {
-  "rope-pairing": "rotary turns the wrong pairs", "rope-theta": "rotary has the wrong base",
-  "position-off-by-one": "positions behind the cache are one too low", "causal-mask": "no causal mask",
-  "mask-behind-cache": "no mask once something is cached", "kv-head-map": "query heads read the wrong keys",
-  "softmax-scale": "scores are not divided by √head_dim", "norm-eps": "the norm's eps is a tenth",
-  "layer-norm": "the norm subtracts the mean", "gate-up-swap": "gate and up are swapped",
-  "activation": "GELU instead of SiLU",
-};
 /** @type {import("../store.js").World | null} */
 let chosen = null;
 
@@ -66,7 +58,7 @@ function side(at, look, other, parted) {
 /** Ways to make a second world. Each starts where the answer does. */
 function makers(at) {
   const from = at.nPrompt;
-  const broken = h("select", { "aria-label": "Part to break" }, ...Object.entries(BREAKAGES).map(([id, what]) => h("option", { value: id }, what)));
+  const broken = h("select", { "aria-label": "Part to break" }, ...Object.entries(state.inside.breakages).map(([id, what]) => h("option", { value: id }, what)));
   const button = (label, act) => h("button", { type: "button", disabled: state.busy, onclick: () => act() }, label);
   const models = state.models.filter((id) => id !== at.model);
   return h("div", {},
