@@ -236,6 +236,7 @@ def test_an_interrupted_stream_keeps_what_came(page: Page) -> None:
     expect(page.locator("#more")).to_be_enabled()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("view", ["why", "attention", "depths", "cache", "number", "worlds"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page: Page, view: str, scheme: str) -> None:
