@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.kernels import mixture
 from tinyllm.kernels.layout import (
     BF16,
     F32,
@@ -45,11 +46,20 @@ def weight(w: Any, layer: int, row: int, k: int) -> float:
     return scale * nibble + minimum
 
 
+def mixture_row(w: Any, layer: int, row: int) -> NDArray[np.float32]:
+    """A row by `mixture.unpack` and `restore`, which are held to the `gguf` package."""
+    block, r = row // 16, row % 16
+    start = int(w.starts[layer, block])
+    end = min([int(s) for s in w.starts.flat if s > start], default=w.values.size)
+    one = mixture.Mixture(w.values[0, start:end], w.kinds[layer, block, None], np.zeros(1, int))
+    return mixture.restore(*mixture.unpack(one, 16))[r]
+
+
 def activation(rows: Any, tile: int, lane: int, k: int) -> float:
     """Input k of one token."""
     if isinstance(rows, F32Rows):
         return float(rows.values[tile, k // GROUP, lane, k % GROUP])
-    if isinstance(rows, Int16Rows):
+    if isinstance(rows, (Int16Rows, mixture.HalvedRows)):
         scale = float(rows.scales[tile, k // GROUP, lane])
         value, rest = (a[tile, k // GROUP, lane, k % GROUP] for a in (rows.values, rows.rest))
         return scale * (254 * int(value) + int(rest))
@@ -61,8 +71,12 @@ def activation(rows: Any, tile: int, lane: int, k: int) -> float:
 def matmul(w: Any, layer: int, n_rows: int, width: int, rows: Any, tile: int, n: int) -> F64:
     """(n, n_rows): every token with every row of the matrix."""
     out = np.zeros((n, n_rows))
-    for i in range(n):
-        for row in range(n_rows):
+    for row in range(n_rows):
+        if isinstance(w, mixture.Mixture):
+            weights = mixture_row(w, layer, row).astype(np.float64).tolist()
+        else:
+            weights = [weight(w, layer, row, k) for k in range(width)]
+        for i in range(n):
             for k in range(width):
-                out[i, row] += weight(w, layer, row, k) * activation(rows, tile, i, k)
+                out[i, row] += weights[k] * activation(rows, tile, i, k)
     return out

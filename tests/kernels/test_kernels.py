@@ -19,7 +19,7 @@ from numba.core.errors import TypingError
 from tests import kernels_oracle as oracle
 from tests import naive
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import jit, jit_attention, jit_int16, numbers, quantize
+from tinyllm.kernels import dispatch, jit, jit_attention, numbers, quantize
 from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.build import kernel
 from tinyllm.kernels.formats import FORMATS, Dtype, format_of
@@ -42,7 +42,7 @@ from tinyllm.kernels.processor import JIT
 IMPLEMENTATIONS: list[ModuleType] = [jit]
 ATTENTION: list[ModuleType] = [jit_attention]
 if JIT:
-    from tinyllm.kernels import simd, simd_attention, simd_int16, vectors
+    from tinyllm.kernels import simd, simd_attention, vectors
 
     IMPLEMENTATIONS.append(simd)
     ATTENTION.append(simd_attention)
@@ -61,14 +61,15 @@ def _float_warnings() -> Any:
 
 
 def stacked(weight: np.ndarray, kind: str, layers: int = 2) -> Any:
-    packed = FORMATS[kind].matrix(weight)
-    return type(packed)(*(np.stack([np.zeros_like(a)] * (layers - 1) + [a]) for a in packed))
+    form = FORMATS[kind]
+    other = [form.matrix(np.zeros_like(weight))] * (layers - 1)
+    return form.stack([*other, form.matrix(weight)], layers)
 
 
 def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
     """x (n, K) as activations in tile 1 of 2."""
     form = FORMATS[kind]
-    put = kernel_of(kernels, form.put) or kernel_of(jit, form.put)
+    put = kernel_of(kernels, form.put)
     rows = form.empty_rows(2 * TILE, x.shape[1])
     for i, row in enumerate(x):
         put(rows, 1, i, 0, np.ascontiguousarray(row), 0, x.shape[1])
@@ -76,9 +77,9 @@ def make_rows(kernels: ModuleType, x: np.ndarray, kind: str) -> Any:
 
 
 def kernel_of(kernels: ModuleType, name: str) -> Any:
-    """A kernel of `jit` or `simd`, or of the module beside it for 16 bits."""
-    beside = jit_int16 if kernels is jit else simd_int16
-    return getattr(kernels, name, None) or getattr(beside, name, None)
+    """A kernel as loops or in vectors, where it is in a module beside `jit` or `simd`, too."""
+    modules = dispatch.LOOPS if kernels is jit else dispatch.VECTORS + dispatch.LOOPS
+    return next(vars(module)[name] for module in modules if name in vars(module))
 
 
 def matmul(kernels: ModuleType, w: Any, rows: Any, n: int, n_rows: int) -> np.ndarray:
@@ -108,7 +109,7 @@ def test_matmul(kernels: ModuleType, kind: str, data: st.DataObject) -> None:
     got = matmul(kernels, w, rows, n, n_rows)
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
     # … and the format itself is near what it stands for.
-    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "q4": 0.3}[FORMATS[kind].weights]
+    near = {"f32": 1e-5, "bf16": 0.02, "q8": 0.04, "gguf": 0.04, "q4": 0.3}[FORMATS[kind].weights]
     exact = x.astype(np.float64) @ weight.astype(np.float64).T
     assert np.abs(got - exact).max() <= near * np.sqrt(groups * GROUP) * 30
 
@@ -487,7 +488,7 @@ def test_odd_widths_are_refused() -> None:
 
 def test_formats_are_named_once() -> None:
     assert tuple(FORMATS) == get_args(Dtype)
-    with pytest.raises(ValueError, match="must be one of f32, bf16, q8, q4, q8a8, q4a8, not"):
+    with pytest.raises(ValueError, match="must be one of f32, bf16, q8, q4, gguf, q8a8, q4a8, not"):
         format_of("q5")
 
 

@@ -27,8 +27,9 @@ def test_of_floats(tmp_path: Path, stored: str, own: str) -> None:
         ([Kind.Q4_1], "q4"),
         ([Kind.Q4_0, Kind.Q4_1], "q4"),
         ([Kind.Q8_0], "q8"),
-        ([Kind.Q4_1, Kind.Q8_0], "f32"),
-        ([Kind.Q5_0], "f32"),
+        ([Kind.Q4_1, Kind.Q8_0], "gguf"),
+        ([Kind.Q5_0], "gguf"),
+        ([Kind.Q5_0, Kind.F16], "f32"),
     ],
 )
 def test_of_blocks(tmp_path: Path, kinds: list[Kind], own: str) -> None:

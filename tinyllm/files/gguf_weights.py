@@ -80,7 +80,7 @@ class GGUFWeights:
         return np.ascontiguousarray(array.T if source.transposed else array)
 
     def blocks(self, name: str) -> Blocks | None:
-        """A matrix as integers and scales (Q8_0, Q4_0, Q4_1); None where it is stored otherwise."""
+        """A matrix as integers and scales; None where the file has it in another way."""
         source = self._sources[name]
         raw, shape = self._raw(source)
         if source.shift or source.transposed or len(shape) != 2:
@@ -88,9 +88,7 @@ class GGUFWeights:
         blocks = take_apart(raw, source.info.type, shape)
         if blocks is None or source.heads is None:
             return blocks
-        order = half_split_order(shape[0], source.heads)
-        mins = None if blocks.mins is None else blocks.mins[order]
-        return Blocks(blocks.kind, blocks.q[order], blocks.scales[order], mins)
+        return blocks.rows(half_split_order(shape[0], source.heads))
 
     def _raw(self, source: Source) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
         """A tensor's bytes, or one expert's, and their shape in the file."""

@@ -111,8 +111,8 @@ def _packed(weight: Array, first: int, dtype: str) -> Any:
     block = np.zeros((BLOCK, weight.shape[1]), np.float32)
     rows = weight[first : first + BLOCK]
     block[: len(rows)] = rows
-    packed = FORMATS[dtype].matrix(block)
-    return type(packed)(*(array[None] for array in packed))
+    form = FORMATS[dtype]
+    return form.stack([form.matrix(block)], 1)
 
 
 def _row(x: Array) -> Array:

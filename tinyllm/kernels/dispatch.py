@@ -12,26 +12,28 @@ from typing import Any
 
 from numba.extending import overload
 
-from tinyllm.kernels import jit, jit_attention, jit_int16
+from tinyllm.kernels import jit, jit_attention, jit_int16, jit_mixture
 from tinyllm.kernels.formats import FORMATS
+from tinyllm.kernels.mixture import Mixture
 from tinyllm.kernels.processor import JIT
 
 if JIT:
-    from tinyllm.kernels import simd, simd_attention, simd_int16
+    from tinyllm.kernels import simd, simd_attention, simd_int16, simd_mixture
 
     fast: ModuleType = simd
     fast_attention: ModuleType = simd_attention
-    MODULES: list[ModuleType] = [simd, simd_int16, jit, jit_int16]
+    VECTORS: list[ModuleType] = [simd, simd_int16, simd_mixture]
 else:
     fast, fast_attention = jit, jit_attention
-    MODULES = [jit, jit_int16]
+    VECTORS = []
+LOOPS: list[ModuleType] = [jit, jit_int16, jit_mixture]
 
 Kernel = Callable[..., None]
 
 
 def kernel_of(name: str) -> Kernel:
     """A kernel by its name: in vectors, or as loops where there is no other form of it."""
-    found: Kernel = next(vars(module)[name] for module in MODULES if name in vars(module))
+    found: Kernel = next(vars(module)[name] for module in VECTORS + LOOPS if name in vars(module))
     return found
 
 
@@ -61,6 +63,18 @@ def embed(w: Any, token: int, x: Any, row: int) -> None:
 def put(rows: Any, tile: int, lane: int, column: int, values: Any, start: int, n: int) -> None:
     """See `jit.put_f32`."""
     PUT[type(rows)](rows, tile, lane, column, values, start, n)
+
+
+def n_blocks(w: Any) -> int:
+    """Blocks of 16 rows in each matrix of a stack."""
+    return int((w.kinds if type(w) is Mixture else w.values).shape[1])
+
+
+@overload(n_blocks, inline="always")
+def _n_blocks(w):  # type: ignore[no-untyped-def]
+    if w.instance_class is Mixture:
+        return lambda w: w.kinds.shape[1]
+    return lambda w: w.values.shape[1]
 
 
 @overload(matmul, inline="always")

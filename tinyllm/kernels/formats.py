@@ -9,21 +9,34 @@ are those of the weights. `q8a8` and `q4a8` are the same weights with activation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels import layout, quantize
+from tinyllm.files import blocks
+from tinyllm.kernels import layout, mixture, quantize
+from tinyllm.kernels.memory import huge_zeros
 
-Dtype = Literal["f32", "bf16", "q8", "q4", "q8a8", "q4a8"]
+Dtype = Literal["f32", "bf16", "q8", "q4", "gguf", "q8a8", "q4a8"]
 Asked = Literal["auto", Dtype]
 """What a user may ask for: a format, or the checkpoint's own (`own_format.py`)."""
 
 Components = tuple[NDArray[Any], ...]
 """A matrix in a format, its rows in order: float32 values, or integers and their scales."""
+
+
+def stack_of_equal(matrices: Iterable[Any], n: int) -> Any:
+    """Matrices that take the same room, one behind the other; no more than one is held twice."""
+    whole: Any = None
+    for i, matrix in enumerate(matrices):
+        if whole is None:
+            whole = type(matrix)(*(huge_zeros((n, *a.shape), a.dtype) for a in matrix))
+        for stack, array in zip(whole, matrix, strict=True):
+            stack[i] = array
+    return whole
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Format:
     restore: Callable[..., NDArray[np.float32]]  # parts → what they stand for
     carry: Mapping[str, Callable[[Any], Components]] = field(default_factory=dict)
     """A kind of a GGUF file's blocks (`files.blocks.Blocks`) → the same parts, unrounded."""
+    stack: Callable[[Iterable[Any], int], Any] = stack_of_equal
+    """Packed matrices, and how many → one with a layer axis."""
 
     def matrix(self, weight: NDArray[np.float32]) -> Any:
         """One matrix, (rows, inputs), in the kernels' layout, without the layer axis."""
@@ -65,11 +80,11 @@ def _alone(unpack: Callable[[Any, int], NDArray[Any]]) -> Callable[[Any, int], C
     return lambda packed, n_rows: (unpack(packed, n_rows),)
 
 
-def _carry_q4(blocks: Any) -> Components:
-    minimums = blocks.mins
+def _carry_q4(stored: Any) -> Components:
+    minimums = stored.mins
     if minimums is None:  # Q4_0: scale · (nibble - 8); -8 · scale is exact
-        minimums = (blocks.scales.astype(np.float32) * -8).astype(np.float16)
-    return quantize.split_nibbles(blocks.q), blocks.scales, minimums
+        minimums = (stored.scales.astype(np.float32) * -8).astype(np.float16)
+    return quantize.split_nibbles(stored.q), stored.scales, minimums
 
 
 # What the formats of floats have in common, and those of integers.
@@ -125,7 +140,7 @@ _Q8 = Format(
     pack=quantize.pack_q8,
     unpack=quantize.unpack_q8,
     restore=quantize.dequantize_q8,
-    carry={"Q8_0": lambda blocks: (blocks.q, blocks.scales)},
+    carry={"Q8_0": lambda stored: (stored.q, stored.scales)},
 )
 _Q4 = Format(
     name="q4",
@@ -138,6 +153,25 @@ _Q4 = Format(
     unpack=quantize.unpack_q4,
     restore=quantize.dequantize_q4,
     carry={"Q4_0": _carry_q4, "Q4_1": _carry_q4},
+)
+_GGUF = Format(
+    name="gguf",
+    weights="gguf",
+    packed=mixture.Mixture,
+    bytes_per_weight=layout.Q8_BYTES / (layout.GROUP * layout.BLOCK),  # at most
+    **_INTEGERS
+    | {
+        "activations": mixture.HalvedRows,
+        "empty_rows": mixture.empty_halved_rows,
+        "put": "put_halved",
+        "table": "gguf",
+    },
+    round=mixture.round_to_8_bits,
+    pack=mixture.pack,
+    unpack=mixture.unpack,
+    restore=mixture.restore,
+    carry=dict.fromkeys(blocks.KINDS, mixture.carry),
+    stack=mixture.stack,
 )
 
 
@@ -155,7 +189,7 @@ def _with_8_bits(form: Format) -> Format:
 
 
 FORMATS: dict[str, Format] = {
-    record.name: record for record in (_F32, _BF16, _Q8, _Q4, _with_8_bits(_Q8), _with_8_bits(_Q4))
+    record.name: record for record in (_F32, _BF16, _Q8, _Q4, _GGUF, _with_8_bits(_Q8), _with_8_bits(_Q4))
 }
 
 

@@ -37,7 +37,7 @@ from tinyllm.kernels.attention import (
     merge_chunks,
 )
 from tinyllm.kernels.build import kernel, part
-from tinyllm.kernels.dispatch import add_row, matmul, norm_row, put
+from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
 from tinyllm.kernels.heads import place_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
 from tinyllm.kernels.parts import FamilyParts, add_bias, add_position
@@ -288,10 +288,11 @@ def put_product(
     out: Array,
 ) -> None:
     """y = w · rows."""
-    n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
+    of_matrix = n_blocks(w)
+    n_units = (of_matrix + OUT_BLOCKS - 1) // OUT_BLOCKS
     for chunk in chunks(worker, at, n_units * call.n_bands):
         first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
-        count = min(OUT_BLOCKS, w.values.shape[1] - first)
+        count = min(OUT_BLOCKS, of_matrix - first)
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
             matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
@@ -327,10 +328,11 @@ def add_product(
     out: Array,
 ) -> None:
     """x += w · rows."""
-    n_units = (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS
+    of_matrix = n_blocks(w)
+    n_units = (of_matrix + OUT_BLOCKS - 1) // OUT_BLOCKS
     for chunk in chunks(worker, at, n_units * call.n_bands):
         first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
-        count = min(OUT_BLOCKS, w.values.shape[1] - first)
+        count = min(OUT_BLOCKS, of_matrix - first)
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
             matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
@@ -345,16 +347,16 @@ def gate_and_up(
     plain: Any,
 ) -> None:  # fmt: skip
     """The MLP's hidden activations: silu(gate) · up or what the family has there, 32 at a time."""
-    n_blocks = 4 if plain is None else 2  # 32 gates with their 32 ups, or these alone
-    n_units = model.gate_up.values.shape[1] // n_blocks
+    count = 4 if plain is None else 2  # 32 gates with their 32 ups, or these alone
+    n_units = n_blocks(model.gate_up) // count
     for chunk in chunks(worker, region(layer, GATE_UP), n_units * call.n_bands):
         unit, band = chunk % n_units, chunk // n_units
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)
-            matmul(model.gate_up, layer, n_blocks * unit, n_blocks, s.normed, call.normed + tile,
+            matmul(model.gate_up, layer, count * unit, count, s.normed, call.normed + tile,
                    n, own.out, 0, 0)  # fmt: skip
-            add_bias(model.parts.up_bias, layer, n_blocks * BLOCK * unit, own.out, n,
-                     n_blocks * BLOCK)  # fmt: skip
+            add_bias(model.parts.up_bias, layer, count * BLOCK * unit, own.out, n,
+                     count * BLOCK)  # fmt: skip
             for lane in range(n):
                 hidden_row(act, plain, model.parts.kind, layer, own.out, lane, own.row)
                 put(s.hidden, tile, lane, GROUP * unit, own.row, 0, GROUP)

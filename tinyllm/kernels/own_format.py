@@ -11,12 +11,14 @@ from pathlib import Path
 from tinyllm.kernels.formats import FORMATS, Dtype
 from tinyllm.weights import index_folder
 
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+
 
 def own_format(folder: Path) -> Dtype:
     """The smallest format that holds a checkpoint's matrices as they are.
 
-    One that can carry the blocks of a GGUF file where it carries those of all layers' matrices,
-    bf16 where every tensor is that, else f32: float16 and mixtures fit no other without rounding.
+    Of a GGUF file's blocks it carries those of all layers' matrices, and of the table where that is
+    of blocks, too; `gguf` does for most mixtures. bf16 where every tensor is that, else f32.
 
     Raises:
         WeightsError: the folder has no weights.
@@ -27,7 +29,13 @@ def own_format(folder: Path) -> Dtype:
         for name, tensor in stored.items()
         if ".layers." in name and name.endswith("_proj.weight")
     }
-    fitting = [form for form in FORMATS.values() if kinds and kinds <= form.carry.keys()]
+    blocks = FORMATS["gguf"].carry.keys()
+    tables = {tensor.dtype for name, tensor in stored.items() if name in TABLES} & blocks
+    fitting = [
+        form
+        for form in FORMATS.values()
+        if kinds and kinds <= form.carry.keys() and tables <= FORMATS[form.table].carry.keys()
+    ]
     if fitting:
         return min(fitting, key=lambda form: form.bytes_per_weight).name
     return "bf16" if {tensor.dtype for tensor in stored.values()} == {"BF16"} else "f32"

@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
-import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,18 +25,20 @@ from numpy.typing import NDArray
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
 from tinyllm.kernels.formats import FORMATS, Components, Format
+from tinyllm.kernels.memory import huge_memory
 from tinyllm.kernels.packed_vectors import qkv_order, up_names, up_order, vectors
 from tinyllm.weights import Checkpoint, checkpoint_files
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 with a layer axis; norm → float32 array
+Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 | Mixture with a layer axis; norm → float32 array
 
 HEADER = 1 << 24  # bytes of a file's beginning that the digest reads at most
 SAMPLES = 64  # places of 4 kB in each file that the digest reads
 ROUNDED_ROWS = 4096  # of a table, at a time: rounding takes several times their room
 ADDING = ("o_proj.weight", "down_proj.weight")
+NUMPY_TYPES = {"F32": np.float32, "U16": np.uint16, "U8": np.uint8, "I64": np.int64}
 MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down")
 
 
@@ -81,23 +81,16 @@ def pack(
         return tuple(np.concatenate(arrays) for arrays in zip(*rounded, strict=True))
 
     def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
-        whole: Any = None
-        for i, layer in enumerate(layers):  # one at a time: no more than a layer is held twice
+        def one(layer: str) -> Any:
             parts = [rows(name, form) for name in names(layer)]
             joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-            matrix = form.pack(*(a if order is None else a[order] for a in joined))
-            if whole is None:
-                whole = type(matrix)(
-                    *(huge_zeros((len(layers), *a.shape), a.dtype) for a in matrix)
-                )
-            for stack, array in zip(whole, matrix, strict=True):
-                stack[i] = array
-        return whole
+            return form.pack(*(a if order is None else a[order] for a in joined))
+
+        return form.stack(map(one, layers), len(layers))
 
     def table(name: str) -> Any:
         of_tables = FORMATS[form.table]
-        matrix = of_tables.pack(*rows(name, of_tables))
-        return in_huge_memory({name: type(matrix)(*(array[None] for array in matrix))})[name]
+        return of_tables.stack([of_tables.pack(*rows(name, of_tables))], 1)
 
     packed = {
         "embed": table("model.embed_tokens.weight"),
@@ -195,7 +188,14 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(f"{config} {dtype}".encode())
-    for name in ("layout.py", "quantize.py", "formats.py", "packed.py", "packed_vectors.py"):
+    for name in (
+        "layout.py",
+        "quantize.py",
+        "mixture.py",
+        "formats.py",
+        "packed.py",
+        "packed_vectors.py",
+    ):
         digest.update((here / name).read_bytes())
     files = checkpoint_files(folder)
     for path in files:
@@ -231,7 +231,7 @@ def _write(path: Path, packed: Packed, digest: str) -> bool:
 
 def _save(tensors: Mapping[str, Array], path: Path, metadata: Mapping[str, str]) -> None:
     """A safetensors file, written array by array: the library's writer holds all of it twice."""
-    kinds = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}
+    kinds = {np.dtype(numpy): name for name, numpy in NUMPY_TYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     # The widest items first, so that each array begins at a multiple of its own.
@@ -297,12 +297,11 @@ def _views(
     header: Mapping[str, Any], metadata: Mapping[str, str], memory: NDArray[np.uint8]
 ) -> tuple[Packed, dict[str, Array]]:
     """What the file's bytes will be once they are in memory: packed, and by the file's names."""
-    numpy_types = {"F32": np.float32, "U16": np.uint16, "U8": np.uint8}
     arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
-            flat = memory[begin:end].view(numpy_types[entry["dtype"]])
+            flat = memory[begin:end].view(NUMPY_TYPES[entry["dtype"]])
             arrays[name] = flat.reshape(entry["shape"])
     formats: dict[str, Any] = {form.packed.__name__: form.packed for form in FORMATS.values()}
     packed: Packed = {name: array for name, array in arrays.items() if "." not in name}
@@ -311,30 +310,6 @@ def _views(
             kind = formats[metadata[name]]
             packed[name] = kind(*(arrays[f"{name}.{field}"] for field in kind._fields))
     return packed, arrays
-
-
-def huge_memory(nbytes: int) -> NDArray[np.uint8]:
-    """Fresh memory, page-aligned, on 2 MB pages where the system has them.
-
-    Decoding reads all weights once a token: with 4 kB pages it would wait for page-table walks, and
-    vectors that cross a cache line would cost double.
-    """
-    if hasattr(mmap, "MAP_PRIVATE"):
-        # Private, since Linux gives shared memory no huge pages.
-        memory = mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        memory = mmap.mmap(-1, max(nbytes, 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)[:nbytes]
-
-
-def huge_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of zeros in such memory; it takes room only where something is written."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    array: Array = huge_memory(nbytes).view(dtype).reshape(shape)
-    return array
 
 
 def in_huge_memory(packed: Packed) -> Packed:

@@ -18,7 +18,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import CacheFull
 from tinyllm.kernels.arrays import Pages
 from tinyllm.kernels.layout import KEYS, PAGE, VALUES
-from tinyllm.kernels.packed import huge_zeros
+from tinyllm.kernels.memory import huge_zeros
 from tinyllm.kernels.parts import head_order
 
 

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from tinyllm.kernels import jit, jit_int16, processor, reference
+from tinyllm.kernels import processor, reference
 from tinyllm.kernels.build import uncached
-from tinyllm.kernels.dispatch import put
+from tinyllm.kernels.dispatch import LOOPS, VECTORS, n_blocks, put
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, TILE
-from tinyllm.kernels.processor import JIT
 from tinyllm.measure import machine
 
 STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
@@ -31,14 +30,11 @@ STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
 
 def implementations(kernel: str) -> dict[str, Callable[..., None]]:
     """Name → the product as loops, and in vectors."""
-    loops = jit if hasattr(jit, kernel) else jit_int16
-    found = {f"loops ({loops.__name__.rpartition('.')[2]}.py)": getattr(loops, kernel)}
-    if JIT:
-        from tinyllm.kernels import simd, simd_int16
-
-        vectors = simd if hasattr(simd, kernel) else simd_int16
-        name = f"vectors ({vectors.__name__.rpartition('.')[2]}.py), {processor.NAME}"
-        found[name] = getattr(vectors, kernel)
+    found: dict[str, Callable[..., None]] = {}
+    for words, modules in (("loops (%s.py)", LOOPS), (f"vectors (%s.py), {processor.NAME}", VECTORS)):
+        for module in modules:
+            if hasattr(module, kernel):
+                found[words % module.__name__.rpartition(".")[2]] = getattr(module, kernel)
     return found
 
 
@@ -81,7 +77,7 @@ def main() -> None:
     form = FORMATS[options.format]
     packed = form.matrix(weight)
     exact = form.stands_for(packed, options.outputs)
-    w = type(packed)(*(array[None] for array in packed))
+    w = form.stack([packed], 1)
     rows = form.empty_rows(TILE, options.inputs)
     for lane, token in enumerate(x):
         put(rows, 0, lane, 0, token, 0, options.inputs)
@@ -103,7 +99,7 @@ def main() -> None:
 
     seconds = best_of(lambda: reference.linear(x, exact), options.repeats)
     add("numpy (reference.py)", reference.linear(x, exact), seconds, exact.nbytes)
-    blocks = w.values.shape[1]
+    blocks = n_blocks(w)
     for name, kernel in implementations(f"matmul_{form.name}").items():
         run = looped(kernel)
         out = np.zeros((TILE, blocks * BLOCK), np.float32)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.layout import BLOCK, GROUP, Q8_BYTES, TILE
-from tinyllm.kernels.packed import huge_memory
+from tinyllm.kernels.memory import huge_memory
 from tinyllm.kernels.processor import JIT
 
 Array = NDArray[Any]

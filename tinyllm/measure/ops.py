@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.build import uncached
-from tinyllm.kernels.dispatch import matmul
+from tinyllm.kernels.dispatch import matmul, n_blocks
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ STEP = 4  # blocks of outputs a call, about what the forward pass takes
 
 
 @uncached
-def all_layers(w: Any, rows: Any, n: int, out: NDArray[Any]) -> None:
+def all_layers(w: Any, n_layers: int, rows: Any, n: int, out: NDArray[Any]) -> None:
     """One matrix product of every layer."""
-    n_layers, n_blocks = w.values.shape[0], w.values.shape[1]
+    count = n_blocks(w)
     for layer in range(n_layers):
-        for first in range(0, n_blocks, STEP):
-            matmul(w, layer, first, min(STEP, n_blocks - first), rows, 0, n, out, 0, 0)
+        for first in range(0, count, STEP):
+            matmul(w, layer, first, min(STEP, count - first), rows, 0, n, out, 0, 0)
 
 
 def time_operations(
@@ -50,16 +50,16 @@ def time_operations(
     for name, rows in inputs.items():
         w = getattr(arrays, name)
         nbytes = sum(array.nbytes for array in w)
-        n_layers, n_blocks = w.values.shape[:2]
+        n_layers = 1 if name == "head" else arrays.n_layers
         width = rows.values.shape[1] * GROUP
         for n in (1, TILE):
-            all_layers(w, rows, n, out)
+            all_layers(w, n_layers, rows, n, out)
             best = float("inf")
             for _ in range(repeats):
                 start = time.perf_counter()
-                all_layers(w, rows, n, out)
+                all_layers(w, n_layers, rows, n, out)
                 best = min(best, time.perf_counter() - start)
-            operations = 2 * n_layers * n_blocks * BLOCK * width * n
+            operations = 2 * n_layers * n_blocks(w) * BLOCK * width * n
             op = {
                 "operation": name,
                 "rows": n,

@@ -125,8 +125,8 @@ def _activations(name: str) -> Iterable[Array]:
 
 
 def _packed(name: str) -> Any:
-    packed = FORMATS[name].matrix(numbers((3 * BLOCK, 96), 6))
-    return type(packed)(*(array[None] for array in packed))
+    form = FORMATS[name]
+    return form.stack([form.matrix(numbers((3 * BLOCK, 96), 6))], 1)
 
 
 def _embed(name: str) -> Iterator[Array]:
