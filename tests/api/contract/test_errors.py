@@ -233,3 +233,64 @@ def test_any_wrong_value_gets_an_answer_or_the_envelope_with_its_field(
 def test_any_bytes_get_the_envelope(scripted: Live, prefix: str, body: bytes) -> None:
     response = scripted.http.post(f"{prefix}/chat/completions", content=body, headers=JSON)
     assert_envelope(response, 422 if prefix == S else 400)
+
+
+LONG = "a" * 4000
+SAYS_LONG: list[dict[str, Any]] = [
+    {"model": LONG},
+    {LONG: 1, "tools": LONG},
+    {"logit_bias": {LONG: 1000}},
+    {"logit_bias": {"9" * 11: 1}},
+    {"chat_template_kwargs": {LONG: "x", "messages": LONG}},
+    {"structured_outputs": {LONG: "x"}},
+    {"response_format": {"type": LONG}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": LONG, "schema": {}}}},
+    {"guided_json": {"type": LONG}},
+    {"guided_json": {"type": "string", "pattern": f"(?={LONG})"}},
+    {"guided_json": {"$ref": f"#/$defs/{LONG}"}},
+    {"guided_json": {"type": "object", "required": [LONG], "additionalProperties": False}},
+    {"tool_choice": LONG},
+    {"messages": [{"role": LONG, "content": "Hi"}]},
+    {"messages": [{"role": "user", "content": [{"type": LONG}]}]},
+    {"messages": [{"role": "tool", "tool_call_id": LONG, "content": "Hi"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": LONG}]}]},
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("body", SAYS_LONG, ids=lambda body: "-".join(body)[:24])
+def test_an_error_quotes_few_of_a_callers_words(
+    scripted: Live, prefix: str, body: dict[str, Any]
+) -> None:
+    response = scripted.chat(prefix, body)
+    assert_envelope(response, response.status_code)
+    assert len(response.content) < 2500
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"models/{LONG}", None),
+        (f"sessions/{LONG}", None),
+        (f"responses/{LONG}", None),
+        (f"completions/{LONG}/replay", None),
+        ("responses", {"previous_response_id": LONG, "input": "Hi"}),
+        ("responses", {"input": [{"type": LONG}]}),
+        ("responses", {"input": [{"type": "item_reference", "id": LONG}]}),
+        ("responses", {"input": "Hi", "tools": [{"type": LONG}]}),
+        ("responses", {"input": "Hi", "tool_choice": {"type": LONG}}),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else "",
+)
+def test_an_error_quotes_few_words_on_every_route(
+    scripted: Live, path: str, body: dict[str, Any] | None
+) -> None:
+    for prefix in PREFIXES:
+        address = f"{prefix}/{path}"
+        got = (
+            scripted.http.get(address)
+            if body is None
+            else scripted.post(address, {"model": MODEL, **body})
+        )
+        error = assert_envelope(got, got.status_code)
+        assert got.status_code >= 400 and "aaaa" * 100 not in str(error)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tinyllm.api.answer.asking import Caller, failed, submit
 from tinyllm.api.answer.event_queue import LoopWaker
-from tinyllm.api.contract.errors import not_found
+from tinyllm.api.contract.errors import not_found, quoted
 from tinyllm.api.prompt.served import EngineLike
 from tinyllm.engine.outcome import Collector
 from tinyllm.engine.replay import NotKept, Recording, ReplayResult, compare, rerun
@@ -21,7 +21,7 @@ def find(engines: Iterable[EngineLike], id: str, key: str) -> tuple[EngineLike, 
             return engine, engine.recording(id, key)
         except NotKept:
             continue
-    raise not_found(f"A kept completion of the id {id!r}")
+    raise not_found(f"A kept completion of the id {quoted(id)}")
 
 
 async def replay(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tinyllm.api.contract.dialect import Dialect
-from tinyllm.api.contract.errors import invalid
+from tinyllm.api.contract.errors import invalid, quoted
 from tinyllm.api.contract.fields import WHOLE, Natural, Open, Positive, fail, read
 from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
 from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS
@@ -125,7 +125,7 @@ class ChatRequest(StructuredRequest):
                         raise fail("arguments must be JSON text", *place) from None
                     called.add(call.id)
             elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
-                raise fail(f"No earlier tool call has the id {message.tool_call_id!r}",
+                raise fail(f"No earlier tool call has the id {quoted(message.tool_call_id)}",
                             "messages", i, "tool_call_id")  # fmt: skip
 
     def _check_continuation(self) -> None:

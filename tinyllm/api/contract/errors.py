@@ -13,6 +13,14 @@ from starlette.responses import Response
 from tinyllm.api.contract.dialect import Dialect
 
 Loc = tuple[str | int, ...]
+MAX_QUOTED = 80  # characters of a caller's own words in an error
+MAX_MESSAGE = 1000
+
+
+def quoted(words: object) -> str:
+    """A caller's own words as an error repeats them: enough to know them by, whatever was sent."""
+    text = str(words)
+    return repr(text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…")
 
 
 @dataclass(eq=False)
@@ -33,6 +41,15 @@ class ApiError(Exception):
     retry: bool | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)  # more keys inside `error`
+
+    def __post_init__(self) -> None:
+        """However long a caller's words, keys and patterns are, the error stays readable."""
+        if len(self.message) > MAX_MESSAGE:
+            self.message = self.message[: MAX_MESSAGE - 1] + "…"
+        self.loc = tuple(
+            key if isinstance(key, int) or len(key) <= MAX_QUOTED else key[: MAX_QUOTED - 1] + "…"
+            for key in self.loc
+        )
 
     def __str__(self) -> str:
         return self.message
@@ -66,7 +83,7 @@ def not_found(what: str) -> ApiError:
 def model_not_found(name: str) -> ApiError:
     return ApiError(
         404,
-        f"The model {name!r} is not served here; GET …/models lists those that are.",
+        f"The model {quoted(name)} is not served here; GET …/models lists those that are.",
         code="model_not_found",
         loc=("model",),
     )

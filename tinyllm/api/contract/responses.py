@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tinyllm.api.contract.chat_completions import ChatRequest, Effort
-from tinyllm.api.contract.errors import ApiError, Loc, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, invalid, quoted
 from tinyllm.api.contract.fields import WHOLE, FunctionName, Open, Positive, fail, read
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.tools import ResponseFormat
@@ -286,7 +286,7 @@ def _add_item(
     if kind == "item_reference":
         found = find_item(str(item.get("id")))
         if found is None:
-            raise invalid(f"No kept item has the id {str(item.get('id'))[:80]!r}.", *place, "id")
+            raise invalid(f"No kept item has the id {quoted(item.get('id'))}.", *place, "id")
         item, kind = found, found["type"]
     if kind == "message":
         turn.add(_message(item, place), place)
@@ -312,8 +312,7 @@ def _add_item(
         thought = "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
         turn.thought = thought
     else:
-        shown = str(kind)[:80]
-        raise invalid(f"Items of type {shown!r} are not supported here.", *place, "type")
+        raise invalid(f"Items of type {quoted(kind)} are not supported here.", *place, "type")
 
 
 def _assistant(turn: Transcript, place: Loc) -> Json:
@@ -347,7 +346,7 @@ def _parts(content: Any, place: Loc, images: bool) -> list[Json]:
             url = _text(part, "image_url", (*place, i))
             parts.append({"type": "image_url", "image_url": {"url": url}})
         else:
-            raise invalid(f"Parts of type {str(kind)[:80]!r} are not supported here.",
+            raise invalid(f"Parts of type {quoted(kind)} are not supported here.",
                           *place, i, "type", kind="part_type")  # fmt: skip
     return parts
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from tinyllm.api.answer.event_queue import ClientGone
-from tinyllm.api.contract.errors import ApiError, unavailable
+from tinyllm.api.contract.errors import ApiError, quoted, unavailable
 from tinyllm.api.contract.strict_json import parse_object
 from tinyllm.api.house.budget import Budget
 from tinyllm.api.limits import MAX_BODIES
@@ -124,7 +124,7 @@ def check_content_type(header: str | None) -> None:
     charset = next((o.partition("=")[2].strip('"') for o in options if o.startswith("charset")), "")
     if media != "application/json" or charset not in ("", "utf-8", "utf8"):
         raise ApiError(
-            415, f"The body must be application/json in UTF-8, not {(header or 'unsaid')[:100]!r}.",
+            415, f"The body must be application/json in UTF-8, not {quoted(header or 'unsaid')}.",
             code="unsupported_media_type", headers={"Accept": "application/json"},
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ async def _read(request: Request, limits: BodyLimits, room: Room) -> bytes:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise ApiError(
-            415, f"A body in the coding {coding[:40]!r} is not read: send it as it is.",
+            415, f"A body in the coding {quoted(coding)} is not read: send it as it is.",
             code="unsupported_content_encoding", headers={"Accept-Encoding": "identity"},
         )  # fmt: skip
     body = bytearray()

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from tinyllm.api.contract.errors import ApiError
+from tinyllm.api.contract.errors import ApiError, quoted
 
 METHODS = "GET, POST, DELETE, OPTIONS"
 EXPOSED = "Retry-After, X-Ignored-Params, X-Prompt-Truncated, X-Request-Id, X-Session-ID"
@@ -55,7 +55,7 @@ class Origins:
         host = headers.get("host", "")
         if not self._is_ours(host, address):
             raise _refused(
-                f"This server isn't called {host[:100]!r}; without API keys it answers to names of "
+                f"This server isn't called {quoted(host)}; without API keys it answers to names of "
                 "its own machine alone. --allow-host adds one.",
                 "host_not_allowed",
             )
@@ -63,7 +63,7 @@ class Origins:
         if origin is not None:
             if not self._may_ask(origin, host):
                 raise _refused(
-                    f"Pages of {origin[:100]!r} may not use this server; --cors-origin lets them.",
+                    f"Pages of {quoted(origin)} may not use this server; --cors-origin lets them.",
                     "origin_not_allowed",
                 )
         elif headers.get("sec-fetch-site") == "cross-site":
@@ -78,7 +78,7 @@ class Origins:
         if method != "OPTIONS" or origin is None or "access-control-request-method" not in headers:
             return None
         if not self._may_ask(origin, headers.get("host", "")):
-            raise _refused(f"Pages of {origin[:100]!r} may not use this server.",
+            raise _refused(f"Pages of {quoted(origin)} may not use this server.",
                            "origin_not_allowed")  # fmt: skip
         wanted = headers.get("access-control-request-headers", "").strip()
         allowed = {

@@ -17,7 +17,7 @@ from tinyllm.api.contract.answers import Health, Index, InsideOut, ModelOut, Pie
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
-from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found
+from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found, quoted
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.look import LookRequest
 from tinyllm.api.contract.openapi import document
@@ -79,14 +79,14 @@ class Api:
         id = request.path_params["id"]
         kept = self._service.kept_responses.get(request.state.key, id)
         if kept is None:
-            raise not_found(f"Response with id {id!r}")
+            raise not_found(f"Response with id {quoted(id)}")
         return json_response(kept.response)
 
     async def delete_response(self, request: Request) -> Response:
         """Forget a kept response."""
         id = request.path_params["id"]
         if not self._service.kept_responses.delete(request.state.key, id):
-            raise not_found(f"Response with id {id!r}")
+            raise not_found(f"Response with id {quoted(id)}")
         return json_response({"id": id, "object": "response", "deleted": True})
 
     async def look(self, request: Request) -> Response:
@@ -210,7 +210,7 @@ class Api:
         """Forget a session."""
         id = request.path_params["id"]
         if not self._service.sessions.delete(request.state.key, id):
-            raise not_found(f"The session {id!r}")
+            raise not_found(f"The session {quoted(id)}")
         return json_response({"id": id, "object": "session.deleted", "deleted": True})
 
     async def session(self, request: Request) -> Response:
@@ -218,7 +218,7 @@ class Api:
         id, key = request.path_params["id"], request.state.key
         session = self._service.sessions.get(key, id)
         if session is None:
-            raise not_found(f"The session {id!r}")
+            raise not_found(f"The session {quoted(id)}")
         return json_response(session.shown())
 
     # -- the server itself -------------------------------------------------------------------

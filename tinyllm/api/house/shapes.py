@@ -15,7 +15,7 @@ from tinyllm.api.answer.text_chunks import TextChunkWriter, fold_text
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import Dialect
-from tinyllm.api.contract.errors import ApiError, envelope
+from tinyllm.api.contract.errors import ApiError, envelope, quoted
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.response_answers import ResponseOut
 from tinyllm.api.contract.responses import ResponsesRequest, as_chat, replace_place
@@ -174,7 +174,7 @@ class ResponsesShape(Shape[ResponsesRequest]):
         if (previous := request.previous_response_id) is not None:
             before = self._kept.get(self._key, previous)
             if before is None:
-                message = f"Previous response with id {previous[:80]!r} not found."
+                message = f"Previous response with id {quoted(previous)} not found."
                 raise ApiError(400, message, code="previous_response_not_found",
                                loc=("previous_response_id",))  # fmt: skip
             history = before.messages

@@ -14,7 +14,7 @@ from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import Dialect
-from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid, quoted
 from tinyllm.api.contract.fields import unknown_fields
 from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
 from tinyllm.api.contract.sampling import MAX_PROMPTS, SampledRequest
@@ -109,7 +109,7 @@ class Planner:
         i, j, _ = wanted[0]
         if model.vision is None:
             raise bad_image(
-                f"The model {named!r} reads text alone and was given an image.",
+                f"The model {quoted(named)} reads text alone and was given an image.",
                 ("messages", i, "content", j),
             )
         if len(wanted) > MAX_IMAGES:
