@@ -23,9 +23,8 @@ from tinyllm.inside.explain import Explanation
 from tinyllm.inside.hooks import Conditions, HookFn, HookSet, Positions, make_hooks
 from tinyllm.inside.lab import Broken, breakages
 from tinyllm.inside.points import HookPoints, NamesFilter, hook_points
-from tinyllm.inside.reopen import prompt_of, redo
+from tinyllm.inside.reopen import TraceLike, prompt_of, read, redo
 from tinyllm.inside.replay import ActivationCache, check_index, run_with_cache
-from tinyllm.inside.trace_file import TraceRecord, load_trace
 from tinyllm.kernels.formats import Asked, format_of
 from tinyllm.model import Model
 from tinyllm.parts import Parts
@@ -92,7 +91,7 @@ def load(
 
 
 def reopen(
-    trace: str | os.PathLike[str] | TraceRecord,
+    trace: TraceLike,
     at: int | None = None,
     *,
     threads: int | None = None,
@@ -103,7 +102,7 @@ def reopen(
         TraceError: it can't be read, or not be gone on with.
         FetchError: no such model is here, nor known by that name: load it, and `lm.reopen(trace)`.
     """
-    record = trace if isinstance(trace, TraceRecord) else load_trace(trace)
+    record = read(trace)
     backend = record.backend if record.backend in ("reference", "compiled") else "auto"
     lm = load(record.model, dtype=record.dtype, backend=backend, threads=threads)  # type: ignore[arg-type]
     return lm.reopen(record, at)
@@ -250,14 +249,15 @@ class LM:
             name=self.name,
         )
 
-    def reopen(self, trace: str | os.PathLike[str] | TraceRecord, at: int | None = None) -> Session:
+    def reopen(self, trace: TraceLike, at: int | None = None) -> Session:
         """The session of a saved trace, to look into and to go on with, from any of its steps.
 
         With the model, format and backend of the trace, all that comes is the same to the bit.
 
         Args:
             trace: a file of `session.trace().save(path)`, `tinyllm chat` or `step`, or what it
-                holds. Its images are in it.
+                holds; or a server's, `answer.choices[0].trace`, if `"trace": {"whole": true}` asked
+                for it. Its images are in it.
             at: how many of its steps to take; default: all.
 
         Raises:
@@ -267,7 +267,7 @@ class LM:
         Warns:
             TraceDiffers: the numbers aren't the trace's.
         """
-        record = trace if isinstance(trace, TraceRecord) else load_trace(trace)
+        record = read(trace)
         redo(session := self.session(prompt_of(record)), record, at)
         return session
 

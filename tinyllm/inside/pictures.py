@@ -228,7 +228,7 @@ def lines(
         if len(values) != len(x):
             raise ValueError(f"series {name!r} has {len(values)} values, but x has {len(x)}")
     plot_w, plot_h, top, left = 420, 200, 40 + (12 if y_label else 0), 70
-    names_w = max(_width(name) for name in series) + 20
+    names_w = max(_width(name) for name in series) + 28
     sheet = _Sheet(left + plot_w + names_w, top + plot_h + 44 + 13 * max(0, len(series) - 3))
     sheet.text(10, 8, title, size=13)
     marks = ticks(0, max(float(max(values)) for values in series.values()) or 1.0)

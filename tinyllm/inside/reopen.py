@@ -8,14 +8,15 @@ a time. So what comes next are the same bits, where the model is the same.
 from __future__ import annotations
 
 import base64
+import os
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from tinyllm.errors import TraceError
-from tinyllm.inside.trace_file import StepRecord, TraceRecord, rows_of
+from tinyllm.inside.trace_file import StepRecord, TraceRecord, load_trace, rows_of, trace_of
 from tinyllm.prompt import ImageSpan, Prompt
 from tinyllm.sampler import Draws, SamplingParams
 
@@ -23,8 +24,31 @@ if TYPE_CHECKING:
     from tinyllm.decode import Session
 
 
+TraceLike: TypeAlias = "str | os.PathLike[str] | TraceRecord | Mapping[str, Any]"
+
+
 class TraceDiffers(UserWarning):
     """A session that was opened from a trace computes other numbers than the trace has."""
+
+
+def read(trace: object) -> TraceRecord:
+    """A trace from wherever it is: a file, a server's answer, or read already.
+
+    Raises:
+        TraceError: as `load_trace` and `trace_of`.
+        TypeError: it is none of these.
+    """
+    if isinstance(trace, TraceRecord):
+        return trace
+    if isinstance(trace, Mapping):
+        return trace_of(trace)
+    if isinstance(trace, (str, os.PathLike)):
+        return load_trace(trace)
+    remedy = "; save a session by session.trace().save(path), or give session.trace() itself"
+    raise TypeError(
+        "trace must be a file's path, a TraceRecord, or the trace on a server's answer as a dict,"
+        f" not {type(trace).__name__}{remedy if hasattr(trace, 'step') else ''}"
+    )
 
 
 def prompt_of(trace: TraceRecord) -> Prompt:
@@ -34,7 +58,7 @@ def prompt_of(trace: TraceRecord) -> Prompt:
     return Prompt(np.array(trace.prompt, np.int32), where, rows, images=tuple(spans))
 
 
-def draws_of(sampling: Mapping[str, Any], where: str) -> Draws:
+def draws_of(sampling: Mapping[str, Any], where: str, stream: int = 0) -> Draws:
     """What a trace says of how tokens were drawn.
 
     Raises:
@@ -47,7 +71,7 @@ def draws_of(sampling: Mapping[str, Any], where: str) -> Draws:
         raise TraceError(f"{where}: {error}") from None
     if params.seed is None:
         raise TraceError(f"{where}.seed is missing: what was drawn can't be drawn again")
-    return Draws(params, params.seed, stream=0)
+    return Draws(params, params.seed, stream)
 
 
 def redo(session: Session, trace: TraceRecord, at: int | None = None) -> None:
@@ -83,7 +107,7 @@ def redo(session: Session, trace: TraceRecord, at: int | None = None) -> None:
     if n < len(steps):
         session.set_draws(_draws(trace, steps[n]))
     else:
-        session.set_draws(draws_of(trace.sampling, "sampling"))
+        session.set_draws(draws_of(trace.sampling, "sampling", trace.stream))
     if gap > 0:
         same = trace.fingerprint == session.runner.fingerprint
         why = (
@@ -100,6 +124,6 @@ def redo(session: Session, trace: TraceRecord, at: int | None = None) -> None:
 
 
 def _draws(trace: TraceRecord, step: StepRecord) -> Draws:
-    if step.sampling is None:  # a trace from before each step kept its own
-        return draws_of(trace.sampling, "sampling")
-    return draws_of(step.sampling, f"steps.{step.index}.sampling")
+    if step.sampling is None:  # a server's, which are the same for all, or an old trace's
+        return draws_of(trace.sampling, "sampling", trace.stream)
+    return draws_of(step.sampling, f"steps.{step.index}.sampling", trace.stream)

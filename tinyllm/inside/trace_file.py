@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from tinyllm.distribution import Standing
 from tinyllm.errors import TraceError
 from tinyllm.inside.replay import LogitLens, Replay, check_index
 from tinyllm.model import Model
-from tinyllm.prompt import texts_of
+from tinyllm.prompt import ImageSpan, Prompt, texts_of
 from tinyllm.sampler import ChosenBy, Draws
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
@@ -88,6 +88,29 @@ class GuessRecord:
 
 
 @dataclass(frozen=True)
+class StartRecord:
+    """What an answer's first token stands behind, where a server was asked for the whole.
+
+    With it an answer's steps alone are a trace to go on from: see `TraceRecord`, whose fields these
+    are. `texts` and `tokens` are the prompt's.
+    """
+
+    model: str
+    fingerprint: str
+    dtype: str
+    backend: str
+    n_layers: int
+    n_heads: int
+    sampling: dict[str, Any]
+    stream: int
+    prompt: list[int]
+    texts: list[str]
+    deltas: list[str]
+    images: list[ImageRecord]
+    image_rows: RowsRecord | None
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One decoded token. Stages, lens, attention and replay's error are there if asked for.
 
@@ -111,6 +134,7 @@ class StepRecord:
     replay_error: float | None = None
     guess: GuessRecord | None = None  # where a server had one
     sampling: dict[str, Any] | None = None  # what held for this step, where a session drew it
+    start: StartRecord | None = None  # a server's first step, if it was asked for the whole
 
 
 @dataclass(frozen=True)
@@ -154,6 +178,7 @@ class TraceRecord:
     deltas: list[str] | None = None  # the characters that are whole with each of `tokens`
     images: list[ImageRecord] | None = None
     image_rows: RowsRecord | None = None
+    stream: int = 0  # which of a request's choices: they share a seed, and draw apart
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts, lists, strings and numbers."""
@@ -185,7 +210,18 @@ def record_step(
         stages: with what each filter kept.
         lens: the k of the logit lens; 0 leaves it out.
         attention: a layer, and which of its heads (None: all).
+
+    Raises:
+        TypeError, ValueError: one of these is something else; the message names it.
     """
+    for name, number in (("candidates", candidates), ("lens", lens)):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
+            raise ValueError(f"{name} must be a number from 0 up, not {number!r}")
+    if attention is not None and (not isinstance(attention, Sequence) or len(attention) != 2):
+        raise TypeError(
+            "attention must be a layer and which of its heads, such as (3, [0, 2]), or (3, None) "
+            f"for all of them; not {attention!r}"
+        )
     choice, tokenizer = step.choice, step.session.tokenizer
     begun = step.moment.begun(tokenizer)
     return StepRecord(
@@ -264,12 +300,31 @@ def record(session: Session, steps: Sequence[Step], name: str = "", **parts: Any
         steps=[record_step(step, **parts) for step in steps],
         backend="reference" if isinstance(runner, Model) else "compiled",
         deltas=[decoder.push(token) for token in tokens],
-        images=[
-            ImageRecord(i.start, i.stop, base64.b64encode(i.thumbnail).decode("ascii"))
-            for i in session.images
-        ],
+        images=[_record_image(image) for image in session.images],
         image_rows=None if where is None or rows is None else _record_rows(where, rows),
+        stream=session.draws.stream,
     )
+
+
+def record_start(prompt: Prompt, draws: Draws, tokenizer: Tokenizer, **model: Any) -> StartRecord:
+    """What a server's answer stands behind; `model` are the fields that tell of the model."""
+    tokens, where, rows = prompt.tokens.tolist(), prompt.image_positions, prompt.image_rows
+    decoder = StreamDecoder(tokenizer)
+    return StartRecord(
+        sampling=record_sampling(draws),
+        stream=draws.stream,
+        prompt=tokens,
+        texts=texts_of(tokenizer, tokens, where),
+        deltas=[decoder.push(token) for token in tokens],
+        images=[_record_image(image) for image in prompt.images],
+        image_rows=None if where is None or rows is None else _record_rows(where, rows),
+        **model,
+    )
+
+
+def _record_image(image: ImageSpan) -> ImageRecord:
+    thumbnail = base64.b64encode(image.thumbnail).decode("ascii")
+    return ImageRecord(image.start, image.stop, thumbnail)
 
 
 def _record_rows(positions: NDArray[np.int64], rows: NDArray[np.float32]) -> RowsRecord:
@@ -312,24 +367,53 @@ def load_trace(path: str | os.PathLike[str]) -> TraceRecord:
 
 def read_trace(text: str) -> TraceRecord:
     """A trace from its JSON; raises as `load_trace`."""
-    from pydantic import TypeAdapter, ValidationError  # decoding itself doesn't need it
-
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"this is not JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    return trace_of(raw)
+
+
+def trace_of(raw: Any) -> TraceRecord:
+    """A trace from what its JSON holds: a saved one's, or the `trace` on a server's answer.
+
+    Raises:
+        TraceError: as `load_trace`; an answer's trace that doesn't have the whole.
+    """
+    from pydantic import TypeAdapter, ValidationError  # decoding itself doesn't need it
+
+    if isinstance(raw, Mapping) and "format" not in raw and isinstance(raw.get("steps"), list):
+        raw = _whole_of(raw)
+    if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
         raise TraceError(f'this is no trace: its "format" should be "{FORMAT}"')
     if raw.get("version") != VERSION:
         raise TraceError(
             f"this is a trace of version {raw.get('version')!r}; this tinyllm reads {VERSION}"
         )
     try:
-        return TypeAdapter(TraceRecord).validate_python(raw)
+        return TypeAdapter(TraceRecord).validate_python(dict(raw))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise TraceError(f"{where}: {first['msg']}") from None
+
+
+def _whole_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A server's trace in the form of a saved one, by what its first step brings along."""
+    steps = answer["steps"]
+    start = steps[0].get("start") if steps and isinstance(steps[0], Mapping) else None
+    if not isinstance(start, Mapping):
+        raise TraceError(
+            'this is the trace of an answer without what it stands behind; ask for it with "trace":'
+            ' {"whole": true}'
+        )
+    whole = {"format": FORMAT, "version": answer.get("version"), **start, "steps": steps}
+    told = [step for step in steps if isinstance(step, Mapping)]
+    for field, of_step in (("tokens", "token"), ("texts", "text"), ("deltas", "text_delta")):
+        before = start.get("prompt" if field == "tokens" else field)
+        if isinstance(before, list):
+            whole[field] = [*before, *(step.get(of_step) for step in told)]
+    return whole
 
 
 def _short(x: Any) -> float:

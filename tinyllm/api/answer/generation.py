@@ -83,8 +83,13 @@ class Generation:
         if trace is not None:
             n_prompt = len(plan.prompt.tokens)
             self._writers = [
-                StepWriter(plan.model.tokenizer, n_prompt, guesses=not plan.hide_thought)
-                for _ in range(n)
+                StepWriter(
+                    plan.model.tokenizer,
+                    n_prompt,
+                    guesses=not plan.hide_thought,
+                    start=plan.start(i) if trace.whole else None,
+                )
+                for i in range(n)
             ]
         self._guides = plan.guides() if plan.guided else None
         self._request = Request(

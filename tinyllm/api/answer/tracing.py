@@ -27,6 +27,7 @@ from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import (
     GuessRecord,
     StageRecord,
+    StartRecord,
     StepRecord,
     record_attention,
     record_candidates,
@@ -53,10 +54,14 @@ class StepWriter:
         tokenizer: for the texts.
         n_prompt: tokens of the prompt.
         guesses: whether to show them; they may quote a thought that is to stay hidden.
+        start: what the first step brings along, if the whole was asked for.
     """
 
-    def __init__(self, tokenizer: Tokenizer, n_prompt: int, guesses: bool = True) -> None:
-        self._show_guesses = guesses
+    def __init__(
+        self, tokenizer: Tokenizer, n_prompt: int, guesses: bool = True,
+        start: StartRecord | None = None,
+    ) -> None:  # fmt: skip
+        self._show_guesses, self._start = guesses, start
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._n_prompt = n_prompt
@@ -80,6 +85,7 @@ class StepWriter:
             candidates=record_candidates(look.candidates, self._tokenizer, begun),
             stages=None if look.stages is None else [StageRecord(*s) for s in look.stages],
             guess=self._guess(token),
+            start=None if index else self._start,
         )
 
     def _guess(self, token: Token) -> GuessRecord | None:

@@ -44,6 +44,12 @@ class Trace(Open):
         None, description=f"Likeliest tokens at each depth, {INSIDE}; computed as attention is"
     )
 
+    whole: bool | None = Field(
+        None,
+        description="With the first step what it stands behind (the prompt's tokens, parameters, "
+        "seed), so that `tinyllm.reopen(answer.choices[0].trace)` goes on from any step",
+    )
+
     @property
     def inside(self) -> bool:
         """Whether it asks for what goes on inside the model."""

@@ -14,7 +14,8 @@ from tinyllm.api.contract.dialect import Dialect
 from tinyllm.api.contract.sampling import Trace
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
-from tinyllm.sampler import SamplingParams
+from tinyllm.inside.trace_file import StartRecord, record_start
+from tinyllm.sampler import Draws, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,17 @@ class Plan:
     @property
     def guided(self) -> bool:
         return bool(self.think or self.format or self.stops or self.min_tokens)
+
+    def start(self, index: int) -> StartRecord:
+        """What choice `index` stands behind, to go on from; its seed is drawn by now."""
+        assert self.params.seed is not None
+        model = self.model
+        return record_start(
+            self.prompt, Draws(self.params, self.params.seed, index), model.tokenizer,
+            model=model.id, fingerprint=(model.base or model).fingerprint, dtype=model.dtype,
+            backend="reference" if model.processor == "numpy" else "compiled",
+            n_layers=model.n_layers, n_heads=model.n_heads,
+        )  # fmt: skip
 
     def guides(self) -> Guides:
         """What makes a fresh guide for each choice."""

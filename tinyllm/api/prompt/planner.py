@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -366,11 +367,18 @@ def _sampling(request: SampledRequest, dialect: Dialect, model: ServedModel) -> 
     given = {name: getattr(request, name) for name in defaults}
     return SamplingParams(
         **defaults | {name: value for name, value in given.items() if value is not None},
-        seed=request.seed,
+        seed=_seed(request),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=bias,
     )
+
+
+def _seed(request: SampledRequest) -> int | None:
+    """The request's, or none, which the engine draws; drawn here where the trace has to tell it."""
+    if request.seed is None and request.trace is not None and request.trace.whole:
+        return secrets.randbits(63)
+    return request.seed
 
 
 def _stop_ids(request: SampledRequest, model: ServedModel) -> frozenset[int]:
