@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, O, S
-from tinyllm.api.house.kept_responses import MAX_RESPONSES, KeptResponses
+from tinyllm.api.house.kept_responses import KeptResponses
+from tinyllm.api.limits import MAX_RESPONSES
 
 TOOL = {
     "type": "function",

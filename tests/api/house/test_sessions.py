@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tinyllm.api.house.sessions import KEPT_REQUESTS, Sessions
+from tinyllm.api.house.sessions import Sessions
+from tinyllm.api.limits import KEPT_REQUESTS
 
 
 def test_bounds() -> None:

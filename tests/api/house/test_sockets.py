@@ -11,7 +11,8 @@ import pytest
 
 from tinyllm.api.house.serve import serve
 from tinyllm.api.house.settings import Settings
-from tinyllm.api.house.sockets import SPARE, AcceptTrouble, listen, most_connections
+from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections
+from tinyllm.api.limits import SPARE_DESCRIPTORS
 
 
 def never(settings: Settings) -> list:  # type: ignore[type-arg]
@@ -58,5 +59,5 @@ def test_out_of_descriptors_is_told_once(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_some_descriptors_are_left_for_all_else() -> None:
-    assert most_connections(1024) == 1024 - SPARE
+    assert most_connections(1024) == 1024 - SPARE_DESCRIPTORS
     assert most_connections(40) == 20

@@ -19,7 +19,7 @@ from tests.vision.test_image import gif_canvas, mutate, png_of_size, seeds, webp
 from tests.vision_models import picture
 from tinyllm.api.house.loading import load_models
 from tinyllm.api.house.settings import Settings
-from tinyllm.api.prompt.images import MAX_IMAGES
+from tinyllm.api.limits import MAX_IMAGES
 from tinyllm.errors import ImageError
 from tinyllm.lm import LM
 

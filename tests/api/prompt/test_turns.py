@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from tinyllm.api.contract.errors import ApiError
-from tinyllm.api.prompt.turns import MAX_WAITING, FairSemaphore, Workers
+from tinyllm.api.limits import MAX_WAITING
+from tinyllm.api.prompt.turns import FairSemaphore, Workers
 
 
 def test_one_request_comes_before_another_callers_flood() -> None:

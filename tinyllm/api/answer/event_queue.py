@@ -10,9 +10,8 @@ import asyncio
 import time
 from collections import deque
 
+from tinyllm.api.limits import MAX_EVENTS
 from tinyllm.engine.types import Event
-
-MAX_WAITING = 16_384  # events; what a client that doesn't read may have us hold
 
 
 class ClientGone(Exception):
@@ -60,7 +59,7 @@ class EventQueue:
         """Take an event; those past the limit are dropped, and the reader learns of it."""
         if self.gone:
             return
-        if len(self._events) >= MAX_WAITING:
+        if len(self._events) >= MAX_EVENTS:
             self.overflowed = True
         else:
             self._events.append(event)

@@ -21,7 +21,7 @@ from tinyllm.api.contract.answers import Finish, Usage
 from tinyllm.api.contract.errors import (
     invalid,
 )
-from tinyllm.api.contract.sampling import MAX_INSIDE
+from tinyllm.api.limits import MAX_INSIDE
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.engine.types import (
     Done,

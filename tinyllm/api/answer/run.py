@@ -12,9 +12,9 @@ from tinyllm.api.answer.generation import Generation, Update, confidence_of, usa
 from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.answers import Finish, Usage
 from tinyllm.api.contract.errors import ApiError
+from tinyllm.api.limits import PROMPTS_AT_ONCE
 from tinyllm.api.prompt.plan import Plan
 
-AT_ONCE = 8  # prompts of one request that wait or run in the engine
 BETWEEN_TRIES = 0.2  # seconds, where the next one finds the queue full
 
 
@@ -60,9 +60,9 @@ class Run:
     async def begin(self, timeout: float) -> None:
         """Ask the engine, and wait for its first word, so that early faults show. ApiError.
 
-        Waits `timeout` seconds at most. Of many prompts those that exceed AT_ONCE follow later.
+        Waits `timeout` seconds at most. Of many prompts those beyond PROMPTS_AT_ONCE follow.
         """
-        for generation in self._generations[:AT_ONCE]:
+        for generation in self._generations[:PROMPTS_AT_ONCE]:
             generation.submit(self._waker, self._caller)
         await self._generations[0].begun(timeout)
 
@@ -76,7 +76,7 @@ class Run:
                 yield update
             return
         merged: asyncio.Queue[Update | BaseException | None] = asyncio.Queue()
-        places = asyncio.Semaphore(AT_ONCE)
+        places = asyncio.Semaphore(PROMPTS_AT_ONCE)
         following = [
             asyncio.create_task(self._follow(place, merged, places))
             for place in range(len(self._generations))
@@ -109,7 +109,7 @@ class Run:
         generation = self._generations[place]
         try:
             async with places:
-                if place >= AT_ONCE:
+                if place >= PROMPTS_AT_ONCE:
                     await self._submit_late(generation)
                 async for update in generation.updates():
                     if update is not None:

@@ -21,7 +21,8 @@ from functools import partial
 import numpy as np
 
 from tinyllm.api.contract.errors import too_many
-from tinyllm.api.contract.sampling import MAX_INSIDE, Trace
+from tinyllm.api.contract.sampling import Trace
+from tinyllm.api.limits import MAX_INSIDE
 from tinyllm.engine.types import Prompt, Token, TraceParams
 from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import (

@@ -31,13 +31,10 @@ from numpy.typing import NDArray
 from tinyllm.api.constraints.grammar import Grammar, Matcher
 from tinyllm.api.constraints.json_text import DIGITS, JsonText
 from tinyllm.api.constraints.least import openings
+from tinyllm.api.limits import MAX_FAILED, MAX_SEARCH, MAX_STEPS, MAX_TRIED
 
 MAX_DIGITS = 15  # of a number: what a double holds exactly
 MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
-MAX_STEPS = 200  # of one try
-MAX_TRIED = 12  # tokens whose ways are tried before one answer's token
-MAX_SEARCH = 4 * MAX_STEPS  # of all tries together: a tenth of a second of the engine's thread
-MAX_FAILED = 6  # searches of one answer that find no way
 ENOUGH = 2  # ways, of which the shorter is taken
 TRIES = 8  # beyond the first, where a pattern leaves no obvious way
 

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from tinyllm.api.constraints import trial
 from tinyllm.api.constraints.trial import Trials, never
+from tinyllm.api.limits import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
 
-MAX_SCHEMA_BYTES = 256 * 1024  # of all the schemas in a request
-MAX_SCHEMA_DEPTH = 48
 _JSON_STYLE = {
     "whitespace_flexible": False,  # else a small model may write spaces for ever
     "item_separator": ", ",

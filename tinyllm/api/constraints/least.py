@@ -9,14 +9,15 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MAX_DEPTH = 12
+from tinyllm.api.limits import LEAST_DEPTH
+
 SOME_TEXT = 40  # letters of a string that a pattern or a format describes
 _PLAIN = {"boolean": "true", "null": "null"}
 
 
 def least(schema: Any, root: Mapping[str, Any], depth: int = 0) -> str:
     """About the shortest JSON text that fits `schema`; `root` is what its `$ref`s point into."""
-    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
+    if not isinstance(schema, Mapping) or depth > LEAST_DEPTH:
         return "0"
     if "const" in schema:
         return json.dumps(schema["const"])

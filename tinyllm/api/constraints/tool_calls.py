@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyllm.api.constraints.call_forms import HERMES, CallForm
-from tinyllm.api.constraints.grammar import MAX_SCHEMA_BYTES, UnsupportedSchema, prepared
+from tinyllm.api.constraints.grammar import UnsupportedSchema, prepared
 from tinyllm.api.contract.tools import Tool
-
-MAX_CALLS = 8  # parallel calls in one answer
+from tinyllm.api.limits import MAX_CALLS, MAX_SCHEMA_BYTES
 
 
 def calls_grammar(

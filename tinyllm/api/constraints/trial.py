@@ -25,9 +25,8 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 5.0  # of a processor that a grammar may take to compile
-MEMORY = 1 << 30  # bytes of address space that it may take
-PATIENCE = 60.0  # seconds until there must be an answer, however busy the machine is
+from tinyllm.api.limits import GRAMMAR_MEMORY, GRAMMAR_PATIENCE, GRAMMAR_SECONDS
+
 POLL = 0.05  # seconds between two looks whether the client is still there
 WORKER = Path(__file__).with_name("trial_worker.py")
 AVAILABLE = os.name == "posix"  # elsewhere there are no limits to set
@@ -48,7 +47,7 @@ def never() -> bool:
 class Trials:
     """The helper, and what is asked of it. Safe from any thread."""
 
-    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+    def __init__(self, seconds: float = GRAMMAR_SECONDS, memory: int = GRAMMAR_MEMORY) -> None:
         self.seconds, self.memory = seconds, memory
         self._helper: _Helper | None = None
         self._lock = threading.Lock()
@@ -112,10 +111,10 @@ class _Helper:
             with theirs, contextlib.suppress(OSError):  # no helper: no answer
                 socket.send_fds(self._control, [b"."], [theirs.fileno()])
             with contextlib.suppress(OSError):
-                ours.settimeout(PATIENCE)
+                ours.settimeout(GRAMMAR_PATIENCE)
                 ours.sendall(grammar)
                 ours.shutdown(socket.SHUT_WR)
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + GRAMMAR_PATIENCE
             while not select.select([ours], [], [], POLL)[0]:
                 if gone():
                     raise GivenUp

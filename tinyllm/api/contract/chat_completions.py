@@ -15,6 +15,7 @@ from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
 from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS
 from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import NamedFunction, NamedTool, Tool, ToolChoice
+from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
 
 Effort = Literal["max", "xhigh", "high", "medium", "low", "minimal", "none"]
 
@@ -44,8 +45,8 @@ class ChatRequest(StructuredRequest):
         None, description="Tokens to which long conversations are cut, oldest turns first"
     )
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = Field(

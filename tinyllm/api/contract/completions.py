@@ -9,9 +9,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from tinyllm.api.contract.errors import Loc
 from tinyllm.api.contract.fields import WHOLE, Natural, Positive, fail
 from tinyllm.api.contract.structured import StructuredRequest
+from tinyllm.api.limits import MAX_PROMPT_LIST, MAX_TOP_LOGPROBS
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-MAX_PROMPT_LIST = 128
 
 Ids = Annotated[list[Natural], Field(min_length=1)]
 
@@ -48,7 +48,7 @@ class CompletionRequest(StructuredRequest):
         None, description=f"Most new tokens; {DEFAULT_MAX_TOKENS} if not given"
     )
     echo: bool | None = Field(None, description="Begin each answer with its prompt")
-    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = Field(
         None,
         description="So many of the likeliest tokens at each place; with echo in the prompt too",
     )

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tinyllm.api.contract.errors import ApiError, Loc, invalid
-from tinyllm.api.contract.strict_json import MAX_INT
+from tinyllm.api.limits import MAX_INT
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 Read = TypeVar("Read", bound=BaseModel)

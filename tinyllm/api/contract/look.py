@@ -8,12 +8,16 @@ from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
 from tinyllm.api.contract.fields import WHOLE, AnyInt, Natural, Number, Open, Positive, fail
-from tinyllm.api.contract.strict_json import MAX_INT
+from tinyllm.api.limits import (
+    MAX_HEADS,
+    MAX_INT,
+    MAX_LOOK_CANDIDATES,
+    MAX_LOOK_DRAWN,
+    MAX_LOOK_PARTS,
+    MAX_LOOK_TOKENS,
+    MAX_TOP_LOGPROBS,
+)
 from tinyllm.inside.lab import BREAKAGES, break_it
-
-MAX_TOKENS = 8192  # of a text that is looked at; the context may be shorter
-MAX_PARTS = 16  # taken out of the model in one look
-MAX_DRAWN = 50  # logits to compare with
 
 
 def _known(name: str) -> str:
@@ -27,7 +31,7 @@ Breaking = Annotated[
 
 class LookAttention(Open):
     layer: Natural | None = Field(None, description="All layers, as bytes, if not given")
-    heads: Annotated[list[Natural], Field(min_length=1, max_length=64)] | None = None
+    heads: Annotated[list[Natural], Field(min_length=1, max_length=MAX_HEADS)] | None = None
 
 
 class LookPart(Open):
@@ -55,18 +59,18 @@ class LookDrawn(Open):
 class LookWant(Open):
     """What to look at; everything is off until asked for."""
 
-    candidates: Annotated[int, Field(ge=0, le=50), WHOLE] | None = None
+    candidates: Annotated[int, Field(ge=0, le=MAX_LOOK_CANDIDATES), WHOLE] | None = None
     logits: bool | None = Field(None, description="The 256 best exactly, a histogram of the rest")
     attention: LookAttention | None = None
-    lens: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    lens: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
     activations: str | None = Field(None, description="A hook point's name")
     explain: LookNumber | None = Field(None, description="One number as its formula")
-    causal: Annotated[list[LookPart], Field(max_length=MAX_PARTS)] | None = Field(
+    causal: Annotated[list[LookPart], Field(max_length=MAX_LOOK_PARTS)] | None = Field(
         None, description="Nats that the token owes to each of these parts"
     )
     timing: bool | None = None
     cache: bool | None = None
-    drawn: Annotated[list[LookDrawn], Field(max_length=MAX_DRAWN)] | None = Field(
+    drawn: Annotated[list[LookDrawn], Field(max_length=MAX_LOOK_DRAWN)] | None = Field(
         None,
         description="Logits that the token was drawn from, as a trace's candidates have them: "
         "`replay_error` is how far the float32 ones lie from them at most",
@@ -77,7 +81,7 @@ class LookRequest(Open):
     """A token of a text: where it came from, worked out again in float32."""
 
     model: str
-    tokens: list[Natural] = Field(min_length=2, max_length=MAX_TOKENS)
+    tokens: list[Natural] = Field(min_length=2, max_length=MAX_LOOK_TOKENS)
     position: Positive = Field(description="Of the token that is asked about")
     n_prompt: Positive | None = Field(
         None, description="Where the answer begins, for penalties and draws; position if not given"

@@ -17,6 +17,7 @@ from tinyllm.api.contract.errors import ApiError, Loc, invalid, quoted
 from tinyllm.api.contract.fields import WHOLE, FunctionName, Open, Positive, fail, read
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.tools import ResponseFormat
+from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
 
 Json = dict[str, Any]
 LOGPROBS = "message.output_text.logprobs"
@@ -119,13 +120,13 @@ class ResponsesRequest(SampledRequest):
         None, description="A kept response whose conversation goes on"
     )
     store: bool | None = Field(None, description="Keep the response; true if not given")
-    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     max_output_tokens: Positive | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     background: bool | None = Field(None, description="Refused if true")

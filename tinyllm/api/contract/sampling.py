@@ -7,12 +7,16 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from tinyllm.api.contract.fields import WHOLE, AnyInt, Natural, Number, Open, Positive
-from tinyllm.api.contract.strict_json import MAX_INT
+from tinyllm.api.limits import (
+    MAX_HEADS,
+    MAX_INSIDE,
+    MAX_INT,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    MAX_TOP_LOGPROBS,
+)
 
 DEFAULT_MAX_TOKENS = 2000
-MAX_HEADS = 64  # of one layer, in a trace
-MAX_PROMPTS = 4096  # prompt tokens, times n, that can be looked into: 190 MB of KV caches
-MAX_INSIDE = 128  # steps of a request, over all its choices, that can be looked into
 INSIDE = f"for the first {MAX_INSIDE} tokens (over n choices)"
 
 
@@ -31,7 +35,7 @@ class Trace(Open):
     """How each token came to be drawn, on the choice. Extension; everything in it is off until
     asked for."""
 
-    candidates: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
+    candidates: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = Field(
         None, description="Likeliest tokens a step, and why each was cut; the chosen one on top"
     )
     stages: bool | None = Field(None, description="What each filter of the sampler kept")
@@ -40,7 +44,7 @@ class Trace(Open):
         description="Where these heads looked from the newest token, "
         f"{INSIDE}; computed again in float32, without the fused kernels",
     )
-    lens: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
+    lens: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = Field(
         None, description=f"Likeliest tokens at each depth, {INSIDE}; computed as attention is"
     )
 
@@ -72,7 +76,7 @@ class SampledRequest(Open):
     stop: (
         Annotated[
             Annotated[StopString, Tag("~string")]
-            | Annotated[list[StopString], Field(max_length=4), Tag("~list")],
+            | Annotated[list[StopString], Field(max_length=MAX_STOPS), Tag("~list")],
             Discriminator(
                 lambda v: {str: "~string", list: "~list"}.get(type(v)),
                 custom_error_type="stop",
@@ -92,7 +96,7 @@ class SampledRequest(Open):
     )
     min_tokens: Natural | None = Field(None, description="No token may end an answer before these")
     ignore_eos: bool | None = Field(None, description="Go on past the model's own end of an answer")
-    stop_token_ids: Annotated[list[Natural], Field(max_length=64)] | None = Field(
+    stop_token_ids: Annotated[list[Natural], Field(max_length=MAX_STOP_IDS)] | None = Field(
         None, description="More tokens that end an answer; they are not shown"
     )
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None

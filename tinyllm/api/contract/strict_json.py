@@ -14,14 +14,15 @@ import re
 from typing import Any
 
 from tinyllm.api.contract.errors import ApiError, Loc, invalid
-
-MAX_DEPTH = 64
-MAX_INT = 2**63 - 1
-MAX_MARKS = 150_000  # commas and opening brackets in a document, which bound its values
-MAX_CONTAINERS = 20_000  # objects and lists in a document
-MAX_ENTRIES = 4096  # of one object or list; of numbers there may be more
-MAX_DIGITS = 19  # of a 64-bit integer
-READ_TWICE = 1 << 20  # letters of a broken document in which the fault's field is looked for
+from tinyllm.api.limits import (
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    MAX_INT,
+    MAX_INT_DIGITS,
+    MAX_MARKS,
+    READ_TWICE,
+)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     """That integer, or one that is too large as well where converting it would take long."""
-    return int(digits) if len(digits) <= MAX_DIGITS + 1 else MAX_INT + 1
+    return int(digits) if len(digits) <= MAX_INT_DIGITS + 1 else MAX_INT + 1
 
 
 def _not_json(why: str, loc: Loc = ()) -> ApiError:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from pydantic_core import to_json
 
-MAX_QUEUED = 10_000  # lines
+from tinyllm.api.limits import MAX_LOG_LINES
 
 
 class AccessLog:
@@ -23,7 +23,7 @@ class AccessLog:
 
     def __init__(self, target: str) -> None:
         self._target = target
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_LOG_LINES)
         self._thread: threading.Thread | None = None
         self.dropped = 0
 

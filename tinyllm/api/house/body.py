@@ -17,13 +17,11 @@ from tinyllm.api.answer.event_queue import ClientGone
 from tinyllm.api.contract.errors import ApiError, quoted, unavailable
 from tinyllm.api.contract.strict_json import parse_object
 from tinyllm.api.house.budget import Budget
-from tinyllm.api.limits import MAX_BODIES
+from tinyllm.api.limits import BIG_BODY, MAX_BODIES, MAX_BODY_TEXT
 from tinyllm.api.prompt.turns import Workers
 
 Read = TypeVar("Read")
-BIG = 1 << 16  # bytes; reading more than that leaves the event loop alone
 IMAGE = b"data:image/"  # how an image in a body begins
-MAX_TEXT = 4 * 1024 * 1024  # bytes of a body without its images
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class BodyLimits:
 
     whole: int  # bytes
     timeout: float  # seconds in which it must arrive
-    text: int = MAX_TEXT  # bytes that aren't images
+    text: int = MAX_BODY_TEXT  # bytes that aren't images
 
 
 class Room:
@@ -77,7 +75,7 @@ class BodyReader:
         check_content_type(request.headers.get("content-type"))
         request.state.room = room = Room(self._budget, request.state.share)
         body = await _receive(request, self._limits, room)
-        if len(body) > BIG:
+        if len(body) > BIG_BODY:
             return await self._workers.run(request.state.share, _parse, body, self._limits, make)
         return _parse(body, self._limits, make)
 

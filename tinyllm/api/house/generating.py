@@ -27,13 +27,12 @@ from tinyllm.api.contract.fields import SESSION_ID
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.shapes import Chunk, Shape, Writer
+from tinyllm.api.limits import MAX_NAMES_HEADER
 from tinyllm.api.prompt.decide import Score
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.planner import Planner
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
-
-MAX_HEADER = 1000  # characters of a list of names in a header
 
 
 class Generating:
@@ -240,7 +239,9 @@ def _headers(plan: Plan) -> dict[str, str]:
     for header, named in (("X-Ignored-Params", plan.ignored), ("X-Relaxed-Schema", plan.relaxed)):
         if named:
             names = ", ".join(dict.fromkeys(quote(name, safe="[]._-$") or '""' for name in named))
-            headers[header] = names if len(names) <= MAX_HEADER else names[:MAX_HEADER] + "..."
+            if len(names) > MAX_NAMES_HEADER:
+                names = names[:MAX_NAMES_HEADER] + "..."
+            headers[header] = names
     if plan.truncation is not None:
         cut = plan.truncation
         headers["X-Prompt-Truncated"] = (

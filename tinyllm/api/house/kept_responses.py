@@ -14,10 +14,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from tinyllm.api.contract.response_answers import ResponseOut
-
-MAX_RESPONSES = 256  # of a key
-MAX_BYTES = 16 << 20  # of a key, as JSON
-TTL = 24 * 3600.0  # seconds
+from tinyllm.api.limits import KEPT_SECONDS, MAX_RESPONSE_BYTES, MAX_RESPONSES
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class KeptResponses:
         n_bytes = len(to_json(response)) + len(to_json(messages))
         own.responses[response["id"]] = KeptResponse(response, messages, n_bytes, self._clock())
         own.n_bytes += n_bytes
-        while len(own.responses) > MAX_RESPONSES or own.n_bytes > MAX_BYTES:
+        while len(own.responses) > MAX_RESPONSES or own.n_bytes > MAX_RESPONSE_BYTES:
             self.delete(key, next(iter(own.responses)))
 
     def get(self, key: str, id: str) -> KeptResponse | None:
@@ -65,7 +62,7 @@ class KeptResponses:
             return None
         while own.responses:
             oldest_id, oldest = next(iter(own.responses.items()))
-            if self._clock() - oldest.kept_at <= TTL:
+            if self._clock() - oldest.kept_at <= KEPT_SECONDS:
                 break
             self.delete(key, oldest_id)
         return own.responses.get(id)

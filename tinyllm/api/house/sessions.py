@@ -12,10 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tinyllm.api.contract.answers import SessionOut, SessionRequest, Usage
-
-KEPT_REQUESTS = 100  # of each session, newest
-MAX_SESSIONS = 1024  # remembered at once
-TTL = 24 * 3600.0  # seconds after which an unused one is forgotten
+from tinyllm.api.limits import KEPT_REQUESTS, KEPT_SECONDS, MAX_SESSIONS
 
 
 @dataclass
@@ -53,7 +50,7 @@ class Sessions:
     def __init__(
         self,
         max_sessions: int = MAX_SESSIONS,
-        ttl: float = TTL,
+        ttl: float = KEPT_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._max_sessions = max_sessions

@@ -10,12 +10,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm.api.limits import MAX_CONNECTIONS
+from tinyllm.api.limits import BACKLOG, MAX_CONNECTIONS, SPARE_DESCRIPTORS
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048  # connections that the system keeps for us until we accept them
-SPARE = 64  # descriptors that aren't for connections: files, images, the access log
 QUIET = 10.0  # seconds between two lines about the same trouble
 
 
@@ -89,7 +87,7 @@ def raise_file_limit() -> int:
 
 def most_connections(file_limit: int) -> int:
     """Connections that leave some descriptors for all else."""
-    return min(MAX_CONNECTIONS, max(file_limit - SPARE, file_limit // 2, 1))
+    return min(MAX_CONNECTIONS, max(file_limit - SPARE_DESCRIPTORS, file_limit // 2, 1))
 
 
 class AcceptTrouble:

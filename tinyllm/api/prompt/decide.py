@@ -25,16 +25,18 @@ import numpy as np
 
 from tinyllm.api.contract.messages import TextPart, UserMessage
 from tinyllm.api.contract.tools import Tool
+from tinyllm.api.limits import (
+    MAX_REQUEST_LETTERS,
+    MAX_REQUEST_TAIL,
+    MAX_TOOL_FORMS,
+    MAX_TOOL_NAMES,
+    MAX_TOOL_WORDS,
+)
 from tinyllm.api.prompt.chat import Conversation
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
 
 THRESHOLD = 0.6
-MAX_REQUEST = 64  # tokens of the user's message, from its end
-MAX_TOOLS = 16  # scored one by one; more are scored in so many groups
-MAX_NAMES = 120  # characters of a group's names, and of its descriptions: 16 forms of half a
-MAX_DESCRIBED = 300  # thousand tokens would keep others waiting for seconds
-MAX_TAIL = 4096  # characters of the request that are tokenized for its last tokens
 TALK = ("write", "Write poems, stories, jokes and other texts")
 FORM = "Tool: {name}: {description}.\nExample of a user's request for this tool:"
 
@@ -61,7 +63,7 @@ async def decide(conversation: Conversation, tools: Sequence[Tool], score: Score
     request = last_request(conversation)
     if not request:
         return Decision(-math.inf, tuple(tools))
-    ids = model.tokenizer.encode(" " + request[-MAX_TAIL:])[-MAX_REQUEST:]
+    ids = model.tokenizer.encode(" " + request[-MAX_REQUEST_LETTERS:])[-MAX_REQUEST_TAIL:]
     groups = _groups(tools)
     forms = [_form(*TALK), *(_form(*_described(group)) for group in groups)]
     talk, *scores = await asyncio.gather(
@@ -83,8 +85,8 @@ def last_request(conversation: Conversation) -> str:
 
 
 def _groups(tools: Sequence[Tool]) -> list[tuple[Tool, ...]]:
-    """One tool each; very many are put together, so that there are never more than MAX_TOOLS."""
-    n = min(len(tools), MAX_TOOLS)
+    """One tool each; very many are put together: there are never more than MAX_TOOL_FORMS."""
+    n = min(len(tools), MAX_TOOL_FORMS)
     return [tuple(tools[i::n]) for i in range(n)]
 
 
@@ -95,7 +97,7 @@ def _described(tools: Sequence[Tool]) -> tuple[str, str]:
     if len(tools) == 1:
         return functions[0].name, described[0]
     names = " or ".join(f.name for f in functions)
-    return names[:MAX_NAMES], "; ".join(described)[:MAX_DESCRIBED]
+    return names[:MAX_TOOL_NAMES], "; ".join(described)[:MAX_TOOL_WORDS]
 
 
 def _form(name: str, description: str) -> str:

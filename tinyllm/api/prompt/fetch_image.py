@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 import httpcore2 as httpcore
 
+from tinyllm.api.limits import FETCH_SECONDS, MAX_FETCHES, MAX_IMAGE_BYTES, MAX_IMAGE_URL
 from tinyllm.errors import ImageError
 
 Mode = Literal["public", "allowlist", "off"]
@@ -29,10 +30,6 @@ Resolve = Callable[[str], Awaitable[Sequence[str]]]  # a name's addresses, as te
 Dial = Callable[[str, int], Awaitable[httpcore.AsyncNetworkStream]]  # to an address and port
 
 PORT: Final = 443
-TIMEOUT: Final = 5.0  # seconds, from the name to the last byte
-MAX_BYTES: Final = 10 * 1024 * 1024
-MAX_URL: Final = 4096
-MAX_AT_ONCE: Final = 8  # fetches; more wait their turn
 
 # Networks that `ipaddress` calls global, or called so in some version of Python, and that are not
 # a public host's: relays, tunnels with another address inside, documentation, a cloud's own agent.
@@ -76,8 +73,8 @@ class ImageFetcher:
         mode: Mode = "public",
         hosts: Collection[str] = (),
         *,
-        timeout: float = TIMEOUT,
-        max_bytes: int = MAX_BYTES,
+        timeout: float = FETCH_SECONDS,
+        max_bytes: int = MAX_IMAGE_BYTES,
         resolve: Resolve | None = None,
         dial: Dial | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -88,7 +85,7 @@ class ImageFetcher:
         self._max_bytes = max_bytes
         self._backend = _CheckedBackend(resolve or resolve_name, dial or dial_address)
         self._ssl_context = ssl_context
-        self._turn = anyio.Semaphore(MAX_AT_ONCE)
+        self._turn = anyio.Semaphore(MAX_FETCHES)
 
     async def fetch(self, url: str) -> bytes:
         """The body behind `url`.
@@ -178,8 +175,8 @@ def split_url(url: str) -> tuple[str, str]:
     Raises:
         ImageError: not https, another port, a user name, or characters that no URL has.
     """
-    if len(url) > MAX_URL:
-        raise ImageError(f"its URL is longer than {MAX_URL} characters")
+    if len(url) > MAX_IMAGE_URL:
+        raise ImageError(f"its URL is longer than {MAX_IMAGE_URL} characters")
     if re.search(r"[\x00-\x20\x7f\\]", url):
         raise ImageError("its URL holds a space, a control character or a backslash")
     try:

@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.api.contract.errors import ApiError, Loc
+from tinyllm.api.limits import MAX_IMAGE_BYTES, MAX_IMAGE_SIDE
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError
 from tinyllm.vision.image import decode_image
 
-MAX_IMAGES = 8  # a request
-MAX_BYTES = 10 * 1024 * 1024  # an image, encoded
-MAX_SIDE = 2048  # pixels of the longer side that are kept; the processors look at no more
 _DATA_URL = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
@@ -78,8 +76,8 @@ def decode_data_url(url: str, loc: Loc) -> bytes:
     if ";base64" not in options.replace(" ", ""):
         raise bad_image("The data URL must be base64.", loc)
     text = url[match.end() :]
-    if len(text) > MAX_BYTES * 4 // 3 + 1024:
-        raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
+    if len(text) > MAX_IMAGE_BYTES * 4 // 3 + 1024:
+        raise bad_image(f"The image has more than {MAX_IMAGE_BYTES} bytes.", loc)
     raw = unquote_to_bytes(text) if "%" in text else text.encode("utf-8")
     raw = re.sub(rb"\s+", b"", raw).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
     try:
@@ -90,9 +88,9 @@ def decode_data_url(url: str, loc: Loc) -> bytes:
 
 def decode(data: bytes, loc: Loc) -> Pixels:
     """Encoded bytes as upright RGB pixels. ApiError 400."""
-    if len(data) > MAX_BYTES:
-        raise bad_image(f"The image has more than {MAX_BYTES} bytes.", loc)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise bad_image(f"The image has more than {MAX_IMAGE_BYTES} bytes.", loc)
     try:
-        return decode_image(data, max_side=MAX_SIDE)
+        return decode_image(data, max_side=MAX_IMAGE_SIDE)
     except ImageError as error:
         raise bad_image(f"The image can't be used: {error}.", loc) from None

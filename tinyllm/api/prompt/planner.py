@@ -18,17 +18,17 @@ from tinyllm.api.contract.dialect import Dialect
 from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid, quoted
 from tinyllm.api.contract.fields import unknown_fields
 from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
-from tinyllm.api.contract.sampling import MAX_PROMPTS, SampledRequest
+from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import Tool
+from tinyllm.api.limits import MAX_IMAGES, MAX_INSIDE_PROMPT, MAX_LISTED_TOOLS
 from tinyllm.api.prompt.chat import Conversation, Layout, Picture, open_thinking, think_spec
 from tinyllm.api.prompt.decide import Score, decide
 from tinyllm.api.prompt.formats import answer_format, callable_tools, wanted_format
-from tinyllm.api.prompt.images import MAX_IMAGES, ImageSource, bad_image, read_url
+from tinyllm.api.prompt.images import ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.relax import relaxed
 from tinyllm.api.prompt.served import ServedModel
-from tinyllm.api.prompt.tool_words import MAX_LISTED
 from tinyllm.api.prompt.turns import Client, WorkerPools
 from tinyllm.engine.types import Prompt
 from tinyllm.sampler import SamplingParams
@@ -161,7 +161,7 @@ class Planner:
         format, words = answer_format(request, model, tools, first, gone, may_say)
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
-        listed = first if first and len(tools) > MAX_LISTED else tools
+        listed = first if first and len(tools) > MAX_LISTED_TOOLS else tools
         kwargs = request.chat_template_kwargs or {}
         layout = Layout(tuple(listed), think is not None, words, continues, kwargs)
         rendered = conversation.fit(layout, request.truncate_len(dialect), _n_ctx(model))
@@ -308,10 +308,10 @@ class Planner:
                         f"A head must be at most {model.n_heads - 1} for this model.",
                         "trace", "attention", "heads", i, kind="less_than_equal",
                     )  # fmt: skip
-        if n * n_prompt > MAX_PROMPTS:
+        if n * n_prompt > MAX_INSIDE_PROMPT:
             raise invalid(
                 f"{n} × {n_prompt} prompt tokens are too many to look inside; at most "
-                f"{MAX_PROMPTS}.",
+                f"{MAX_INSIDE_PROMPT}.",
                 "trace",
                 field,
             )

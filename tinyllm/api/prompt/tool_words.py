@@ -28,7 +28,6 @@ _RESULTS = (
     ("Set an alarm for 7:30.", "set_alarm", '{"status": "set"}', "Your alarm is set for 7:30."),
 )  # fmt: skip
 _IN_WORDS = "\nAnswer in words."
-MAX_LISTED = 16  # tools; of more, only the likeliest are
 
 
 def calling(chat: Chat, tools: Sequence[Tool]) -> Chat:

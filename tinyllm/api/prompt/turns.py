@@ -15,11 +15,10 @@ from contextlib import asynccontextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
 from tinyllm.api.contract.errors import too_many
+from tinyllm.api.limits import MAX_WAITING
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-MAX_WAITING = 64  # of one caller
 
 
 class Client(Protocol):

@@ -1,0 +1,137 @@
+"""What a flood of one key's does to the only client of another.
+
+    python -m tests.load.fairness --kinds chats prompts
+
+Beside 15 ordinary streams of one key a client with another asks one thing after the other, and the
+seconds until its first token are the yardstick. Then the same beside a hundred clients of one key
+that ask, in all kinds of ways, and ask again at once (after a 429: when they have waited a little).
+Shown for each kind: how many of the client's requests were answered, and the median of its first
+tokens over the yardstick's. The promise: 99 % of them, and at most twice as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.load import servers
+from tests.load.client import fetch
+from tests.load.workload import WORDS
+
+MODEL = "smollm2-135m-instruct"
+CHAT = "/v1/chat/completions"
+NO_END = {"logit_bias": {"2": -100}}
+WARM = 5.0  # seconds of flood before the first look
+Body = Callable[[random.Random], tuple[str, dict[str, Any]]]
+
+
+def _words(rng: random.Random, n: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(n))
+
+
+def _chat(rng: random.Random, n_words: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    said = [{"role": "user", "content": f"Tell a long story about {_words(rng, n_words)}"}]
+    return CHAT, {"model": MODEL, "messages": said, "max_tokens": 100, **NO_END, **more}
+
+
+def _prompts(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    prompts = [_words(rng, 20) for _ in range(128)]
+    return "/v1/completions", {"model": MODEL, "prompt": prompts, "max_tokens": 16, **NO_END}
+
+
+def _look(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    tokens = [rng.randrange(17, 40_000) for _ in range(300)]
+    want = {"lens": 20, "attention": {}, "logits": True}
+    return "/v1/look", {"model": MODEL, "tokens": tokens, "position": 299, "want": want}
+
+
+KINDS: dict[str, Body] = {
+    "chats": lambda rng: _chat(rng, 20),
+    "long": lambda rng: _chat(rng, 2000),
+    "choices": lambda rng: _chat(rng, 20, n=8),
+    "prompts": _prompts,
+    "looks": _look,
+    "traces": lambda rng: _chat(rng, 20, trace={"lens": 5, "candidates": 20}),
+}
+
+
+async def first_token(port: int, rng: random.Random) -> tuple[int, float]:
+    """The polite client's status, and the seconds to its only token."""
+    said = [{"role": "user", "content": f"What is {_words(rng, 2)}?"}]
+    body = json.dumps({"model": MODEL, "messages": said, "max_tokens": 1}).encode()
+    begin = time.perf_counter()
+    status, _, _ = await fetch(port, "POST", CHAT, body, Authorization="Bearer polite")
+    return status, time.perf_counter() - begin
+
+
+async def waits_beside(
+    port: int, clients: int, make: Body, count: int, seed: int
+) -> tuple[list[tuple[int, float]], Counter[int]]:
+    """`count` first tokens beside so many clients of the other key; and what those were told."""
+    told: Counter[int] = Counter()
+
+    rng = random.Random(seed)
+    ready = [(path, json.dumps(body).encode()) for path, body in (make(rng) for _ in range(200))]
+
+    async def flood(rng: random.Random) -> None:
+        while True:
+            path, data = rng.choice(ready)  # made before: a busy client would measure itself
+            status, _, _ = await fetch(port, "POST", path, data, 600, Authorization="Bearer flood")
+            told[status] += 1
+            if status != 200:
+                await asyncio.sleep(0.2)
+
+    jobs = [asyncio.create_task(flood(random.Random(f"{seed}-{i}"))) for i in range(clients)]
+    await asyncio.sleep(WARM)
+    seen = [await first_token(port, rng) for _ in range(count)]
+    for job in jobs:
+        job.cancel()
+    faults = [r for r in await asyncio.gather(*jobs, return_exceptions=True) if r is not None]
+    told[-1] = sum(not isinstance(fault, asyncio.CancelledError) for fault in faults)
+    return seen, +told
+
+
+async def measure(port: int, kinds: Sequence[str], clients: int, count: int) -> None:
+    """Print a line a kind, each with a yardstick of its own, taken just before."""
+    for seed, kind in enumerate(kinds):
+        ordinary, _ = await waits_beside(port, 15, KINDS["chats"], count, seed)
+        await asyncio.sleep(1)
+        flooded, told = await waits_beside(port, clients, KINDS[kind], count, seed + 100)
+        usual = statistics.median(s for _, s in ordinary)
+        median = statistics.median(s for _, s in flooded)
+        served = sum(status == 200 for status, _ in flooded)
+        print(
+            f"{kind:8s} beside 15 streams {usual:.3f} s, beside {clients} clients {median:.3f} s "
+            f"(largest {max(s for _, s in flooded):.3f}), ratio {median / usual:.2f}; "
+            f"{served} of {count} answered; the flood was told {dict(told)}; "
+            f"load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
+        await asyncio.sleep(2)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start a server with two keys, and measure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.load.fairness", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--count", type=int, default=60)
+    args = parser.parse_args(argv)
+    options = ("--model", MODEL, "--api-key", "flood", "--api-key", "polite")
+    with servers.tinyllm(*options) as server:
+        asyncio.run(measure(server.port, args.kinds, args.clients, args.count))
+
+
+if __name__ == "__main__":
+    main()
