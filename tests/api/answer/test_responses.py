@@ -9,6 +9,8 @@ import openai
 import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, O, S
+from tinyllm.api.contract.fields import read
+from tinyllm.api.contract.responses import ResponsesRequest, as_chat
 from tinyllm.api.house.kept_responses import KeptResponses
 from tinyllm.api.limits import MAX_RESPONSES
 
@@ -234,3 +236,28 @@ def test_kept_responses_are_bounded_by_key() -> None:
     assert kept.get("b", "mine") is not None and kept.get("a", "mine") is None
     now[0] = 25 * 3600
     assert kept.get("b", "mine") is None and not kept.delete("b", "mine")
+
+
+def test_items_go_with_their_response() -> None:
+    kept = KeptResponses()
+    item = {"id": "i1", "type": "message"}
+    kept.put("a", {"id": "r1", "output": [item]}, [])  # type: ignore[typeddict-item, list-item]
+    assert kept.item("a", "i1") == item and kept.item("b", "i1") is None
+    assert kept.delete("a", "r1") and kept.item("a", "i1") is None
+
+
+def test_going_on_changes_nothing_that_is_kept() -> None:
+    """A call that comes behind a kept answer with calls isn't added to that answer too."""
+
+    def call(id: str) -> dict[str, Any]:
+        return {"type": "function_call", "call_id": id, "name": "f", "arguments": "{}"}
+
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    history = [{"role": "assistant", "content": None, "tool_calls": calls}]
+    output = {"type": "function_call_output", "call_id": "2", "output": "y"}
+    asked = read(ResponsesRequest, {"model": "m", "input": [call("2"), output]})
+    chat, kept, _ = as_chat(asked, history, lambda id: None, 8192)
+    assert [c["id"] for c in kept[0]["tool_calls"]] == ["1", "2"]
+    assert [c["id"] for c in history[0]["tool_calls"]] == ["1"]
+    assert len(chat.messages) == 2

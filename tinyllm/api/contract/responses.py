@@ -191,7 +191,9 @@ def as_chat(
     """
     turn = Transcript()
     for message in history:
-        turn.add(message)
+        turn.add(dict(message))
+    if turn.messages and turn.messages[-1].get("tool_calls"):  # a call may be added: not to theirs
+        turn.messages[-1]["tool_calls"] = [*turn.messages[-1]["tool_calls"]]
     if isinstance(request.input, str):
         turn.add({"role": "user", "content": request.input}, ("input",))
     else:

@@ -32,11 +32,12 @@ class _OfKey:
     """One key's responses, oldest first."""
 
     responses: OrderedDict[str, KeptResponse] = field(default_factory=OrderedDict)
+    items: dict[str, Any] = field(default_factory=dict)  # of their outputs, by id
     n_bytes: int = 0
 
 
 class KeptResponses:
-    """All kept responses. Used on the event loop's thread alone.
+    """All kept responses. Used on the event loop's thread; `item` from any.
 
     Args:
         clock: seconds, monotonic.
@@ -51,6 +52,7 @@ class KeptResponses:
         own = self._by_key.setdefault(key, _OfKey())
         n_bytes = len(to_json(response)) + len(to_json(messages))
         own.responses[response["id"]] = KeptResponse(response, messages, n_bytes, self._clock())
+        own.items.update((item["id"], item) for item in response["output"])
         own.n_bytes += n_bytes
         while len(own.responses) > MAX_RESPONSES or own.n_bytes > MAX_RESPONSE_BYTES:
             self.delete(key, next(iter(own.responses)))
@@ -70,11 +72,7 @@ class KeptResponses:
     def item(self, key: str, id: str) -> Any | None:
         """An item of a kept response of that key."""
         own = self._by_key.get(key)
-        for kept in reversed(own.responses.values() if own is not None else ()):
-            for item in kept.response["output"]:
-                if item["id"] == id:
-                    return item
-        return None
+        return None if own is None else own.items.get(id)
 
     def delete(self, key: str, id: str) -> bool:
         """Forget a response; False if there was none."""
@@ -82,5 +80,7 @@ class KeptResponses:
         gone = own.responses.pop(id, None) if own is not None else None
         if own is None or gone is None:
             return False
+        for item in gone.response["output"]:
+            own.items.pop(item["id"], None)
         own.n_bytes -= gone.n_bytes
         return True

@@ -178,13 +178,16 @@ class ResponsesShape(Shape[ResponsesRequest]):
                 raise ApiError(400, message, code="previous_response_not_found",
                                loc=("previous_response_id",))  # fmt: skip
             history = before.messages
-        chat, self._messages, places = as_chat(
-            request, history, lambda id: self._kept.item(self._key, id), model.engine.n_ctx
+        chat, self._messages, places = await planner.reading(
+            client, as_chat, request, history, self._kept_item, model.engine.n_ctx
         )
         try:
             return [await planner.chat(chat, dialect, model, score, client)]
         except ApiError as error:
             raise replace_place(error, places) from None
+
+    def _kept_item(self, id: str) -> dict[str, Any] | None:
+        return self._kept.item(self._key, id)
 
     def writer(self, run: Run, created: float, whole: bool) -> Writer:
         return ResponseWriter(run, self._request, created, self._keep)

@@ -36,6 +36,7 @@ from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError, TokenizerError
 
 THINK_OPEN = "<think>\n"
+AROUND = 15  # letters for the control tokens that a template writes around a message
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,17 @@ class Conversation:
 
     def _called_name(self, call_id: str, before: int) -> str:
         """The function that an earlier call of that id named."""
-        for message in reversed(self.messages[:before]):
+        calls = self._calls.get(call_id, ())
+        return next((name for place, name in reversed(calls) if place < before), "tool")
+
+    @cached_property
+    def _calls(self) -> dict[str, list[tuple[int, str]]]:
+        """Id → (message, function) of each call; ids needn't be unique."""
+        calls: dict[str, list[tuple[int, str]]] = {}
+        for i, message in enumerate(self.messages):
             for call in (isinstance(message, AssistantMessage) and message.tool_calls) or ():
-                if call.id == call_id:
-                    return call.function.name
-        return "tool"
+                calls.setdefault(call.id, []).append((i, call.function.name))
+        return calls
 
     # -- making it fit -----------------------------------------------------------------------
 
@@ -222,29 +229,28 @@ class Conversation:
     ) -> tuple[int, Prompt]:
         """How many of the oldest turns have to go at least, and the prompt without them.
 
-        A turn's tokens are nearly those of its texts by themselves: templates put control tokens
-        between messages. So each text is encoded once, which says where to look, and rendering
-        settles it, two or three times where bisecting would render all of it a dozen times.
+        A turn's tokens are about its share of all letters, those that the template writes around a
+        message included. That says where to look, and rendering settles it: a few times, and never
+        more often than bisecting would twice over, whatever the texts and the template are. Only
+        the whole is ever encoded in full.
         """
-        sizes = [sum(self._n_tokens(i) for i in turn) for turn in turns]
-        left, n = n_whole, 0
+        sizes = [sum(map(len, _texts(m))) + AROUND for m in self.messages]
+        total, left, n = sum(sizes), float(n_whole), 0
         while n < len(turns) and left > length:
-            left -= sizes[n]
+            left -= n_whole * sum(sizes[i] for i in turns[n]) / total
             n += 1
-        prompt = self._without(turns[:n], layout)
-        while len(prompt.tokens) > length and n < len(turns):
-            n += 1
+        low, high, step = 0, len(turns), 1  # `low` is known to be too few, `high` is all there is
+        cut: Prompt | None = None  # without `high`, once it was rendered
+        while cut is None or high - low > 1:
             prompt = self._without(turns[:n], layout)
-        while n > 1:  # what templates write counts too, so perhaps fewer will do
-            longer = self._without(turns[: n - 1], layout)
-            if len(longer.tokens) > length:
-                break
-            n, prompt = n - 1, longer
-        return n, prompt
-
-    def _n_tokens(self, index: int) -> int:
-        """The tokens of a message's texts, by themselves."""
-        return len(self.model.tokenizer.encode("\n".join(_texts(self.messages[index]))))
+            if len(prompt.tokens) <= length or n == len(turns):
+                high, cut, n = n, prompt, n - step
+            else:
+                low, n = n, n + step
+            step *= 2
+            if not low < n < high:
+                n = (low + high) // 2 if high - low > 1 else high
+        return high, cut
 
     def _without(self, turns: Sequence[Sequence[int]], layout: Layout) -> Prompt:
         gone = {i for turn in turns for i in turn}

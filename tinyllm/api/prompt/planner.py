@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from tinyllm.sampler import SamplingParams
 if TYPE_CHECKING:
     from tinyllm.api.house.settings import Settings
 
+P = ParamSpec("P")
+Made = TypeVar("Made")
+
 
 class Planner:
     """Makes plans for one app.
@@ -50,6 +53,12 @@ class Planner:
         self._settings = settings
         self._images = images
         self._pools = pools
+
+    async def reading(
+        self, client: Client, work: Callable[P, Made], *args: P.args, **kwargs: P.kwargs
+    ) -> Made:
+        """`work(*args)` where large bodies are read: off the event loop, callers in turn."""
+        return await self._pools.reading.run(client.share, work, *args, **kwargs)
 
     # -- a conversation ----------------------------------------------------------------------
 
