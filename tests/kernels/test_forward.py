@@ -7,13 +7,14 @@ import pytest
 
 from tests.tiny_compiled import tiny_compiled
 from tinyllm.kernels import forward
-from tinyllm.kernels.threads import COUNT_BITS, REGIONS, WORD
+from tinyllm.kernels.threads import COUNT_BITS, N_REGIONS, REGIONS, WORD
 from tinyllm.runner import Segment
 
 
 def regions_used(control: np.ndarray, n_threads: int, job: int) -> set[int]:
     """The regions whose last word, how many chunks are done, belongs to this job."""
-    done = control.reshape(-1, WORD)[REGIONS:, 0].reshape(-1, n_threads + 1)[:, n_threads]
+    words = control[REGIONS * WORD :][: (n_threads + 1) * control[N_REGIONS] * WORD : WORD]
+    done = words.reshape(-1, n_threads + 1)[:, n_threads]
     return set(np.flatnonzero(done >> COUNT_BITS == job).tolist())
 
 
@@ -40,6 +41,7 @@ def test_too_little_room_is_an_error() -> None:
     """… and not a wait for ever."""
     model = tiny_compiled("q8", threads=1)
     model.forward([1], model.new_cache())  # leaves a batch of one row behind
-    short = model._team.control[: -(model.threads + 1) * WORD]
+    short = model._team.control.copy()
+    short[N_REGIONS] -= 1
     with pytest.raises(IndexError, match="more regions"):
         forward.run(0, 2, short, *model._arguments)

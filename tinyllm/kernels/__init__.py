@@ -10,6 +10,7 @@ To read the compiled path, in this order:
     processor.py       kinds of processor, and all that differs by kind
     dispatch.py        picks the kernels
     threads.py         a team of threads that walks through regions of work together
+    timeline.py        what each thread of a team did when, measured
     arrays.py          all arrays of a forward pass by name
     forward.py         the whole forward pass, region by region; attention.py its hardest part
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout

@@ -10,6 +10,9 @@ later region claimed. And since a chunk computes whole outputs, who does it can'
 A counter is one 64-bit word, (job << 24 | count): a new job finds the words of the last one and
 takes them for zero, so that nothing needs resetting while a late thread may still look at it.
 
+A job can be timed: each thread then writes down when it came to a region, when it found no more
+chunks and when the region was over (`timeline.py` reads that).
+
 Waiting spins for some microseconds, which is what a region takes when all cores are ours, and then
 sleeps for short times, so that the scheduler can give the core to the thread that is waited for.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -49,6 +53,14 @@ SLEEPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until 
 # that thread's own are claimed, and one more, how many of all are done.
 JOB = 0  # even: that job is running; odd: none is
 REGIONS = 1
+# In the rest of the job's line of the cache, which isn't written while one runs:
+N_REGIONS = 1  # how many regions there are words for
+TIMES = 2  # where times are written, 0: nowhere
+
+# What is written of a region, int64s: nanoseconds when a thread came, when it had no more to do and
+# when the region was over, and how many of its chunks it did. Thread by thread, region by region.
+CAME, DID, LEFT, CHUNKS = range(4)
+NOTES = 4
 
 
 # --- atomic operations --------------------------------------------------------------------------
@@ -96,6 +108,11 @@ def _word(context: Any, builder: Any, signature: Any, array: Any, index: Any) ->
     """Pointer to a counter."""
     data = context.make_array(signature.args[0])(context, builder, value=array).data
     return builder.gep(data, [index])
+
+
+def _clock() -> int:
+    """Nanoseconds since some moment, as `time.monotonic_ns`."""
+    return time.monotonic_ns()
 
 
 @_operation(_load)
@@ -160,6 +177,24 @@ def sleep(typing_context, microseconds):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@_operation(_clock)
+def clock(typing_context):  # type: ignore[no-untyped-def]
+    del typing_context
+    i32, i64 = ir.IntType(32), ir.IntType(64)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        del context, signature, values
+        # The clocks that Python's is: Linux's CLOCK_MONOTONIC, macOS's CLOCK_UPTIME_RAW.
+        which = i32(8) if "darwin" in builder.module.triple else i32(1)
+        with builder.goto_entry_block():
+            moment = builder.alloca(i64, 2)  # seconds, nanoseconds
+        call(builder, "clock_gettime", i32, which, moment)
+        seconds, rest = (builder.load(builder.gep(moment, [i32(i)])) for i in range(2))
+        return builder.add(builder.mul(seconds, i64(1_000_000_000)), rest)
+
+    return types.int64(), codegen
 
 
 # --- regions ------------------------------------------------------------------------------------
@@ -241,15 +276,24 @@ def chunks(worker: Worker, region: int, n_chunks: int) -> Iterator[int]:
     Raises:
         IndexError: the team was made for fewer regions.
     """
-    if (REGIONS + (worker.n_threads + 1) * (region + 1)) * WORD > worker.control.shape[0]:
+    n_regions, notes = worker.control[N_REGIONS], worker.control[TIMES]
+    if region >= n_regions:
         raise IndexError("a job has more regions than its team was made for")
+    if notes > 0:
+        notes += (worker.thread * n_regions + region) * NOTES
+        worker.control[notes + CAME] = clock()
     mine = 0
     chunk = next_chunk(worker, region, n_chunks)
     while chunk >= 0:
         yield chunk
         mine += 1
         chunk = next_chunk(worker, region, n_chunks)
+    if notes > 0:
+        worker.control[notes + DID] = clock()
     end_region(worker, region, n_chunks, mine)
+    if notes > 0:
+        worker.control[notes + LEFT] = clock()
+        worker.control[notes + CHUNKS] = mine
 
 
 @part
@@ -314,8 +358,11 @@ class Team:
         if n_threads < 1:
             raise ValueError(f"threads must be at least 1, not {n_threads}")
         self.n_threads = n_threads
-        self.control = np.zeros((REGIONS + (n_threads + 1) * n_regions) * WORD, np.int64)
+        times = (REGIONS + (n_threads + 1) * n_regions) * WORD
+        self.control = np.zeros(times + n_threads * n_regions * NOTES, np.int64)
         self.control[JOB * WORD] = 1
+        self.control[N_REGIONS] = n_regions
+        self._times = self.control[times:].reshape(n_threads, n_regions, NOTES)
         self._job = 0
         self._called = threading.Condition()
         self._callers = threading.local()
@@ -337,6 +384,17 @@ class Team:
             self._job += 2
             self._called.notify_all()
         self._work(0, self._job)
+
+    def note_times(self, noted: bool) -> Array:
+        """From now on, or no longer, write down when threads come to regions, and leave them.
+
+        Returns:
+            (threads, regions, NOTES) int64, all zeros; what is written stands there. A region that
+            a job leaves out stays as it was.
+        """
+        self.control[TIMES] = self.control.size - self._times.size if noted else 0
+        self._times[:] = 0
+        return self._times
 
     def close(self) -> None:
         """Let the helpers end."""

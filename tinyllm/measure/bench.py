@@ -33,6 +33,7 @@ from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.paged import PagedCache
 from tinyllm.measure import machine
 from tinyllm.measure.ops import time_operations
+from tinyllm.measure.profile import print_profile, profile
 from tinyllm.runner import Segment
 
 PROMPT_CONTEXT = 16  # tokens before the first that is timed, unless asked otherwise
@@ -51,6 +52,7 @@ class BenchOptions:
     context: int = PROMPT_CONTEXT
     rounds: int = 7
     busy: bool = False  # once more with another process keeping one core busy
+    profile: bool = False  # each operation within a call, too
     peer: Path | None = None  # llama-bench
     peer_models: list[Path] = field(default_factory=list)
 
@@ -116,6 +118,10 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
             result["share_of_peak"] = operations * speeds["prefill"] / peak[kind]
     progress("each operation by itself")
     result["operations"] = time_operations(model, limit, peak.get(kind))
+    if options.profile:
+        progress("where the time goes")
+        limits = {"bandwidth": limit, **({"peak": peak[kind]} if kind in peak else {})}
+        result["profile"] = profile(model, options.context, options.rounds, limits)
     if options.busy:
         progress("beside a busy core")
         result["decode_beside_a_busy_core_tokens_per_s"] = beside_busy(model, options)
@@ -282,6 +288,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
             f"{op['gop_per_s']:.0f}", peak,
         )  # fmt: skip
     console.print(table)
+    for name, call in result.get("profile", {}).items():
+        print_profile(name, call, console)
     for name, peer in result.get("peers", {}).items():
         for what in ("decode", "prefill"):
             if f"{what}_ratio" in peer:

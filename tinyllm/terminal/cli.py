@@ -291,6 +291,7 @@ def bench(
     ] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are reported")] = 7,
     busy: Annotated[bool, typer.Option(help="Also beside one busy core")] = False,
+    profile: Annotated[bool, typer.Option(help="Also where a call's time goes")] = False,
     peer: Annotated[
         str | None, typer.Option(help="llama-bench=PATH, timed turn by turn with ours")
     ] = None,
@@ -311,8 +312,9 @@ def bench(
     folder = _language_model(model)
     dtype = own_format(folder) if dtype == "auto" else dtype
     options = benchmark.BenchOptions(
-        dtype, threads, prefill, decode, batch, context, rounds, busy, program, peer_model or []
-    )
+        dtype, threads, prefill, decode, batch, context, rounds, busy, profile, program,
+        peer_model or [],
+    )  # fmt: skip
     console = Console(stderr=True)
     with console.status("loading") as status:
         result = benchmark.run(folder, options, status.update)
