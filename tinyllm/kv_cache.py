@@ -61,15 +61,22 @@ class KVCache:
         config: the model's shape.
         capacity: tokens to make room for, at most `config.max_seq_len`.
         dtype: float32, or float64 for checks.
+        context: how long the sequence may become, which some families' rotary angles hang on
+            (longrope); default: the capacity. A copy of a part keeps it: its keys are turned so.
     """
 
     def __init__(
-        self, config: ModelConfig, capacity: int | None = None, dtype: Any = np.float32
+        self,
+        config: ModelConfig,
+        capacity: int | None = None,
+        dtype: Any = np.float32,
+        context: int | None = None,
     ) -> None:
         capacity = config.max_seq_len if capacity is None else capacity
         if not 0 <= capacity <= config.max_seq_len:
             raise ValueError(f"capacity must be 0 … {config.max_seq_len} tokens, not {capacity}")
         self.config = config
+        self.context = capacity if context is None else context
         shape = (config.n_layers, capacity, config.n_kv_heads, config.head_dim)
         self._k: NDArray[np.floating[Any]] = np.zeros(shape, dtype)
         self._v: NDArray[np.floating[Any]] = np.zeros(shape, dtype)
@@ -172,7 +179,7 @@ class KVCache:
         capacity = self.capacity if capacity is None else capacity
         if capacity < length:
             raise ValueError(f"capacity {capacity} can't hold the {length} tokens of a fork")
-        twin = KVCache(self.config, capacity, self._k.dtype)
+        twin = KVCache(self.config, capacity, self._k.dtype, self.context)
         twin._k[:, :length] = self._k[:, :length]
         twin._v[:, :length] = self._v[:, :length]
         twin._length = length

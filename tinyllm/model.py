@@ -181,14 +181,14 @@ class Model:
         q, k, v = tap(f"{hook}.hook_q", q), tap(f"{hook}.hook_k", k), tap(f"{hook}.hook_v", v)
 
         if cfg.qk_norm != "no" and not cfg.qk_norm_last:
-            q, k = self._norm_heads(layer, q, k)
+            q, k = self._norm_heads(layer, q, k, tap)
         if cfg.qkv_clip is not None:
             q, k, v = (np.clip(heads, -cfg.qkv_clip, cfg.qkv_clip) for heads in (q, k, v))
         if rotation.turns:
             q = tap(f"{hook}.hook_rot_q", rotation.turn(q))
             k = tap(f"{hook}.hook_rot_k", rotation.turn(k))
         if cfg.qk_norm != "no" and cfg.qk_norm_last:
-            q, k = self._norm_heads(layer, q, k)
+            q, k = self._norm_heads(layer, q, k, tap)
         keys, values = cache.append(layer, k, v)  # (S, n_kv_heads, head_dim) each
 
         scores = ops.attention_scores(
@@ -206,7 +206,7 @@ class Model:
     def _mlp(self, layer: int, x: Array, tap: Tap) -> Array:
         """down(act(gate(x)) · up(x)), or down(act(up(x))), or experts; (T, dim) → (T, dim)."""
         if self.config.layer(layer).experts:
-            return self._experts(layer, x)
+            return self._experts(layer, x, tap)
         mlp, hook = f"model.layers.{layer}.mlp", f"blocks.{layer}.mlp"
         if self.config.gated:
             gate = tap(f"{hook}.hook_pre", self.linear(f"{mlp}.gate_proj", x))
@@ -217,23 +217,31 @@ class Model:
         post = tap(f"{hook}.hook_post", post)  # (T, hidden_dim)
         return self.linear(f"{mlp}.down_proj", post)
 
-    def _experts(self, layer: int, x: Array) -> Array:
+    def _experts(self, layer: int, x: Array, tap: Tap) -> Array:
         """Each token's k best experts, weighted; only chosen experts' weights are touched."""
-        mlp = f"model.layers.{layer}.mlp"
+        mlp, hook = f"model.layers.{layer}.mlp", f"blocks.{layer}.mlp"
         experts = self.config.experts
         assert experts is not None
-        scores = self.linear(f"{mlp}.router", x)  # (T, n)
-        chosen, weights = ops.choose_experts(scores, experts.k, experts.weights == "normalised")
-        out = np.zeros_like(x)
-        for e in np.unique(chosen):
-            rows, place = np.nonzero(chosen == e)  # the tokens that chose it, and as which of k
-            own = f"{mlp}.experts.{e}"
-            gate, up = (
-                self.linear(f"{own}.gate_proj", x[rows]),
-                self.linear(f"{own}.up_proj", x[rows]),
-            )
-            y = self.linear(f"{own}.down_proj", self._gated(gate, up))
-            out[rows] += weights[rows, place, None] * y
+        scores = tap(f"{hook}.hook_router", self.linear(f"{mlp}.router", x))  # (T, n)
+        weights = ops.expert_weights(scores, experts.k, experts.weights == "normalised")
+        weights = tap(f"{hook}.hook_expert_weights", weights)  # (T, n): 0 where not chosen
+        chosen = ops.largest(weights, experts.k)  # (T, k), best first
+
+        def through(matrix: str, rows: Array) -> Array:
+            """Each token's k rows, (T, k, in), each through its own expert's matrix."""
+            width = self.config.dim if matrix == "down_proj" else experts.hidden_dim
+            out = np.empty((*chosen.shape, width), x.dtype)
+            for e in np.unique(chosen):
+                out[chosen == e] = self.linear(f"{mlp}.experts.{e}.{matrix}", rows[chosen == e])
+            return out
+
+        rows = np.broadcast_to(x[:, None], (*chosen.shape, x.shape[-1]))
+        gate = tap(f"{hook}.experts.hook_pre", through("gate_proj", rows))
+        up = tap(f"{hook}.experts.hook_pre_linear", through("up_proj", rows))
+        post = tap(f"{hook}.experts.hook_post", self._gated(gate, up))  # (T, k, its hidden_dim)
+        y = tap(f"{hook}.experts.hook_out", through("down_proj", post))  # (T, k, dim)
+        share = np.take_along_axis(weights, chosen, axis=-1)
+        out: Array = (share[..., None] * y).sum(axis=1, dtype=x.dtype)
         return out
 
     # The parts that those are made of -----------------------------------------------------------
@@ -260,16 +268,17 @@ class Model:
         logits = scaled(logits if bias is None else logits + bias, cfg.logit_scale)
         return logits if cfg.logit_cap is None else ops.soft_cap(logits, cfg.logit_cap)
 
-    def _norm_heads(self, layer: int, q: Array, k: Array) -> tuple[Array, Array]:
+    def _norm_heads(self, layer: int, q: Array, k: Array, tap: Tap) -> tuple[Array, Array]:
         """Queries and keys, each head normed by itself or all together; (T, heads, head_dim)."""
-        proj = f"model.layers.{layer}.self_attn"
+        proj, hook = f"model.layers.{layer}.self_attn", f"blocks.{layer}.attn"
 
         def normed(x: Array, name: str) -> Array:
             whole = self.config.qk_norm == "whole"
             rows = x.reshape(len(x), -1) if whole else x
             return self.norm(f"{proj}.{name}", rows).reshape(x.shape)
 
-        return normed(q, "q_norm"), normed(k, "k_norm")
+        q = tap(f"{hook}.q_norm.hook_normalized", normed(q, "q_norm"))
+        return q, tap(f"{hook}.k_norm.hook_normalized", normed(k, "k_norm"))
 
     def _gated(self, gate: Array, up: Array) -> Array:
         """act(gate) · up, (T, hidden_dim)."""
@@ -302,7 +311,7 @@ class Model:
         kinds = {cfg.layer(i).rotary for i in range(cfg.n_layers)} - {"none"}
         for kind in kinds:
             own = cfg.local() if kind == "local" else cfg
-            cos, sin = ops.rope_tables(own.for_context(cache.capacity), positions, dtype)
+            cos, sin = ops.rope_tables(own.for_context(cache.context), positions, dtype)
             tables[kind] = Rotation(cos, sin, grown, cfg.rope_pairs == "neighbours")
         return tables
 
@@ -344,9 +353,10 @@ class Model:
             )
         return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 
-    def new_cache(self, capacity: int | None = None) -> KVCache:
-        """An empty contiguous cache of the weights' own precision."""
-        return KVCache(self.config, capacity, self.weights["model.embed_tokens.weight"].dtype)
+    def new_cache(self, capacity: int | None = None, context: int | None = None) -> KVCache:
+        """An empty contiguous cache of the weights' own precision; lengths as in `KVCache`."""
+        dtype = self.weights["model.embed_tokens.weight"].dtype
+        return KVCache(self.config, capacity, dtype, context)
 
     def forward_batch(self, segments: Sequence[Segment]) -> list[NDArray[np.float32]]:
         """The `Runner` protocol: one segment after the other."""

@@ -15,12 +15,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tinyllm import model as model_module
-from tinyllm.config import ModelConfig
-from tinyllm.errors import ConfigError, HookError
+from tinyllm.errors import ConfigError
 from tinyllm.inside.display import explanation_html
 from tinyllm.inside.formulas import Entry, Term, Worked
 from tinyllm.inside.points import match_names, points_by_name
 from tinyllm.inside.replay import check_index
+
+HEADS = ("n_heads", "n_kv_heads", "k_experts")
 
 if TYPE_CHECKING:
     from tinyllm.inside.rerun import Rerun
@@ -89,8 +90,8 @@ def explain(
     Args:
         rerun: the forward.
         name: a hook point.
-        head: for arrays with a head axis (key/value heads at hook_k, hook_rot_k and hook_v);
-            default 0.
+        head: for arrays with a head axis (key/value heads at hook_k, hook_rot_k and hook_v), or,
+            within experts, which of the token's chosen, the best first; default 0.
         key: for scores and patterns: the position that is looked at; default: the one that gets
             most.
         dim: the last index of other arrays; default 0.
@@ -100,7 +101,6 @@ def explain(
         ValueError: an index that is out of range, or that this array doesn't have.
     """
     model = rerun.model
-    check_formulas_hold(model.config)
     activations = rerun.replay.activations
     (name,) = match_names(model.config, [name])
     point = points_by_name(model.config)[name]
@@ -112,7 +112,7 @@ def explain(
         if axis == "T":
             index.append(-1)
             continue
-        what = "head" if axis in ("n_heads", "n_kv_heads") else "key" if axis == "S" else "dim"
+        what = "head" if axis in HEADS else "key" if axis == "S" else "dim"
         value = given.pop(what)
         if value is None:
             value = int(array[index[0], -1].argmax()) if what == "key" else 0
@@ -132,9 +132,11 @@ def explain(
             values=rerun.values,
             tokens=rerun.tokens,
             texts=rerun.texts,
+            context=rerun.context,
             layer=point.layer,
+            suffix=point.kind.suffix,
             tensor=point.tensor,
-            per_head="head_dim" in point.axes,
+            per_head="head_dim" in point.axes or "k_experts" in point.axes,
             head=where.get("head", 0),
             key=where.get("key", 0),
             dim=where.get("dim", 0),
@@ -150,19 +152,10 @@ def explain(
         recomputed=worked.value,
         source=point.source,
         line=source_line(point.source),
-        tensor=point.tensor,
+        tensor=worked.tensor or point.tensor,
         kernel=kernel_value(rerun, worked),
         terms=worked.terms,
     )
-
-
-def check_formulas_hold(config: ModelConfig) -> None:
-    """Raise HookError for a family whose formulas aren't a Llama's."""
-    if beyond := config.beyond_llama():
-        raise HookError(
-            f"explain knows a Llama's formulas; this {config.family} differs in "
-            f"{', '.join(beyond)}: look at the array itself with run_with_cache"
-        )
 
 
 def kernel_value(rerun: Rerun, worked: Worked) -> float | None:

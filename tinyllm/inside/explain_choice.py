@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyllm import sampler as sampler_module
 from tinyllm.distribution import Distribution
-from tinyllm.inside.explain import Explanation, check_formulas_hold, kernel_value
+from tinyllm.inside.explain import Explanation, kernel_value
 from tinyllm.inside.formulas import Term, Worked, short, softmax_share, weighted_sum
 from tinyllm.inside.points import FINAL
 from tinyllm.inside.replay import check_index
@@ -45,7 +45,6 @@ def explain_choice(rerun: Rerun, distribution: Distribution, name: str, token: i
     check_index("token", token, len(distribution.logits))
     token %= len(distribution.logits)
     if name == "logits":
-        check_formulas_hold(rerun.model.config)
         worked, value = _logit(rerun, token), float(rerun.replay.logits[token])
         source = _line_of(Model.unembed)
     elif name in ("p_raw", "p"):
@@ -83,13 +82,24 @@ def _logit(rerun: Rerun, token: int) -> Worked:
     opens = [{"name": FINAL, "dim": j} for j in range(len(x))]
     filled, terms = weighted_sum([f"j={j}" for j in range(len(x))], x, head[token].astype(float),
                                  opens)  # fmt: skip
-    return Worked(
-        f"Σⱼ x[j] · unembedding[{token}, j]",
-        filled,
-        float(x @ head[token].astype(np.float64)),
-        terms,
-        lambda k, dtype: k.product(head, token, x.astype(np.float32), dtype),
-    )
+    formula, value = f"Σⱼ x[j] · unembedding[{token}, j]", float(x @ head[token].astype(np.float64))
+    config = rerun.model.config
+    if (bias := rerun.model.weights.get("lm_head.bias")) is not None:
+        own = float(bias[token])
+        terms = sorted([*terms, Term("bias", short(own), own)], key=lambda term: -abs(term.value))
+        value, formula, filled = value + own, f"{formula} + bias", f"{filled} + {short(own)}"
+    if config.logit_scale != 1.0:
+        value, formula = value * config.logit_scale, f"({formula}) · logit scale"
+        filled = f"({filled}) · {short(config.logit_scale)}"
+    if (cap := config.logit_cap) is not None:
+        value, formula = cap * math.tanh(value / cap), f"cap · tanh({formula} / cap)"
+        filled = f"{short(cap)} · tanh(({filled}) / {short(cap)})"
+    plain = bias is None and config.logit_scale == 1.0 and config.logit_cap is None
+
+    def kernel(k: Any, dtype: str) -> float:
+        return float(k.product(head, token, x.astype(np.float32), dtype))
+
+    return Worked(formula, filled, value, terms, kernel if plain else None)
 
 
 def _probability(

@@ -2,7 +2,9 @@
 
 A formula takes an `Entry` (one number of one activation, with whatever it may be made of) and gives
 it in symbols, with the values put in, as a result, and as its terms. A term that is a number of the
-forward pass itself says which, so that it can be explained next.
+forward pass itself says which, so that it can be explained next. What a family changes is read off
+its configuration, as model.py does it. Here are the residual stream, norms and products;
+`formulas_attention` and `formulas_mlp` have the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import reference as ops
 from tinyllm.runner import Array
 
 SHOWN_TERMS = 4
@@ -48,7 +49,9 @@ class Worked:
     filled: str
     value: float
     terms: list[Term] = field(default_factory=list)
-    kernel: Callable[[Any, str], float] | None = None  # of the module one_entry, and a format
+    # Of the module one_entry, and a format; None where a family has more than the Llama's formula.
+    kernel: Callable[[Any, str], float] | None = None
+    tensor: str = ""  # in place of the point's own
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,14 @@ class Entry:
         config, weights: the model's.
         activations: by hook point, of the newest position alone (T = 1).
         keys, values: of one layer and all positions, (S, n_kv_heads, head_dim): the cache's.
+        context: how long the sequence may become: longrope's angles hang on it.
         tokens: up to the newest.
         texts: all tokens, for display.
         layer: None at a point outside of layers.
+        suffix: the point's name within the layer.
         tensor: the checkpoint's tensor at this point.
         per_head: whether the array has an axis of heads.
+        head: which; or, within experts, which of the token's chosen, the best first.
     """
 
     config: ModelConfig
@@ -71,9 +77,11 @@ class Entry:
     activations: Mapping[str, Array]
     keys: Callable[[int], Array]
     values: Callable[[int], Array]
+    context: int
     tokens: Sequence[int]
     texts: Sequence[str]
     layer: int | None
+    suffix: str
     tensor: str
     per_head: bool
     head: int
@@ -94,6 +102,10 @@ class Entry:
         """An activation of the same layer."""
         return suffix if self.layer is None else f"blocks.{self.layer}.{suffix}"
 
+    def in_layer(self, stem: str) -> str:
+        """A tensor of the same layer, without its end."""
+        return f"model.layers.{self.layer}.{stem}"
+
     def row(self, suffix: str) -> NDArray[np.float64]:
         """One that counts positions first, at the newest: (…)."""
         row: NDArray[np.float64] = self.activations[self.name(suffix)][-1].astype(np.float64)
@@ -108,14 +120,22 @@ class Entry:
         """The checkpoint's tensor at this point."""
         return self.weights[self.tensor]
 
-    def attended(self) -> tuple[Array, Array, Array]:
-        """The query, (head_dim,), and all keys and values it sees, (S, head_dim)."""
-        assert self.layer is not None
-        return (
-            self.activations[self.name("attn.hook_rot_q")][-1, self.head],
-            self.keys(self.layer)[:, self.kv_head],
-            self.values(self.layer)[:, self.kv_head],
-        )
+    def bias(self, stem: str) -> Array | None:
+        """A product's or norm's bias, where the family has one."""
+        return self.weights.get(f"{stem}.bias")
+
+    @property
+    def read_by_attention(self) -> str:
+        """What queries, keys and values are made of."""
+        return "ln1.hook_normalized" if self.config.norm_before else "hook_resid_pre"
+
+    @property
+    def read_by_mlp(self) -> str:
+        """What the MLP reads: normed by its own norm, by attention's, or not."""
+        if self.config.parallel == "one norm" or not self.config.norm_before:
+            serial = self.config.parallel == "no"
+            return "hook_resid_mid" if serial else self.read_by_attention
+        return "ln2.hook_normalized"
 
     def at_key(self, position: int) -> str:
         """A position with its token, as a label."""
@@ -126,11 +146,15 @@ Formula = Callable[[Entry], Worked]
 
 
 def embedded(e: Entry) -> Worked:
-    """A row of the embedding table."""
-    value, table = float(e.row("hook_embed")[e.dim]), e.weight()
-    token = e.tokens[-1]
-    if value != table[token, e.dim]:  # an image's row, or a hook's
-        return Worked("a row in place of E[token]", short(value), value)
+    """A row of the embedding table, times the family's multiplier."""
+    array, table = e.activations["hook_embed"][-1], e.weight()
+    token, value, factor = e.tokens[-1], float(array[e.dim]), e.config.embedding_scale
+    own = table[token, e.dim]
+    if value != float(own if factor == 1.0 else own * array.dtype.type(factor)):
+        return Worked("a row in place of E[token]", short(value), value)  # an image's, or a hook's
+    if factor != 1.0:
+        filled = f"E[{token}, {e.dim}] · {short(factor)}"
+        return Worked("E[token, dim] · embedding scale", filled, float(own) * factor)
 
     def kernel(k: Any, dtype: str) -> float:
         return float(k.embedding(table, token, e.dim, dtype))
@@ -139,177 +163,162 @@ def embedded(e: Entry) -> Worked:
 
 
 def carried(e: Entry) -> Worked:
-    """What the layer before has left."""
+    """What the layer before has left; into the first one, learned positions are added."""
     before = f"blocks.{e.layer - 1}.hook_resid_post" if e.layer else "hook_embed"
     value = float(e.activations[before][-1, e.dim])
-    term = Term(before, short(value), value, {"name": before, "dim": e.dim})
-    return Worked(before, short(value), value, [term])
+    terms = [Term(before, short(value), value, {"name": before, "dim": e.dim})]
+    if e.layer or not e.config.learned_positions:
+        return Worked(before, short(value), value, terms)
+    place = float(e.weights["model.embed_positions.weight"][e.position, e.dim])
+    terms.append(Term("position", short(place), place))
+    filled = f"{short(value)} + P[{e.position}, {e.dim}]"
+    terms.sort(key=lambda term: -abs(term.value))
+    return Worked("embed + P[position, dim]", filled, value + place, terms)
 
 
-def added(old: str, new: str) -> Formula:
-    """The residual stream, and what a part adds to it."""
-
-    def work(e: Entry) -> Worked:
-        a, b = float(e.row(old)[e.dim]), float(e.row(new)[e.dim])
-        names = [suffix.removeprefix("hook_") for suffix in (old, new)]
-        terms = [
-            Term(name, short(x), x, {"name": e.name(suffix), "dim": e.dim})
-            for name, suffix, x in zip(names, (old, new), (a, b), strict=True)
-        ]
-        terms.sort(key=lambda term: -abs(term.value))
-        filled = f"{short(a)} + {short(b)}"
-        return Worked(" + ".join(names), filled, a + b, terms, lambda k, dtype: k.added(a, b))
-
-    return work
+def added(e: Entry) -> Worked:
+    """The residual stream, and what a part adds to it; two parts where they are side by side."""
+    if e.suffix == "hook_resid_mid":
+        suffixes = ["hook_resid_pre", "hook_attn_out"]
+    elif e.config.parallel == "no":
+        suffixes = ["hook_resid_mid", "hook_mlp_out"]
+    else:
+        suffixes = ["hook_resid_pre", "hook_attn_out", "hook_mlp_out"]
+    parts = [float(e.row(suffix)[e.dim]) for suffix in suffixes]
+    names = [suffix.removeprefix("hook_") for suffix in suffixes]
+    terms = [
+        Term(name, short(x), x, {"name": e.name(suffix), "dim": e.dim})
+        for name, suffix, x in zip(names, suffixes, parts, strict=True)
+    ]
+    terms.sort(key=lambda term: -abs(term.value))
+    filled = " + ".join(short(x) for x in parts)
+    kernel = (lambda k, dtype: k.added(*parts)) if len(parts) == 2 else None
+    return Worked(" + ".join(names), filled, sum(parts), terms, kernel)
 
 
 def normed(stream: str) -> Formula:
-    """RMS norm of the residual stream; "" is what the last layer leaves."""
+    """The family's norm of the residual stream; "" is what the last layer leaves."""
 
     def work(e: Entry) -> Worked:
-        name = e.name(stream)
         if e.layer is None:
-            name = f"blocks.{e.config.n_layers - 1}.hook_resid_post"
+            name, stem = f"blocks.{e.config.n_layers - 1}.hook_resid_post", "model.norm"
+        else:
+            side_by_side = e.config.parallel != "no" and stream == "hook_resid_mid"
+            name = e.name("hook_resid_pre" if side_by_side else stream)
+            stem = e.in_layer("input_layernorm")
+            if e.suffix == "ln2.hook_normalized":
+                stem = e.in_layer("post_attention_layernorm")
         x = e.activations[name][-1].astype(np.float64)
-        eps, weight = e.config.norm_eps, e.weight()
-        w, mean_square = float(weight[e.dim]), float((x**2).mean())
-        value = float(x[e.dim]) / math.sqrt(mean_square + eps) * w
-        filled = f"{short(x[e.dim])} / √({short(mean_square)} + {eps:g}) · {short(w)}"
+        weight, eps = e.weights.get(f"{stem}.weight"), e.config.norm_eps
+        norm = Norm(e.config, weight, e.bias(stem))
+        value, filled = norm.of(x, e.dim)
         opens = {"name": name, "dim": e.dim}
-        return Worked(
-            "x / √(mean(x²) + eps) · w",
-            filled,
-            value,
-            [Term(f"x[{e.dim}]", filled, value, opens)],
-            lambda k, dtype: k.norm(x.astype(np.float32), weight, eps, e.dim),
-        )
+        kernel = None
+        if e.config.norm == "rms" and weight is not None:
+            kernel = lambda k, dtype: k.norm(x.astype(np.float32), weight, eps, e.dim)  # noqa: E731
+        term = Term(f"x[{e.dim}]", filled, value, opens)
+        return Worked(norm.formula, filled, value, [term], kernel)
 
     return work
 
 
-def projected(source: str) -> Formula:
-    """A row of a weight matrix times a vector."""
+@dataclass(frozen=True)
+class Norm:
+    """A family's norm, for one entry at a time."""
+
+    config: ModelConfig
+    weight: Array | None
+    bias: Array | None
+
+    @property
+    def formula(self) -> str:
+        """In symbols."""
+        rms = self.config.norm == "rms"
+        told = "x / √(mean(x²) + eps)" if rms else "(x − mean(x)) / √(var(x) + eps)"
+        return told + (" · w" if self.weight is not None else "") + (
+            " + b" if self.bias is not None else "")  # fmt: skip
+
+    def of(self, x: NDArray[np.float64], i: int) -> tuple[float, str]:
+        """Entry i of the norm of x, (n,), and its formula with the values put in."""
+        mean = 0.0 if self.config.norm == "rms" else float(x.mean())
+        square, eps = float(((x - mean) ** 2).mean()), self.config.norm_eps
+        value = (float(x[i]) - mean) / math.sqrt(square + eps)
+        top = short(x[i]) if self.config.norm == "rms" else f"({short(x[i])} − {short(mean)})"
+        filled = f"{top} / √({short(square)} + {eps:g})"
+        if self.weight is not None:
+            w = float(self.weight.reshape(-1)[i])
+            value, filled = value * w, f"{filled} · {short(w)}"
+        if self.bias is not None:
+            b = float(self.bias.reshape(-1)[i])
+            value, filled = value + b, f"{filled} + {short(b)}"
+        return value, filled
+
+
+def projected(e: Entry) -> Worked:
+    """A row of a weight matrix times what attention or the MLP reads."""
+    source = e.read_by_attention if e.suffix.startswith("attn.") else e.read_by_mlp
+    x = e.row(source)
+    row = e.dim + (e.head * e.config.head_dim if e.per_head else 0)
+    opens = [indexed(e.name(source), x.shape, j) for j in range(len(x))]
+    return product(e, e.tensor.removesuffix(".weight"), row, x, opens)
+
+
+def product(
+    e: Entry,
+    stem: str,
+    row: int,
+    x: NDArray[np.float64],
+    opens: Sequence[Mapping[str, Any]],
+) -> Worked:
+    """A row of a weight matrix times a vector, plus the row's bias."""
+    matrix, bias = e.weights[f"{stem}.weight"], e.bias(stem)
+    w = matrix[row].astype(np.float64)
+    filled, terms = weighted_sum([f"j={j}" for j in range(len(x))], x, w, opens)
+    formula, value = f"Σⱼ x[j] · {stem.split('.')[-1]}[{row}, j]", float(x @ w)
+    if bias is None:
+        kernel = lambda k, dtype: k.product(matrix, row, x.astype(np.float32), dtype)  # noqa: E731
+        return Worked(formula, filled, value, terms, kernel, f"{stem}.weight")
+    b = float(bias[row])
+    terms = sorted([*terms, Term("bias", short(b), b)], key=lambda term: -abs(term.value))
+    return Worked(f"{formula} + bias[{row}]", f"{filled} + {short(b)}", value + b, terms,
+                  tensor=f"{stem}.weight")  # fmt: skip
+
+
+def put_out(source: str, norm: str) -> Formula:
+    """The product that goes back to the stream; normed after it and scaled in some families."""
 
     def work(e: Entry) -> Worked:
         by_head = e.row(source)
         x = by_head.reshape(-1)
-        row = e.dim + (e.head * e.config.head_dim if e.per_head else 0)
-        matrix = e.weight()
-        w = matrix[row].astype(np.float64)
         opens = [indexed(e.name(source), by_head.shape, j) for j in range(len(x))]
-        filled, terms = weighted_sum([f"j={j}" for j in range(len(x))], x, w, opens)
-        return Worked(
-            f"Σⱼ x[j] · {e.tensor.split('.')[-2]}[{row}, j]",
-            filled,
-            float(x @ w),
-            terms,
-            lambda k, dtype: k.product(matrix, row, x.astype(np.float32), dtype),
-        )
+        stem = e.tensor.removesuffix(".weight")
+        plain = product(e, stem, e.dim, x, opens)
+        if not e.config.norm_after and e.config.residual_scale == 1.0:
+            return plain
+        y = e.weights[f"{stem}.weight"].astype(np.float64) @ x
+        if (bias := e.bias(stem)) is not None:
+            y = y + bias
+        return back_in_stream(e, plain, y, norm)
 
     return work
 
 
-def rotated(source: str) -> Formula:
-    """One element of a head, turned with its partner by the position's angle."""
+def back_in_stream(e: Entry, plain: Worked, y: NDArray[np.float64], norm: str) -> Worked:
+    """What a sublayer gives, y (dim,), as the family adds it: normed, and times its multiplier.
 
-    def work(e: Entry) -> Worked:
-        x = e.row(source)[e.head]
-        half = len(x) // 2
-        i = e.dim % half
-        positions = np.array([e.position])
-        cos, sin = (float(t[0, i]) for t in ops.rope_tables(e.config, positions, np.float64))
-        tables = [t[0].astype(np.float32) for t in ops.rope_tables(e.config, positions)]
-        theta = float(ops.rope_frequencies(e.config)[i])
-        angle = f"{e.position}·{short(theta)}"
-        own, partner = e.dim, (i + half if e.dim < half else i)
-        sign, symbol = (-1.0, "−") if e.dim < half else (1.0, "+")
-        terms = [
-            Term(f"x[{j}]", f"{short(x[j])}·{turn}({angle})", value, {**where, "dim": j})
-            for where in [{"name": e.name(source), "head": e.head}]
-            for j, turn, value in ((own, "cos", float(x[own]) * cos),
-                                   (partner, "sin", sign * float(x[partner]) * sin))
-        ]  # fmt: skip
-        return Worked(
-            f"x[{own}]·cos(pθ) {symbol} x[{partner}]·sin(pθ)",
-            f"{terms[0].factors} {symbol} {terms[1].factors}",
-            terms[0].value + terms[1].value,
-            sorted(terms, key=lambda term: -abs(term.value)),
-            lambda k, dtype: float(k.turned(x.astype(np.float32), *tables, e.dim)),
-        )
-
-    return work
-
-
-def scored(e: Entry) -> Worked:
-    """A query's product with one key."""
-    q, keys, _ = (array.astype(np.float64) for array in e.attended())
-    key = keys[e.key]
-    opens = [{"name": e.name("attn.hook_rot_q"), "head": e.head, "dim": d} for d in range(len(q))]
-    filled, terms = weighted_sum([f"d={d}" for d in range(len(q))], q, key, opens)
-    return Worked(
-        f"Σ_d q[head {e.head}, d] · k[head {e.kv_head}, d] / √head_dim",
-        f"({filled}) / √{e.config.head_dim}",
-        float(q @ key) / math.sqrt(e.config.head_dim),
-        terms,
-        lambda k, dtype: float(k.weight_of(*e.attended(), e.key, dtype)[0]),
-    )
-
-
-def weighed(e: Entry) -> Worked:
-    """A key's share of a query's attention."""
-    scores = e.over_keys("attn.hook_attn_scores")
-    top = float(scores.max())
-    opens = [{"name": e.name("attn.hook_attn_scores"), "head": e.head, "key": j}
-             for j in range(len(scores))]  # fmt: skip
-    filled, value, terms = softmax_share(scores, e.key, [e.at_key(j) for j in range(len(scores))],
-                                         opens)  # fmt: skip
-    return Worked(
-        "exp(score[key] − max) / Σⱼ exp(score[j] − max)",
-        f"exp({short(scores[e.key])} − {short(top)}) / ({filled})",
-        value,
-        terms,
-        lambda k, dtype: float(k.weight_of(*e.attended(), e.key, dtype)[1]),
-    )
-
-
-def mixed(e: Entry) -> Worked:
-    """Values, each by its key's share."""
-    assert e.layer is not None
-    pattern = e.over_keys("attn.hook_pattern")
-    v = e.values(e.layer)[:, e.kv_head, e.dim].astype(np.float64)
-    labels = [e.at_key(j) for j in range(len(pattern))]
-    opens = [{"name": e.name("attn.hook_pattern"), "head": e.head, "key": j}
-             for j in range(len(pattern))]  # fmt: skip
-    filled, terms = weighted_sum(labels, pattern, v, opens)
-    return Worked(
-        f"Σ_key pattern[head {e.head}, key] · v[key, head {e.kv_head}, {e.dim}]",
-        filled,
-        float(pattern @ v),
-        terms,
-        lambda k, dtype: float(k.attention(*e.attended(), dtype)[2][e.dim]),
-    )
-
-
-def gated(e: Entry) -> Worked:
-    """SwiGLU: one number, let through by another."""
-    gate, up = float(e.row("mlp.hook_pre")[e.dim]), float(e.row("mlp.hook_pre_linear")[e.dim])
-    silu = gate * (0.5 * math.tanh(0.5 * gate) + 0.5)
-    terms = [
-        Term(
-            "silu(gate)",
-            f"silu({short(gate)})",
-            silu,
-            {"name": e.name("mlp.hook_pre"), "dim": e.dim},
-        ),
-        Term("up", short(up), up, {"name": e.name("mlp.hook_pre_linear"), "dim": e.dim}),
-    ]
-    return Worked(
-        "silu(gate) · up",
-        f"silu({short(gate)}) · {short(up)}",
-        silu * up,
-        sorted(terms, key=lambda term: -abs(term.value)),
-        lambda k, dtype: k.gated(gate, up),
-    )
+    The terms stay those of the entry's own sum.
+    """
+    value, formula, filled = plain.value, plain.formula, plain.filled
+    if e.config.norm_after:
+        stem = e.in_layer(norm)
+        own = Norm(e.config, e.weights.get(f"{stem}.weight"), e.bias(stem))
+        value, filled = own.of(y, e.dim)
+        formula = f"y = {formula};  {own.formula.replace('x', 'y')}"
+        filled = f"y = {plain.filled};  {filled}"
+    if (scale := e.config.residual_scale) != 1.0:
+        value, formula = value * scale, f"({formula}) · residual scale"
+        filled = f"({filled}) · {short(scale)}"
+    return Worked(formula, filled, value, plain.terms, tensor=plain.tensor)
 
 
 # What the formulas share ------------------------------------------------------------------------

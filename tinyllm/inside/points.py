@@ -21,7 +21,7 @@ from pathlib import Path
 from tinyllm import model as model_module
 from tinyllm.config import ModelConfig
 from tinyllm.errors import HookError
-from tinyllm.inside import formulas
+from tinyllm.inside import formulas, formulas_attention, formulas_mlp
 from tinyllm.inside.display import hook_points_html, hook_points_text
 from tinyllm.inside.formulas import Formula
 
@@ -29,6 +29,9 @@ NamesFilter = str | Iterable[str] | Callable[[str], bool] | None
 
 ROW, HIDDEN, SCORES = ("T", "dim"), ("T", "hidden_dim"), ("n_heads", "T", "S")
 QUERIES, KEYS = ("T", "n_heads", "head_dim"), ("T", "n_kv_heads", "head_dim")
+# Experts: all of them, or the k that a token has chosen, the one with the largest weight first.
+EXPERTS, CHOSEN = ("T", "n_experts"), ("T", "k_experts", "expert_hidden_dim")
+EXPERT_AXES = ("n_experts", "k_experts", "expert_hidden_dim")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Point:
 
     Attributes:
         suffix: of the name, behind "blocks.{i}.".
-        axes: T computed now, S visible, or a field of ModelConfig.
+        axes: T computed now, S visible, a field of ModelConfig, or a length of its experts.
         meaning: what the array is.
         operation: what has been computed when the tap is called; `Timing` adds up by it.
         formula: works out one entry from what it was made of.
@@ -62,43 +65,59 @@ POINTS = (
     Point("ln1.hook_normalized", ROW, "what attention reads: normed and weighted",
           "attention norm", formulas.normed("hook_resid_pre"), "input_layernorm.weight"),
     Point("attn.hook_q", QUERIES, "queries, before rotary",
-          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
-          "self_attn.q_proj.weight"),
+          "q, k, v projections", formulas.projected, "self_attn.q_proj.weight"),
     Point("attn.hook_k", KEYS, "keys, before rotary",
-          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
-          "self_attn.k_proj.weight"),
+          "q, k, v projections", formulas.projected, "self_attn.k_proj.weight"),
     Point("attn.hook_v", KEYS, "values",
-          "q, k, v projections", formulas.projected("ln1.hook_normalized"),
-          "self_attn.v_proj.weight"),
+          "q, k, v projections", formulas.projected, "self_attn.v_proj.weight"),
+    Point("attn.q_norm.hook_normalized", QUERIES, "queries, normed and weighted",
+          "q and k norms", formulas_attention.normed_heads, "self_attn.q_norm.weight"),
+    Point("attn.k_norm.hook_normalized", KEYS, "keys, normed and weighted",
+          "q and k norms", formulas_attention.normed_heads, "self_attn.k_norm.weight"),
     Point("attn.hook_rot_q", QUERIES, "queries turned to their position",
-          "rotary", formulas.rotated("attn.hook_q")),
-    Point("attn.hook_rot_k", KEYS, "keys turned to their position, as the cache keeps them",
-          "rotary", formulas.rotated("attn.hook_k")),
+          "rotary", formulas_attention.rotated),
+    Point("attn.hook_rot_k", KEYS, "keys turned to their position",
+          "rotary", formulas_attention.rotated),
     Point("attn.hook_attn_scores", SCORES, "q·k / sqrt(head_dim), -inf where the mask hides",
-          "cache and scores", formulas.scored),
+          "cache and scores", formulas_attention.scored),
     Point("attn.hook_pattern", SCORES, "softmax of the scores: rows sum to 1",
-          "softmax", formulas.weighed),
+          "softmax", formulas_attention.weighed),
     Point("attn.hook_z", QUERIES, "values mixed by the pattern",
-          "mix values", formulas.mixed),
+          "mix values", formulas_attention.mixed),
     Point("hook_attn_out", ROW, "what attention adds",
-          "output projection", formulas.projected("attn.hook_z"), "self_attn.o_proj.weight"),
+          "output projection", formulas.put_out("attn.hook_z", "attention_output_norm"),
+          "self_attn.o_proj.weight"),
     Point("hook_resid_mid", ROW, "residual stream between attention and MLP",
-          "residual", formulas.added("hook_resid_pre", "hook_attn_out")),
+          "residual", formulas.added),
     Point("ln2.hook_normalized", ROW, "what the MLP reads: normed and weighted",
           "MLP norm", formulas.normed("hook_resid_mid"), "post_attention_layernorm.weight"),
     Point("mlp.hook_pre", HIDDEN, "gate, before its SiLU",
-          "gate projection", formulas.projected("ln2.hook_normalized"), "mlp.gate_proj.weight"),
+          "gate projection", formulas.projected, "mlp.gate_proj.weight"),
     Point("mlp.hook_pre_linear", HIDDEN, "up projection",
-          "up projection", formulas.projected("ln2.hook_normalized"), "mlp.up_proj.weight"),
+          "up projection", formulas.projected, "mlp.up_proj.weight"),
     Point("mlp.hook_post", HIDDEN, "silu(gate) · up",
-          "SwiGLU", formulas.gated),
+          "SwiGLU", formulas_mlp.activated("mlp")),
+    Point("mlp.hook_router", EXPERTS, "each expert's score",
+          "router", formulas.projected, "mlp.router.weight"),
+    Point("mlp.hook_expert_weights", EXPERTS, "weight of each expert's output, 0 if not chosen",
+          "router", formulas_mlp.expert_weight),
+    Point("mlp.experts.hook_pre", CHOSEN, "gates of the chosen experts",
+          "experts", formulas_mlp.of_expert("gate_proj")),
+    Point("mlp.experts.hook_pre_linear", CHOSEN, "up projections of the chosen experts",
+          "experts", formulas_mlp.of_expert("up_proj")),
+    Point("mlp.experts.hook_post", CHOSEN, "silu(gate) · up of the chosen experts",
+          "experts", formulas_mlp.activated("mlp.experts")),
+    Point("mlp.experts.hook_out", ("T", "k_experts", "dim"), "what the chosen experts give",
+          "experts", formulas_mlp.of_expert("down_proj")),
     Point("hook_mlp_out", ROW, "what the MLP adds",
-          "down projection", formulas.projected("mlp.hook_post"), "mlp.down_proj.weight"),
+          "down projection", formulas_mlp.mlp_out, "mlp.down_proj.weight"),
     Point("hook_resid_post", ROW, "residual stream leaving the layer",
-          "residual", formulas.added("hook_resid_mid", "hook_mlp_out")),
+          "residual", formulas.added),
     Point("ln_final.hook_normalized", ROW, "what the unembedding reads",
           "final norm", formulas.normed(""), "model.norm.weight", in_layers=False),
 )  # fmt: skip
+EXPERT_POINTS = ("mlp.hook_router", "mlp.hook_expert_weights", "mlp.experts.")
+QK_NORMS = ("attn.q_norm.hook_normalized", "attn.k_norm.hook_normalized")
 EMBED, FINAL = "hook_embed", "ln_final.hook_normalized"
 
 
@@ -116,13 +135,19 @@ class HookPoint:
 
     def shape(self, config: ModelConfig, n_tokens: int, n_visible: int) -> tuple[int, ...]:
         """The array's shape when T tokens are computed and S positions are visible."""
-        sizes = {"T": n_tokens, "S": n_visible}
+        sizes = {"T": n_tokens, "S": n_visible, **_expert_lengths(config)}
         return tuple(sizes[a] if a in sizes else int(getattr(config, a)) for a in self.axes)
 
     @property
     def position_axis(self) -> int:
         """The axis that counts the tokens being computed."""
         return self.axes.index("T")
+
+
+def _expert_lengths(config: ModelConfig) -> dict[str, int]:
+    own = config.experts
+    lengths = (0, 0, 0) if own is None else (own.n, own.k, own.hidden_dim)
+    return dict(zip(EXPERT_AXES, lengths, strict=True))
 
 
 @lru_cache(maxsize=8)
@@ -143,6 +168,11 @@ def hook_points(config: ModelConfig) -> tuple[HookPoint, ...]:
 
     inner = [kind for kind in POINTS if kind.in_layers]
     first, last = POINTS.index(inner[0]), POINTS.index(inner[-1])
+    if config.qk_norm_last:  # behind the rotation
+        norms = [kind for kind in inner if kind.suffix in QK_NORMS]
+        inner = [kind for kind in inner if kind not in norms]
+        turned = [kind.suffix for kind in inner].index("attn.hook_rot_k")
+        inner[turned + 1 : turned + 1] = norms
     before = [point(kind, None) for kind in POINTS[:first]]
     in_layers = [
         point(kind, i)
@@ -159,6 +189,8 @@ def _has(config: ModelConfig, layer: int, suffix: str) -> bool:
     match suffix:
         case "ln1.hook_normalized":
             return config.norm_before
+        case "attn.q_norm.hook_normalized" | "attn.k_norm.hook_normalized":
+            return config.qk_norm != "no"
         case "attn.hook_rot_q" | "attn.hook_rot_k":
             return own.rotary != "none" and not config.learned_positions
         case "hook_resid_mid":
@@ -169,7 +201,7 @@ def _has(config: ModelConfig, layer: int, suffix: str) -> bool:
             return not own.experts
         case "mlp.hook_pre_linear":
             return config.gated and not own.experts
-    return True
+    return own.experts or not suffix.startswith(EXPERT_POINTS)
 
 
 def _tensor(config: ModelConfig, layer: int | None, kind: Point) -> str:
@@ -225,7 +257,7 @@ def check_points(points: Iterable[Point], tapped: Iterable[str]) -> None:
     if tapped and (idle := written - tapped):
         wrong.append(f"a row for {', '.join(sorted(idle))}, which model.py doesn't tap")
     for point in points:
-        sizes = {"T", "S", *ModelConfig.__dataclass_fields__}
+        sizes = {"T", "S", *EXPERT_AXES, *ModelConfig.__dataclass_fields__}
         if not set(point.axes) <= sizes or "T" not in point.axes:
             wrong.append(f"{point.suffix} has axes {point.axes}")
         if not callable(point.formula) or not point.operation or not point.meaning:

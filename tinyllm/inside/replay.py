@@ -145,7 +145,8 @@ def run_with_cache(
 
 def clipped_cache(model: Model, cache: Cache, length: int, capacity: int) -> KVCache:
     """A contiguous copy of the first `length` tokens of any cache, paged or not."""
-    clipped = model.new_cache(capacity)
+    context = cache.context if isinstance(cache, KVCache) else cache.capacity
+    clipped = model.new_cache(capacity, context)
     for layer in range(model.config.n_layers):
         clipped.append(layer, cache.keys(layer)[:length], cache.values(layer)[:length])
     clipped.advance(length)

@@ -110,6 +110,12 @@ class Rerun:
 
             yield run
 
+    @cached_property
+    def context(self) -> int:
+        """How many tokens the sequence may come to: longrope chooses its angles by it."""
+        with self._lend() as cache:
+            return cache.context
+
     def keys(self, layer: int) -> Array:
         """A layer's keys up to the newest token's, rotated: (S, n_kv_heads, head_dim)."""
         own = self.replay.key[layer][None]
@@ -218,7 +224,8 @@ class LooksInside:
         Args:
             name: a hook point, as in "blocks.3.attn.hook_pattern"; or "logits", "p_raw", a filter
                 ("penalties", "temperature", "top_k", "top_p") or "p", about one token.
-            head: for arrays with a head axis; default 0.
+            head: for arrays with a head axis, or, within experts, which of the token's chosen;
+                default 0.
             key: for scores and patterns: the position looked at; default: the one that gets most.
             dim: the last index of other arrays, default 0; the token's id for logits and what is
                 drawn from them, by default the one that was chosen.

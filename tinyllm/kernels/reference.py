@@ -324,8 +324,21 @@ def choose_experts(scores: Array, k: int, normalised: bool) -> tuple[NDArray[np.
     Weights are the softmax over all experts, or, `normalised`, over the chosen k. Of equal scores
     the expert with the lower number comes first.
     """
-    chosen = np.argsort(-scores, axis=-1, kind="stable")[:, :k]
+    chosen = largest(scores, k)
     weights = np.take_along_axis(softmax(scores), chosen, axis=-1)
     if normalised:
         weights = weights / weights.sum(axis=-1, keepdims=True)
     return chosen, weights
+
+
+def expert_weights(scores: Array, k: int, normalised: bool) -> Array:
+    """What each expert's output is multiplied by, (T, n_experts): 0 but for each token's k best."""
+    chosen, weights = choose_experts(scores, k, normalised)
+    spread = np.zeros_like(scores)
+    np.put_along_axis(spread, chosen, weights, axis=-1)
+    return spread
+
+
+def largest(weights: Array, k: int) -> NDArray[np.intp]:
+    """Where the k largest of each row are, (T, k), the largest first; of equals the first."""
+    return np.argsort(-weights, axis=-1, kind="stable")[:, :k]
