@@ -38,6 +38,21 @@ class Prompt:
             ids[self.image_positions] = self.image_keys
         return ids
 
+    def first(self, n: int) -> Prompt:
+        """The first `n` tokens, with the rows of images that stand there."""
+        if self.image_positions is None or self.image_rows is None:
+            return Prompt(self.tokens[:n])
+        some = int(np.searchsorted(self.image_positions, n))
+        if not some:
+            return Prompt(self.tokens[:n])
+        return Prompt(
+            self.tokens[:n],
+            self.image_positions[:some],
+            self.image_rows[:some],
+            None if self.image_keys is None else self.image_keys[:some],
+            tuple(span for span in self.images if span.stop <= n),
+        )
+
     def images_between(
         self, start: int, stop: int
     ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:

@@ -10,6 +10,7 @@ from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.inside.broken_texts import BrokenTexts
 from tinyllm.inside.lab import BREAKAGES, break_it
+from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 
 MODEL = tiny_model()
@@ -18,7 +19,9 @@ PROMPT = 40
 
 
 def rows(texts: BrokenTexts, name: str, tokens: list[int], length: int) -> NDArray[np.float32]:
-    with texts.before(break_it(name), tokens, min(PROMPT, length + 1), length) as cache:
+    with texts.before(
+        break_it(name), Prompt(np.array(tokens, np.int32)), min(PROMPT, length + 1), length
+    ) as cache:
         assert cache.length == length and cache.capacity > length
         return np.stack(
             [np.stack([cache.keys(i), cache.values(i)]) for i in range(CONFIG.n_layers)]
@@ -55,6 +58,12 @@ def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
     for first in range(5):
         tokens = [first, *TEXT]
         for _ in range(2):
-            with texts.before(break_it("layer-norm"), tokens, PROMPT, 45, lambda: runs.append(1)):
+            with texts.before(
+                break_it("layer-norm"),
+                Prompt(np.array(tokens, np.int32)),
+                PROMPT,
+                45,
+                lambda: runs.append(1),
+            ):
                 assert texts._count() <= 300
     assert len(runs) == 5 * (1 + 6)  # the prompt and six tokens behind it, once a text

@@ -240,3 +240,39 @@ def test_a_tokenizer_without_image_tokens_is_refused(
     (tmp_path / "tokenizer.json").symlink_to(weights_folder / "tokenizer.json")
     with pytest.raises((ImageError, ConfigError), match="no control token <image>"):
         _ = tinyllm.load(tmp_path).vision
+
+
+def test_rows_stand_for_the_parts_of_the_image_that_they_were_made_from(lm: LM) -> None:
+    vision = lm.vision
+    assert vision is not None
+    image = picture(60, 90)
+    seen, rows = vision.seen(image)
+    assert len(seen.places) == len(rows)
+    assert seen.squares[-1] == (0, 0, 1, 1) and len(rows) % len(seen.squares) == 0
+    a_tile = len(rows) // len(seen.squares)
+    for square, start in zip(seen.squares, range(0, len(rows), a_tile), strict=True):
+        areas = [(r - x) * (b - y) for x, y, r, b in seen.places[start : start + a_tile]]
+        assert sum(areas) == pytest.approx((square[2] - square[0]) * (square[3] - square[1]))
+    # Paint one row's part of the first square: the other rows of other squares stay as they were.
+    left, top, right, bottom = seen.places[0]
+    painted = image.copy()
+    height, width = image.shape[:2]
+    painted[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = 0
+    changed = np.abs(vision.seen(painted)[1] - rows).max(axis=1)
+    assert changed[0] > 0 and (len(seen.squares) < 3 or not changed[a_tile : 2 * a_tile].any())
+
+
+def test_ids_take_their_images_where_the_layout_stands(lm: LM) -> None:
+    vision = lm.vision
+    assert vision is not None
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
+    images = [picture(60, 90), picture(30, 30)]
+    made = vision.prompt(messages, images)
+    again = vision.around([*made.tokens.tolist(), 7], images)
+    assert again.images == made.images and (again.match_ids()[:-1] == made.match_ids()).all()
+    first = again.first(made.images[0].stop)
+    assert first.images == made.images[:1] and first.image_rows is not None
+    assert len(first.image_rows) == len(vision.encode(images[0]).rows)
+    assert again.first(1).image_rows is None
+    with pytest.raises(ImageError, match="image 0 has no place"):
+        vision.around([1, 2], images)

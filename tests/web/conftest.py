@@ -13,10 +13,17 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.api.support import Live, ScriptRunner, live, scripted_model
 from tests.tiny import CONFIG
+from tests.tiny_connector import write_connector
+from tests.vision_models import write_folder
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
+from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.vision.connected import ConnectedEncoder
+from tinyllm.vision.connector import Connector
+from tinyllm.vision.load import load_encoder
+from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.weights import expected_shapes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -30,8 +37,20 @@ def browser() -> Iterator[Browser]:
         yield p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
+def vision(folder: Path, model: Model, tokenizer: Tokenizer) -> LazyVision:
+    """An encoder and a connector of random weights, that see nothing in particular."""
+    write_folder("dinov2", folder)
+    file = write_connector(folder / "connector.safetensors", model.config.dim, width=32)
+    connector = Connector.load(file, model.weights["model.embed_tokens.weight"], tokenizer.encode)
+    token = "<|endoftext|>"
+    encoder = ConnectedEncoder(
+        load_encoder(folder, compiled=False), connector, token, tokenizer.special_tokens[token]
+    )
+    return LazyVision("seeing", lambda: ImagePrompts(encoder, tokenizer))
+
+
 @pytest.fixture(scope="session")
-def server(weights_folder: Path) -> Iterator[Live]:
+def server(weights_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     tokenizer = Tokenizer.from_folder(weights_folder)
     config = replace(CONFIG, vocab_size=tokenizer.vocab_size, max_seq_len=2048)
     rng = np.random.default_rng(0)
@@ -45,7 +64,9 @@ def server(weights_folder: Path) -> Iterator[Live]:
 
     def make() -> list[ServedModel]:
         shape = {"n_layers": config.n_layers, "n_heads": config.n_heads}
-        return [scripted_model(tokenizer, runner, readable=lambda: model, **shape)]
+        blind = scripted_model(tokenizer, runner, readable=lambda: model, **shape)
+        eyes = vision(tmp_path_factory.mktemp("vision"), model, tokenizer)
+        return [blind, replace(blind, id="seeing", vision=eyes, base=blind)]
 
     with live(settings, make, runner=runner) as server:
         yield server

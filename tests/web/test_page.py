@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import axe_playwright_python
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.api.support import Live, live, scripted_model
@@ -49,6 +51,7 @@ def test_it_answers_and_a_models_markup_stays_text(page: Page) -> None:
         ("attention", ".heads canvas"),
         ("depths", "table.lens tbody tr"),
         ("cache", ".page-of-cache"),
+        ("image", ".note"),
         ("number", "pre"),
         ("worlds", "select"),
     ],
@@ -166,6 +169,139 @@ def test_an_image_is_dropped_shown_and_taken_away(page: Page) -> None:
     expect(page.locator("#pictures img")).to_have_count(0)
 
 
+def use(page: Page, model: str) -> None:
+    page.click("#whom summary")
+    with page.expect_response(f"**/v1/models/{model}"):
+        page.select_option("#model", model)
+    page.click("#whom summary")
+
+
+PASTE = """() => {
+    const data = new DataTransfer();
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 40;
+    canvas.getContext("2d").fillRect(5, 5, 20, 20);
+    const bytes = Uint8Array.from(atob(canvas.toDataURL().split(",")[1]), (c) => c.charCodeAt(0));
+    data.items.add(new File([bytes], "clip.png", { type: "image/png" }));
+    document.getElementById("text").dispatchEvent(
+        new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_conversation_with_images_is_seen_looked_into_and_forked(
+    page: Page, tmp_path: Path
+) -> None:
+    use(page, "seeing")
+    page.evaluate(PASTE)
+    expect(page.locator("#pictures img")).to_have_count(1)
+    Image.new("RGB", (60, 30), (200, 30, 30)).save(tmp_path / "red.png")
+    page.set_input_files("#file", tmp_path / "red.png")
+    expect(page.locator("#pictures img")).to_have_count(2)
+    talk(page)
+    expect(page.locator(".message.user img")).to_have_count(2)
+    pictures = page.locator("#strip .picture")
+    expect(pictures).to_have_count(2)  # an image's rows are one tile
+    pictures.nth(1).click()
+    expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+    expect(page.locator("#view .seen .patches")).to_have_count(1)
+    expect(page.locator("#view tbody tr").first).to_be_visible()
+    start = int(pictures.nth(1).get_attribute("data-position") or 0)
+    page.keyboard.press("ArrowRight")  # an image is one step
+    selected = page.locator("#strip [aria-selected=true]")
+    assert int(selected.get_attribute("data-position") or 0) > start + 20
+    page.keyboard.press("ArrowLeft")
+    expect(selected).to_have_attribute("data-position", str(start))
+    page.locator("#strip .tile:not(.prompt)").nth(2).click()
+    for view in ("why", "attention", "depths"):
+        page.click(f"[data-view={view}]")
+        expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+        expect(page.locator("#view")).not_to_contain_text("error")
+        expect(page.locator("#view table, #view .arcs").first).to_be_visible()
+    page.locator("#view").press("f")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator(".strip-name")).to_have_count(2)
+    expect(page.locator("#strip .picture")).to_have_count(2)
+    page.click("#share")  # a link holds its images
+    page.goto(page.evaluate("location.href"))
+    page.reload()
+    expect(page.locator("#strip .picture")).to_have_count(2)
+
+
+def test_a_system_prompt_is_part_of_what_is_asked(page: Page) -> None:
+    page.click("#whom summary")
+    page.fill("#system", "Answer like a pirate.")
+    page.keyboard.press("Tab")
+    talk(page)
+    expect(page.locator("#strip")).to_contain_text("pirate")
+
+
+def test_stop_ends_a_stream_and_keeps_what_came(page: Page, server: Live) -> None:
+    assert server.runner is not None
+    runner = server.runner
+    runner.before = lambda _: time.sleep(0.05)
+    runner.say("word " * 60)
+    try:
+        page.fill("#text", "Go on for long")
+        page.press("#text", "Enter")
+        tiles = page.locator("#strip .tile:not(.prompt)")
+        expect(tiles.nth(3)).to_be_attached()
+        page.click("#stop")
+        expect(page.locator("#send")).to_be_visible()
+        came = tiles.count()
+        assert 3 < came < 60
+        server.wait_idle()  # the server went no further either
+        assert tiles.count() == came
+        expect(page.locator("#more")).to_be_enabled()
+    finally:
+        runner.before = None
+        runner.say(ANSWER)
+
+
+def tab_to(page: Page, what: str) -> None:
+    """Press Tab until something that matches has the focus."""
+    for _ in range(80):
+        if page.evaluate("(what) => document.activeElement.matches(what)", what):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"no Tab leads to {what}")
+
+
+def test_a_whole_session_by_keyboard_alone(page: Page) -> None:
+    press, tiles = page.keyboard.press, page.locator("#strip .tile:not(.prompt)")
+    tab_to(page, "[aria-label=Temperature]")
+    press("Home")
+    expect(page.locator("[aria-label=Temperature]")).to_have_value("0")
+    tab_to(page, "#text")
+    page.keyboard.type("Where is 東京?")
+    press("Enter")
+    expect(page.locator(".message.assistant")).to_have_text(ANSWER)
+    tab_to(page, "#strip")
+    press("ArrowRight")
+    expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+    tab_to(page, "[data-view=why]")
+    for view in ("attention", "depths", "cache", "image", "number", "worlds"):
+        press("ArrowRight")
+        expect(page.locator(f"[data-view={view}]")).to_have_attribute("aria-selected", "true")
+        expect(page.locator(f"[data-view={view}]")).to_be_focused()
+    press("Home")
+    expect(page.locator("[data-view=why]")).to_be_focused()
+    expect(page.locator("#view tr.chosen")).to_be_visible()
+    before = tiles.count()
+    press("ArrowDown")
+    press("ArrowDown")
+    press("Enter")  # another token instead
+    expect(page.locator(".strip-name")).to_have_count(2)
+    expect(page.locator("#stop")).to_be_hidden()
+    page.locator("#strip").focus()
+    press("ArrowRight")
+    press("Backspace")
+    expect(tiles).not_to_have_count(before)
+    tab_to(page, "#retry")
+    press("Enter")
+    expect(page.locator(".strip-name")).to_have_count(1)
+    expect(page.locator(".message.assistant")).to_have_text(ANSWER)
+
+
 def opened(browser: Browser, server: Live) -> Page:
     """The page, where chromium may tell of a refusal on the console."""
     page = browser.new_page()
@@ -237,7 +373,9 @@ def test_an_interrupted_stream_keeps_what_came(page: Page) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("view", ["why", "attention", "depths", "cache", "number", "worlds"])
+@pytest.mark.parametrize(
+    "view", ["why", "attention", "depths", "cache", "image", "number", "worlds"]
+)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page: Page, view: str, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]

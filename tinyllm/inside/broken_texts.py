@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import Conditions, make_tap
-from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix
+from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
+from tinyllm.prompt import Prompt
 
 
 @dataclass
@@ -41,7 +42,7 @@ class BrokenTexts:
     def before(
         self,
         breakage: Breakage,
-        tokens: Sequence[int],
+        given: Prompt,
         n_prompt: int,
         length: int,
         go_on: Callable[[], None] = lambda: None,
@@ -50,23 +51,26 @@ class BrokenTexts:
 
         Args:
             breakage: what is wrong in every forward.
-            tokens: the text, at least `length` + 1 tokens.
+            given: the text, at least `length` + 1 tokens, images' rows included.
             n_prompt: how many of them were run at once, at most `length` + 1.
             length: from 0 to the context's length - 1.
             go_on: called before each forward; may raise to give up.
         """
-        prompt = tuple(tokens[:n_prompt])
+        tokens = given.tokens.tolist()
+        prompt = tuple(prompt_keys(given)[:n_prompt].tolist())
         under = Conditions(broken=(breakage,))
 
         def run(chunk: Sequence[int], cache: KVCache) -> None:
             go_on()
-            self.model.prefill(chunk, cache, tap=make_tap(self.model, cache, under, n_prompt))
+            where, rows = given.images_between(cache.length, cache.length + len(chunk))
+            tap = make_tap(self.model, cache, under, n_prompt)
+            self.model.prefill(chunk, cache, tap=tap, image_positions=where, image_rows=rows)
 
         text = self._texts.pop((breakage.name, prompt), None)
         if text is None:
             text = _Text([], self.model.new_cache(self._room(n_prompt)))
             for start in range(0, n_prompt, PREFILL_CHUNK):
-                run(prompt[start : start + PREFILL_CHUNK], text.cache)
+                run(tokens[start : min(start + PREFILL_CHUNK, n_prompt)], text.cache)
         said = list(tokens[n_prompt : length + 1])
         shared = common_prefix(text.said, said)
         if shared < len(said):  # another way from there on, or a longer one

@@ -13,9 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tinyllm.errors import ImageError
-from tinyllm.vision.connector import Array, Box, Connector, Reading
+from tinyllm.vision.connector import (
+    GRID,
+    LEFT,
+    RIGHT,
+    SLOTS,
+    WHOLE,
+    Array,
+    Connector,
+    Reading,
+)
 from tinyllm.vision.encoder import Encoder
 from tinyllm.vision.preprocess import ImageProcessor
+from tinyllm.vision.seen import WHOLE_IMAGE, Box, Seen
 
 CONNECTOR_FILE = "connector.safetensors"
 # The whole picture, squeezed into a square: what lies at its edges counts too.
@@ -61,6 +71,20 @@ class ConnectedEncoder:
         squares = self.connector.halves(reading)  # none, but where there are two things
         closer = {slot: self._states(cut(image, box)) for slot, box in squares.items()}
         return self.connector.look_closer(reading, closer) if closer else reading
+
+    def seen(self, image: NDArray[np.uint8]) -> Seen:
+        """(H, W, 3) RGB → its patches; every row stands for the whole: the rows are a sentence."""
+        reading = self.read(image)
+        height = PROCESSOR.size["height"]
+        return Seen(
+            squares=(WHOLE_IMAGE,),
+            side=height // self.encoder.config.patch_size,
+            places=(WHOLE_IMAGE,) * self.connector.n_rows,
+            caption=reading.caption,
+            names=[(SLOTS[slot], reading.top(slot, 4)) for slot in (WHOLE, LEFT, RIGHT)],
+            looked=[(name, reading.attention[i].reshape(GRID, GRID))
+                    for i, name in enumerate(SLOTS)],
+        )  # fmt: skip
 
     def _states(self, image: NDArray[np.uint8]) -> dict[int, Array]:
         return self.encoder.encode(PROCESSOR(image), layers=self.connector.layers)

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from tinyllm.errors import WeightsError
 from tinyllm.kernels import reference as ops
 from tinyllm.kernels.blas import few_threads
+from tinyllm.vision.seen import Box
 
 Array = NDArray[np.float32]
-Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the picture
 
 KINDS = ("nothing", "one", "two", "several")  # several: of the same thing
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tinyllm.errors import ImageError
 from tinyllm.prompt import ImageSpan, Prompt
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.vision.seen import Seen
 
 CACHE_BYTES = 64 * 1024 * 1024
 KEY_BITS = 62
+SEEN = 32  # images of which it is kept what became of them
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class ImageEmbedder(Protocol):
     def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:
         """(H, W, 3) RGB → the layout in tokens, and a row (dim,) for each image token in it."""
 
+    def seen(self, image: NDArray[np.uint8]) -> Seen:
+        """(H, W, 3) RGB → its patches, and what each row stands for, in the rows' order."""
+
 
 class ImagePrompts:
     """Makes prompts out of conversations with images. Safe from several threads.
@@ -76,6 +81,7 @@ class ImagePrompts:
         self._cache_bytes = cache_bytes
         self._kept: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._kept_bytes = 0
+        self._seen: OrderedDict[bytes, Seen] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -112,7 +118,6 @@ class ImagePrompts:
         """Put each image's layout where an image token stands in `ids`."""
         waiting = iter(images)
         tokens: list[int] = []
-        keys: list[int] = []
         spans: list[ImageSpan] = []
         for token in ids:
             if token != self.image_id:
@@ -121,14 +126,58 @@ class ImagePrompts:
             image = next(waiting)
             spans.append(ImageSpan(len(tokens), len(tokens) + len(image.layout)))
             tokens += image.layout
-            # Distinct along the image, so that no shifted copy of it can be taken for it.
-            keys += [-1 - (image.digest + j) % (1 << KEY_BITS) for j in range(len(image.rows))]
-        if not images:
-            return Prompt(np.array(tokens, np.int32))
+        return self._prompt(tokens, images, spans)
+
+    def around(self, tokens: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> Prompt:
+        """The prompt of token ids in which the images' layouts stand already, in their order.
+
+        Args:
+            tokens: as `prompt(…).tokens` has them, and what was said behind them.
+            images: (H, W, 3) uint8 RGB each.
+
+        Raises:
+            ImageError: naming the first image whose layout doesn't stand there.
+        """
+        ids = list(tokens)
+        encoded = [self.encode(image) for image in images]
+        spans: list[ImageSpan] = []
+        at = 0
+        for i, image in enumerate(encoded):
+            layout, n = list(image.layout), len(image.layout)
+            last = len(ids) - n
+            while at <= last and (ids[at] != layout[0] or ids[at : at + n] != layout):
+                at += 1
+            if at > last:
+                raise ImageError(f"image {i} has no place: its {n} tokens don't stand in the ids")
+            spans.append(ImageSpan(at, at + n))
+            at += n
+        return self._prompt(ids, encoded, spans)
+
+    def seen(self, image: NDArray[np.uint8]) -> tuple[Seen, NDArray[np.float32]]:
+        """One image (H, W, 3): what becomes of it, and the rows (M, dim) that stand for it."""
+        name = _content(image)
+        with self._lock:
+            seen = self._seen.pop(name, None)
+        seen = seen or self.embedder.seen(image)
+        with self._lock:
+            self._seen[name] = seen
+            while len(self._seen) > SEEN:
+                self._seen.popitem(last=False)
+        return seen, self.encode(image).rows
+
+    def _prompt(
+        self, tokens: list[int], images: Sequence[EncodedImage], spans: Sequence[ImageSpan]
+    ) -> Prompt:
         array = np.array(tokens, np.int32)
+        if not images:
+            return Prompt(array)
+        where = [s.start + np.flatnonzero(array[s.start : s.stop] == self.image_id) for s in spans]
+        # Distinct along the image, so that no shifted copy of it can be taken for it.
+        keys = [-1 - (image.digest + j) % (1 << KEY_BITS)
+                for image in images for j in range(len(image.rows))]  # fmt: skip
         return Prompt(
             tokens=array,
-            image_positions=np.flatnonzero(array == self.image_id).astype(np.int64),
+            image_positions=np.concatenate(where).astype(np.int64),
             image_rows=np.concatenate([image.rows for image in images]),
             image_keys=np.array(keys, np.int64),
             images=tuple(spans),
@@ -136,9 +185,7 @@ class ImagePrompts:
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """One image (H, W, 3), from what is kept where it was encoded before."""
-        content = hashlib.sha256(repr(image.shape).encode())
-        content.update(np.ascontiguousarray(image).data)
-        name = content.digest()
+        name = _content(image)
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
@@ -153,3 +200,10 @@ class ImagePrompts:
                 _, oldest = self._kept.popitem(last=False)
                 self._kept_bytes -= oldest.rows.nbytes
         return encoded
+
+
+def _content(image: NDArray[np.uint8]) -> bytes:
+    """What an image is kept under: its shape and its pixels."""
+    content = hashlib.sha256(repr(image.shape).encode())
+    content.update(np.ascontiguousarray(image).data)
+    return content.digest()

@@ -288,3 +288,88 @@ def test_mutated_files_give_an_answer_or_a_400_that_says_why(server: Live) -> No
         if status != 200:
             assert status == 400 and body["error"]["code"] == "invalid_image", body
     assert seen == {200, 400}
+
+
+def conversation_of_ids(server: Live, prefix: str) -> tuple[str, dict[str, Any]]:
+    """An image's URL, and the ids of a conversation with it."""
+    url = data_url(encoded(picture(40, 60)))
+    messages = ask("What is it?", url)["messages"]
+    told = server.post(f"{prefix}/tokenize", {"model": VISION, "messages": messages}).json()
+    return url, told
+
+
+@pytest.mark.parametrize("prefix", [S, O])
+def test_ids_with_images_are_gone_on_with_as_their_conversation_is(
+    server: Live, prefix: str
+) -> None:
+    url, told = conversation_of_ids(server, prefix)
+    (span,) = told["images"]
+    assert 0 < span["start"] < span["stop"] < told["count"]
+    body = {"model": VISION, "prompt": told["tokens"], "max_tokens": 4, "temperature": 0}
+    without = server.post(f"{prefix}/completions", body).json()["choices"][0]["text"]
+    went_on = server.post(f"{prefix}/completions", {**body, "images": [url]}).json()
+    _, answered = post(server, prefix, ask("What is it?", url))
+    assert went_on["choices"][0]["text"] == answered["choices"][0]["message"]["content"] != without
+    assert went_on["usage"]["prompt_tokens"] == answered["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "told"),
+    [
+        ({"prompt": "text"}, "images", "one prompt of token ids"),
+        ({"prompt": [1, 2, 3]}, "images", "image 0 has no place"),
+        ({"images": ["ftp://x"]}, "images[0]", "must begin with"),
+        ({"images": ["data:image/png;base64,AAAA"]}, "images[0]", "can't be used"),
+    ],
+)
+def test_images_that_fit_no_ids_are_named(
+    server: Live, change: dict[str, Any], param: str, told: str
+) -> None:
+    url, ids = conversation_of_ids(server, O)
+    body = {"model": VISION, "prompt": ids["tokens"], "images": [url], **change}
+    answer = server.post(f"{O}/completions", body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param and told in error["message"].lower()
+
+
+def test_looks_into_a_conversation_with_an_image_are_a_steps(server: Live, lm: LM) -> None:
+    url, told = conversation_of_ids(server, O)
+    said = [*told["tokens"], 5, 6]
+    n = told["count"]
+    body = {"model": VISION, "tokens": said, "position": n + 1, "n_prompt": n, "images": [url]}
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image"}]
+    prompt = lm.prompt([{"role": "user", "content": content}], [picture(40, 60)])
+    for broken in (None, "softmax-scale"):
+        session = lm.session(prompt, temperature=1, broken=broken)
+        session.step(5, beyond_end=True)
+        step = session.step(6, beyond_end=True)
+        more = {"break": broken} if broken else {}
+        look = server.post(f"{O}/look", {**body, "want": {"candidates": 5}, **more}).json()
+        assert look["logprob"] == pytest.approx(step.logprob, abs=1e-5)
+        blind = {k: v for k, v in {**body, **more}.items() if k != "images"}
+        other = server.post(f"{O}/look", {**blind, "want": {"candidates": 5}}).json()
+        assert other["logprob"] != pytest.approx(step.logprob, abs=1e-3)
+    assert server.post(f"{O}/look", {**body, "want": {"image": {"index": 1}}}).status_code == 400
+
+
+def test_what_the_connector_hands_over_is_told_row_by_row(server: Live, lm: LM) -> None:
+    url, told = conversation_of_ids(server, O)
+    body = {"model": VISION, "tokens": told["tokens"], "position": told["count"] - 1}
+    want = {"image": {"index": 0, "start": 1}}
+    image = server.post(f"{O}/look", {**body, "images": [url], "want": want}).json()["image"]
+    vision = lm.vision
+    assert vision is not None
+    rows = vision.encode(picture(40, 60)).rows
+    (span,) = told["images"]
+    assert (image["start"], image["stop"]) == (span["start"], span["stop"])
+    assert image["n_rows"] == len(rows) and len(image["squares"]) >= 1
+    table = lm.model.weights["model.embed_tokens.weight"]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    for row, shown in zip(rows[1:], image["rows"], strict=False):
+        near = unit @ (row / np.linalg.norm(row))  # as notebook 08 has it
+        best = np.argsort(-near)[:3]
+        assert [word for word, _ in shown["nearest"]] == [lm.tokenizer.token_text(i) for i in best]
+        assert [like for _, like in shown["nearest"]] == pytest.approx(near[best], abs=1e-5)
+        assert shown["length"] == pytest.approx(np.linalg.norm(row), rel=1e-5)
+        assert told["tokens"][shown["position"]] == vision.image_id

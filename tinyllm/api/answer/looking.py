@@ -6,7 +6,7 @@ The readable model works on one thread of a low priority, so that streams keep t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from tinyllm.api.answer.tracing import lower_priority
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.look import LookNumber, LookRequest
+from tinyllm.api.contract.look import LookImage, LookNumber, LookRequest
+from tinyllm.api.limits import MAX_LOOK_ROWS
+from tinyllm.api.prompt.chat import Picture, around_pictures
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Workers
 from tinyllm.decode import Session
@@ -23,13 +25,14 @@ from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.broken_texts import BrokenTexts
 from tinyllm.inside.causal import effects_of_zeroing
 from tinyllm.inside.lab import break_it
-from tinyllm.inside.look import MAX_TERMS, Want, look
+from tinyllm.inside.look import MAX_TERMS, Want, look, packed
 from tinyllm.inside.prefixes import Prefixes
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 from tinyllm.step import Step
+from tinyllm.vision.seen import nearest_words
 
 
 class Gone(Exception):
@@ -44,7 +47,7 @@ class Texts:
 
     def before(
         self,
-        tokens: list[int],
+        text: Prompt,
         n_prompt: int,
         length: int,
         breakage: Breakage | None,
@@ -52,8 +55,8 @@ class Texts:
     ) -> AbstractContextManager[KVCache]:
         """A cache of the first `length` tokens, with room for one more, inside a `with` block."""
         if breakage is not None:
-            return self.broken.before(breakage, tokens, n_prompt, length, go_on)
-        return self.whole.before(Prompt(np.array(tokens, np.int32)), length, go_on)
+            return self.broken.before(breakage, text, n_prompt, length, go_on)
+        return self.whole.before(text, length, go_on)
 
 
 class Looks:
@@ -67,16 +70,22 @@ class Looks:
         """Take no more looks; from any thread."""
         self._workers.close()
 
-    async def answer(self, asked: LookRequest, model: ServedModel, share: str) -> dict[str, Any]:
+    async def answer(
+        self, asked: LookRequest, pictures: Sequence[Picture], model: ServedModel, share: str
+    ) -> dict[str, Any]:
         """The look, when its turn has come; cancel it, and what runs stops soon. ApiError."""
         over = threading.Event()
         try:
-            return await self._workers.run(share, self._look, asked, model, over)
+            return await self._workers.run(share, self._look, asked, pictures, model, over)
         finally:
             over.set()
 
     def _look(
-        self, asked: LookRequest, served: ServedModel, over: threading.Event
+        self,
+        asked: LookRequest,
+        pictures: Sequence[Picture],
+        served: ServedModel,
+        over: threading.Event,
     ) -> dict[str, Any]:
         """The look itself, on the thread."""
         if served.readable is None:
@@ -99,13 +108,16 @@ class Looks:
                 raise Gone
 
         tokens = asked.tokens
+        text = around_pictures(Prompt(np.array(tokens, np.int32)), pictures, served)
+        before = text.first(position)
         n_prompt = min(asked.n_prompt or position, position)
         breakage = None if asked.break_ is None else break_it(asked.break_)
         try:
-            with texts.before(tokens, n_prompt, position - 1, breakage, go_on) as cache:
+            with texts.before(text, n_prompt, position - 1, breakage, go_on) as cache:
                 session = Session(
                     model, served.tokenizer, tokens[:n_prompt], _params(asked),
                     said=tokens[n_prompt:position], cache=cache, name=served.id,
+                    image_positions=before.image_positions, image_rows=before.image_rows,
                     broken=() if breakage is None else (breakage,),
                 )  # fmt: skip
                 step = session.step(tokens[position], beyond_end=True)
@@ -120,6 +132,8 @@ class Looks:
                     out["explain"] = _explained(step, asked.want.explain)
         except (HookError, ValueError) as error:
             raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
+        if asked.want.image is not None:
+            out["image"] = _image(asked.want.image, text, pictures, served, model)
         if breakage is not None:
             out["broken"] = breakage.name
         shape = {"n_layers": model.config.n_layers, "n_heads": model.config.n_heads}
@@ -165,6 +179,40 @@ def _explained(step: Step, number: LookNumber) -> dict[str, Any]:
         for t in found.terms
     ]
     return {**out, "terms": terms[:MAX_TERMS], "n_terms": len(terms)}
+
+
+def _image(
+    wanted: LookImage, text: Prompt, pictures: Sequence[Picture], served: ServedModel, model: Model
+) -> dict[str, Any]:
+    """An image's patches; and of its rows, from the first one asked for, where each stands, which
+    part of the image it stands for, how long it is, and which words it is nearest to."""
+    assert served.vision is not None  # or its pictures would have been refused
+    seen, rows = served.vision.seen(pictures[wanted.index].image)
+    span = text.images[wanted.index]
+    assert text.image_positions is not None
+    positions = text.image_positions[
+        (text.image_positions >= span.start) & (text.image_positions < span.stop)
+    ]
+    some = slice(wanted.start, wanted.start + MAX_LOOK_ROWS)
+    shown = rows[some]
+    ids, likeness = nearest_words(shown, model.weights["model.embed_tokens.weight"])
+    lengths = np.linalg.norm(shown, axis=1)
+    word = served.tokenizer.token_text
+    return {
+        "index": wanted.index, "start": span.start, "stop": span.stop,
+        "squares": seen.squares, "side": seen.side,
+        "caption": seen.caption,
+        "names": [{"part": part, "best": [[n, p] for n, p in best]} for part, best in seen.names],
+        "looked": [{"slot": slot, "weights": packed(array)} for slot, array in seen.looked],
+        "n_rows": len(rows), "first": wanted.start,
+        "rows": [
+            {"position": int(positions[wanted.start + i]), "place": seen.places[wanted.start + i],
+             "length": float(lengths[i]),
+             "nearest": [[word(int(id)), float(like)]
+                         for id, like in zip(ids[i], likeness[i], strict=True)]}
+            for i in range(len(shown))
+        ],
+    }  # fmt: skip
 
 
 def _finite(value: float) -> float | None:

@@ -276,8 +276,14 @@ class Piece(TypedDict):
     special: bool
 
 
+class Span(TypedDict):
+    start: int  # the first token's position
+    stop: int  # the one behind the last
+
+
 class Tokens(TypedDict):
     tokens: list[int]
+    images: NotRequired[list[Span]]  # where each of the conversation's images stands
     count: int
     max_model_len: int
     pieces: NotRequired[list[Piece]]

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from tinyllm.api.contract.errors import Loc
 from tinyllm.api.contract.fields import WHOLE, Natural, Positive, fail
+from tinyllm.api.contract.messages import ImageURLs
 from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.limits import MAX_PROMPT_LIST, MAX_TOP_LOGPROBS
 
@@ -52,6 +53,11 @@ class CompletionRequest(StructuredRequest):
         None,
         description="So many of the likeliest tokens at each place; with echo in the prompt too",
     )
+    images: ImageURLs | None = Field(
+        None,
+        description="https://… or data:image/…;base64,… of each image whose tokens stand in a "
+        "prompt of token ids, in their order; /tokenize gives the ids of a conversation",
+    )
     suffix: str | None = Field(None, description="Refused: the model can't fill gaps")
     best_of: Positive | None = Field(None, description="Refused, unless it equals n")
 
@@ -61,6 +67,8 @@ class CompletionRequest(StructuredRequest):
             raise fail("The model can't fill a gap before a suffix", "suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise fail("best_of must equal n: every answer is returned", "best_of")
+        if self.images and not (isinstance(self.prompt, list) and isinstance(self.prompt[0], int)):
+            raise fail("images stand in one prompt of token ids; give it as such", "images")
         return self
 
     @property

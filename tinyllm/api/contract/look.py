@@ -8,12 +8,14 @@ from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import NotRequired, TypedDict
 
 from tinyllm.api.contract.fields import WHOLE, AnyInt, Natural, Number, Open, Positive, fail
+from tinyllm.api.contract.messages import ImageURLs
 from tinyllm.api.limits import (
     MAX_HEADS,
     MAX_INT,
     MAX_LOOK_CANDIDATES,
     MAX_LOOK_DRAWN,
     MAX_LOOK_PARTS,
+    MAX_LOOK_ROWS,
     MAX_LOOK_TOKENS,
     MAX_TOP_LOGPROBS,
 )
@@ -51,6 +53,13 @@ class LookNumber(Open):
     )
 
 
+class LookImage(Open):
+    index: Natural = Field(0, description="Which of `images`")
+    start: Natural = Field(
+        0, description=f"The first row that is told of; {MAX_LOOK_ROWS} at most are"
+    )
+
+
 class LookDrawn(Open):
     token: Natural
     logit: Number
@@ -67,6 +76,9 @@ class LookWant(Open):
     explain: LookNumber | None = Field(None, description="One number as its formula")
     causal: Annotated[list[LookPart], Field(max_length=MAX_LOOK_PARTS)] | None = Field(
         None, description="Nats that the token owes to each of these parts"
+    )
+    image: LookImage | None = Field(
+        None, description="An image's patches, and the rows that stand for it in the prompt"
     )
     timing: bool | None = None
     cache: bool | None = None
@@ -87,6 +99,11 @@ class LookRequest(Open):
         None, description="Where the answer begins, for penalties and draws; position if not given"
     )
     want: LookWant
+    images: ImageURLs | None = Field(
+        None,
+        description="https://… or data:image/…;base64,… of each image whose tokens stand in "
+        "`tokens`, in their order",
+    )
     break_: Breaking | None = Field(
         None, alias="break", description="A part that is wrong for this look alone"
     )
@@ -103,6 +120,9 @@ class LookRequest(Open):
             raise fail("n_prompt must be at most position where a part is broken", "n_prompt")
         if self.position >= len(self.tokens):
             raise fail(f"position must be below the {len(self.tokens)} tokens given", "position")
+        n_images = len(self.images or ())
+        if self.want.image is not None and self.want.image.index >= n_images:
+            raise fail(f"want.image must be below the {n_images} images given", "want", "image")
         return self
 
 
@@ -125,5 +145,6 @@ class LookAnswer(TypedDict):
     activations: NotRequired[dict[str, Any]]
     explain: NotRequired[dict[str, Any]]
     causal: NotRequired[list[dict[str, Any]]]
+    image: NotRequired[dict[str, Any]]
     timing: NotRequired[dict[str, Any]]
     cache: NotRequired[dict[str, Any]]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag
 
 from tinyllm.api.contract.fields import FunctionName, Open
+from tinyllm.api.limits import MAX_IMAGES
 
 
 class TextPart(Open):
@@ -17,6 +18,9 @@ class TextPart(Open):
 class ImageURL(Open):
     url: str = Field(description="https://… or data:image/…;base64,…")
     detail: str | None = Field(None, description="Accepted and ignored.")
+
+
+ImageURLs = Annotated[list[str], Field(max_length=MAX_IMAGES)]
 
 
 class ImagePart(Open):

@@ -13,7 +13,16 @@ from starlette.routing import BaseRoute, Route
 
 from tinyllm.api.answer import replaying
 from tinyllm.api.answer.asking import Caller
-from tinyllm.api.contract.answers import Health, Index, InsideOut, ModelOut, Piece, Text, Tokens
+from tinyllm.api.contract.answers import (
+    Health,
+    Index,
+    InsideOut,
+    ModelOut,
+    Piece,
+    Span,
+    Text,
+    Tokens,
+)
 from tinyllm.api.contract.chat_completions import ChatRequest, read_chat
 from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
@@ -97,7 +106,9 @@ class Api:
         model = service.model(asked.model)
         caller = Caller(request.receive, None, share)
         try:
-            return json_response(await caller.while_here(service.looks.answer(asked, model, share)))
+            pictures = await self._planner.pictures(asked.images, model, asked.model)
+            answer = service.looks.answer(asked, pictures, model, share)
+            return json_response(await caller.while_here(answer))
         finally:
             caller.close()
 
@@ -167,6 +178,7 @@ class Api:
                 return asked, wanted
             return read_chat({**body, "model": service.model(asked.model).id}, dialect), wanted
 
+        spans: list[Span] = []
         asked, with_pieces = await service.bodies.read(request, make)
         model = service.model(asked.model)
         n_ctx = model.engine.n_ctx
@@ -176,12 +188,15 @@ class Api:
             workers = service.pools.for_conversation(bool(conversation.pictures))
             prompt = await workers.run(share, conversation.render, Layout())
             ids = prompt.tokens.tolist()
+            spans = [{"start": image.start, "stop": image.stop} for image in prompt.images]
         else:
             text = asked.text or ""
             if (least := model.tokenizer.least_tokens(len(text))) > n_ctx:
                 raise context_length_exceeded(least, n_ctx, "text", at_least=True)
             ids = await service.pools.planning.run(share, model.tokenizer.encode, text)
         told: Tokens = {"tokens": ids, "count": len(ids), "max_model_len": n_ctx}
+        if spans:
+            told["images"] = spans
         if with_pieces:
             told["pieces"] = await service.pools.planning.run(share, pieces, model, ids)
         return json_response(told)

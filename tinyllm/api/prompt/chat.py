@@ -29,7 +29,7 @@ from tinyllm.api.contract.messages import (
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
 from tinyllm.api.prompt.channels import has_channels, open_channel, think_in_channel
-from tinyllm.api.prompt.images import Pixels, decode
+from tinyllm.api.prompt.images import Pixels, bad_image, decode
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.tool_forms import short_id
 from tinyllm.engine.types import Prompt
@@ -62,14 +62,24 @@ class Rendered:
 class Picture:
     """An image of the conversation, in the order of its parts; decoded when it is first used."""
 
-    place: tuple[int, int]  # message, part
     data: bytes  # encoded
     loc: Loc
+    place: tuple[int, int] = (0, 0)  # message, part
 
     @cached_property
     def image(self) -> Pixels:
         """Its pixels. ApiError 400."""
         return decode(self.data, self.loc)
+
+
+def around_pictures(prompt: Prompt, pictures: Sequence[Picture], model: ServedModel) -> Prompt:
+    """Token ids with the rows of the images that stand in them. ApiError 400."""
+    if not pictures or model.vision is None:
+        return prompt
+    try:
+        return model.vision.around(prompt.tokens.tolist(), [one.image for one in pictures])
+    except ImageError as error:
+        raise bad_image(f"{str(error).capitalize()}.", ("images",)) from None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tinyllm.api.limits import MAX_IMAGE_BYTES, MAX_IMAGE_SIDE
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError
 from tinyllm.vision.image import decode_image
+from tinyllm.vision.seen import Seen
 
 _DATA_URL = re.compile(r"data:([^,;]{0,200})((?:;[^,;]{0,200}){0,8}),", re.IGNORECASE)
 
@@ -35,6 +36,14 @@ class VisionPrompts(Protocol):
         self, messages: Sequence[Mapping[str, Any]], images: Sequence[Pixels], **extra: Any
     ) -> Prompt:
         """`messages` are the template's; each part {"type": "image"} takes the next image."""
+        ...
+
+    def around(self, tokens: Sequence[int], images: Sequence[Pixels]) -> Prompt:
+        """`tokens` in which the images' layouts stand already."""
+        ...
+
+    def seen(self, image: Pixels) -> tuple[Seen, NDArray[np.float32]]:
+        """An image's patches, and the rows (M, dim) that stand for it."""
         ...
 
 

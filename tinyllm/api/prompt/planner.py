@@ -22,7 +22,14 @@ from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.limits import MAX_IMAGES, MAX_INSIDE_PROMPT, MAX_LISTED_TOOLS
-from tinyllm.api.prompt.chat import Conversation, Layout, Picture, open_thinking, think_spec
+from tinyllm.api.prompt.chat import (
+    Conversation,
+    Layout,
+    Picture,
+    around_pictures,
+    open_thinking,
+    think_spec,
+)
 from tinyllm.api.prompt.decide import Score, decide
 from tinyllm.api.prompt.formats import answer_format, callable_tools, wanted_format
 from tinyllm.api.prompt.images import ImageSource, bad_image, read_url
@@ -117,19 +124,45 @@ class Planner:
         if not wanted:
             return Conversation(model, messages)
         i, j, _ = wanted[0]
-        if model.vision is None:
-            raise bad_image(
-                f"The model {quoted(named)} reads text alone and was given an image.",
-                ("messages", i, "content", j),
-            )
+        self._check_sees(model, named, ("messages", i, "content", j))
         if len(wanted) > MAX_IMAGES:
             raise bad_image(f"At most {MAX_IMAGES} images a request.", ("messages", i, "content"))
-        pictures = []
-        for i, j, url in wanted:
-            loc = ("messages", i, "content", j, "image_url", "url")
-            pictures.append(Picture((i, j), await read_url(url, self._images, loc), loc))
-        await model.vision.ready()
+        places: list[Loc] = [("messages", i, "content", j, "image_url", "url")
+                             for i, j, _ in wanted]  # fmt: skip
+        fetched = await self._fetched([url for _, _, url in wanted], places, model)
+        pictures = [
+            Picture(data, loc, (i, j))
+            for data, loc, (i, j, _) in zip(fetched, places, wanted, strict=True)
+        ]
         return Conversation(model, messages, pictures)
+
+    async def pictures(
+        self, urls: Sequence[str] | None, model: ServedModel, named: str
+    ) -> list[Picture]:
+        """The images that stand in token ids, fetched. ApiError 400."""
+        if not urls:
+            return []
+        self._check_sees(model, named, ("images", 0))
+        places: list[Loc] = [("images", i) for i in range(len(urls))]
+        fetched = await self._fetched(urls, places, model)
+        return [Picture(data, loc) for data, loc in zip(fetched, places, strict=True)]
+
+    def _check_sees(self, model: ServedModel, named: str, loc: Loc) -> None:
+        if model.vision is None:
+            raise bad_image(
+                f"The model {quoted(named)} reads text alone and was given an image.", loc
+            )
+
+    async def _fetched(
+        self, urls: Sequence[str], places: Sequence[Loc], model: ServedModel
+    ) -> list[bytes]:
+        """The bytes of images, and the part of the model that reads them ready."""
+        found = [
+            await read_url(url, self._images, loc) for url, loc in zip(urls, places, strict=True)
+        ]
+        if model.vision is not None:
+            await model.vision.ready()
+        return found
 
     async def _decide_on_calls(
         self, request: ChatRequest, conversation: Conversation, score: Score
@@ -219,11 +252,12 @@ class Planner:
             if n_tokens > _n_ctx(model):
                 raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
         request, dropped = relaxed(request)
-        workers = self._pools.for_conversation(False, request.response_format is not None)
+        pictures = await self.pictures(request.images, model, request.model)
+        workers = self._pools.for_conversation(bool(pictures), request.response_format is not None)
         plans = await workers.run(
             client.share,
             self._plan_completion,
-            *(request, dialect, model, ignored, lambda: client.gone),
+            *(request, dialect, model, pictures, ignored, lambda: client.gone),
         )
         return [replace(plan, relaxed=tuple(dropped)) for plan in plans]
 
@@ -232,6 +266,7 @@ class Planner:
         request: CompletionRequest,
         dialect: Dialect,
         model: ServedModel,
+        pictures: Sequence[Picture],
         ignored: Sequence[str],
         gone: Callable[[], bool],
     ) -> list[Plan]:
@@ -240,7 +275,7 @@ class Planner:
         shortest = format.shortest() if format is not None else 0
         plans = []
         for where, given in request.prompts():
-            prompt = _bare_prompt(given, where, model)
+            prompt = around_pictures(_bare_prompt(given, where, model), pictures, model)
             n_prompt = len(prompt.tokens)
             if n_prompt > _n_ctx(model):
                 raise context_length_exceeded(n_prompt, _n_ctx(model), *where)

@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinyllm.api.contract.errors import unavailable
 from tinyllm.api.prompt.images import Pixels, VisionPrompts
 from tinyllm.engine.types import Prompt
+from tinyllm.vision.seen import Seen
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +77,11 @@ class LazyVision:
     ) -> Prompt:
         """As `ImagePrompts.prompt`; call it when `ready`."""
         return self.start().result().prompt(messages, images, **extra)
+
+    def around(self, tokens: Sequence[int], images: Sequence[Pixels]) -> Prompt:
+        """As `ImagePrompts.around`; call it when `ready`."""
+        return self.start().result().around(tokens, images)
+
+    def seen(self, image: Pixels) -> tuple[Seen, NDArray[np.float32]]:
+        """As `ImagePrompts.seen`; call it when `ready`."""
+        return self.start().result().seen(image)

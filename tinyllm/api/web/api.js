@@ -40,12 +40,9 @@ export const tokenize = (body) => ask("/v1/tokenize", { ...body, pieces: true })
 export const detokenize = (body) => ask("/v1/detokenize", { ...body, pieces: true }).then((r) => r.json());
 export const look = (body, signal) => ask("/v1/look", body, signal).then((r) => r.json());
 
-/** The chunks of an answer to ids, and to a conversation. @param {any} body @param {AbortSignal} signal */
-export const complete = (body, signal) => chunks("/v1/completions", body, signal);
-export const chat = (body, signal) => chunks("/v1/chat/completions", body, signal);
-
-async function* chunks(path, body, signal) {
-  const response = await ask(path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+/** The chunks of an answer to ids. @param {any} body @param {AbortSignal} signal */
+export async function* complete(body, signal) {
+  const response = await ask("/v1/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

@@ -15,15 +15,17 @@ const kept = new Map();
  */
 export function lookAt(want, signal, at = world(), position = state.selected) {
   if (!at || position < 1) return Promise.reject(new Error("Choose a token: the first has nothing before it."));
-  if (at.messages) return Promise.reject(new Error("A conversation with an image can't be looked into yet: its rows are no tokens."));
   const { temperature, top_k, top_p, seed } = at.params;
+  const images = at.images.filter((one) => one.start <= position);
+  const end = Math.max(position + 1, ...images.map((one) => one.stop)); // an image's tokens stand there whole
   const body = {
-    model: at.model, tokens: at.ids.slice(0, position + 1), position,
+    model: at.model, tokens: at.ids.slice(0, end), position,
     n_prompt: Math.min(at.nPrompt, position), temperature, top_k, top_p, seed,
     want: { drawn: drawnFrom(at, position), ...want },
   };
+  if (images.length) body.images = images.map((one) => one.url);
   if (at.broken) body.break = at.broken;
-  const name = JSON.stringify(body);
+  const name = JSON.stringify({ ...body, images: images.map((one) => numberOf(one.url)) });
   let found = kept.get(name);
   if (!found) {
     found = api.look(body, signal);
@@ -32,6 +34,14 @@ export function lookAt(want, signal, at = world(), position = state.selected) {
     if (kept.size > KEPT) kept.delete(kept.keys().next().value);
   }
   return found;
+}
+
+/** @type {string[]} */
+const urls = []; // an image's URL may be megabytes: looks are kept by its place here
+
+function numberOf(url) {
+  if (!urls.includes(url)) urls.push(url);
+  return urls.indexOf(url);
 }
 
 /** The logits that the server drew from, where it told: `replay_error` is the gap to them. */

@@ -5,17 +5,18 @@ import { h } from "./dom.js";
 import { fillLessons } from "./lessons.js";
 import { link, openLink, save } from "./share.js";
 import { acceptImages, drawPictures } from "./pictures.js";
-import { changed, onChange, select, state, world } from "./store.js";
+import { changed, move, onChange, state, world } from "./store.js";
 import { drawStrips, mark } from "./strip.js";
-import { answer, edit, fork, goOn, retry, rewind, say, stop } from "./talk.js";
+import { answer, edit, fork, goOn, retry, rewind, say, stop, use } from "./talk.js";
 import * as attention from "./views/attention.js";
 import * as cache from "./views/cache.js";
 import * as depths from "./views/depths.js";
+import * as image from "./views/image.js";
 import * as number from "./views/number.js";
 import * as why from "./views/why.js";
 import * as worlds from "./views/worlds.js";
 
-const VIEWS = { why, attention, depths, cache, number, worlds };
+const VIEWS = { why, attention, depths, cache, image, number, worlds };
 const CONTROLS = [
   ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }],
   ["top_k", "Top-k (0: off)", { min: 0, max: 100, step: 1 }],
@@ -57,13 +58,7 @@ async function begin() {
   }
   $("model").replaceChildren(...state.models.map((id) => h("option", {}, id)));
   tell(`${state.model} is ready.`);
-  await openLink().catch(() => tell("This link can't be read.", true));
-}
-
-/** Take a model, and learn what the views need to know of it. @param {string} id */
-async function use(id) {
-  state.inside = (await api.model(id)).inside;
-  state.model = id;
+  await openLink().catch((error) => tell(`This link can't be opened: ${error.message}`, true));
 }
 
 /** What the server is at before it can answer, and how much of that remains. */
@@ -98,7 +93,7 @@ function drawButtons() {
   $("send").hidden = state.busy;
   $("stop").hidden = !state.busy;
   $("retry").disabled = !answered || !state.messages.length;
-  $("more").disabled = !answered || Boolean(world()?.messages);
+  $("more").disabled = !answered;
 }
 
 let drawing = 0;
@@ -139,8 +134,8 @@ function keys(event) {
   const candidates = [...document.querySelectorAll("#view button.token")];
   const on = candidates.indexOf(document.activeElement);
   const act = {
-    ArrowLeft: () => select(state.selected - 1),
-    ArrowRight: () => select(state.selected + 1),
+    ArrowLeft: () => move(-1),
+    ArrowRight: () => move(1),
     ArrowDown: () => candidates[Math.min(on + 1, candidates.length - 1)]?.focus(),
     ArrowUp: () => candidates[Math.max(on - 1, 0)]?.focus(),
     Backspace: () => rewind(state.selected),
@@ -168,6 +163,7 @@ onChange((what) => {
   if (what === "images") drawPictures($("pictures"));
   if (what === "selection") { mark(); drawView(); }
   if (what === "slider" && state.view === "why" && world()) drawView();
+  if (what === "model") $("model").value = state.model;
   if (what === "params") drawControls();
   if (what === "busy" || what === "worlds" || what === "messages") drawButtons();
 });
@@ -175,6 +171,17 @@ onChange((what) => {
 for (const [id, view] of Object.entries(VIEWS)) {
   $("tabs").append(h("button", { type: "button", role: "tab", "data-view": id, "aria-controls": "view", onclick: () => { state.view = id; drawView(); } }, view.name));
 }
+$("tabs").addEventListener("keydown", (event) => {
+  const tabs = [...$("tabs").children];
+  const on = tabs.findIndex((tab) => tab.dataset.view === state.view);
+  const to = { ArrowLeft: on - 1, ArrowRight: on + 1, Home: 0, End: tabs.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  event.stopPropagation(); // on the strip these keys move along the tokens
+  const tab = tabs.at(to % tabs.length);
+  tab.focus();
+  tab.click();
+});
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();

@@ -3,12 +3,13 @@
 import * as api from "./api.js";
 import { h, percent, visible } from "./dom.js";
 import { changed, newWorld, select, state, world } from "./store.js";
+import { use } from "./talk.js";
 
 /** Ids, parameters and selection in the fragment, which no server sees. */
 export function link() {
   const at = world();
-  const told = { ids: at?.ids ?? [], n: at?.nPrompt ?? 0, p: at?.params ?? state.params, s: state.selected, v: state.view,
-    b: at?.broken ?? "", l: at?.byLooks ?? false };
+  const told = { m: at?.model ?? state.model, ids: at?.ids ?? [], n: at?.nPrompt ?? 0, p: at?.params ?? state.params, s: state.selected, v: state.view,
+    b: at?.broken ?? "", l: at?.byLooks ?? false, i: at?.images ?? [] };
   return `${location.origin}/#${btoa(JSON.stringify(told)).replaceAll("+", "-").replaceAll("/", "_")}`;
 }
 
@@ -16,9 +17,13 @@ export function link() {
 export async function openLink() {
   if (location.hash.length < 2) return;
   const told = JSON.parse(atob(location.hash.slice(1).replaceAll("-", "+").replaceAll("_", "/")));
+  if (told.m && told.m !== state.model) {
+    if (!state.models.includes(told.m)) throw new Error(`it is of ${told.m}, which isn't served here.`);
+    await use(told.m);
+  }
   const { pieces } = await api.detokenize({ model: state.model, tokens: told.ids });
   for (const key of Object.keys(state.params)) if (Number.isFinite(told.p?.[key])) state.params[key] = told.p[key];
-  const more = { broken: String(told.b ?? ""), byLooks: Boolean(told.l) };
+  const more = { broken: String(told.b ?? ""), byLooks: Boolean(told.l), images: told.i ?? [] };
   state.worlds = [newWorld("from a link", told.ids, pieces, told.n, more)];
   state.current = 0;
   state.view = String(told.v);

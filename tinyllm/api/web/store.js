@@ -5,9 +5,9 @@
  * @typedef {{temperature: number, top_k: number, top_p: number, seed: number}} Params
  * @typedef {{name: string, model: string, ids: number[], pieces: Piece[], nPrompt: number,
  *   steps: Map<number, any>, cached: number, params: Params, broken: string, byLooks: boolean,
- *   messages: any[] | null, end: string}} World
+ *   images: {url: string, start: number, stop: number}[], end: string}} World
  *   `byLooks`: its tokens come from float32 looks, one at a time, not from the server's own format;
- *   `messages`: the conversation, where images stand in it; `end`: why it ended.
+ *   `images`: where each image's rows stand among the ids; `end`: why it ended.
  */
 
 export const state = {
@@ -35,7 +35,7 @@ export const state = {
 /** @type {Set<(what: string) => void>} */
 const listeners = new Set();
 
-/** Hear of changes: "tokens", "selection", "params", "worlds", "messages", "images", "busy". */
+/** Hear of changes: "tokens", "selection", "params", "worlds", "messages", "images", "model", "busy". */
 export function onChange(listener) {
   listeners.add(listener);
 }
@@ -58,7 +58,7 @@ export function select(position) {
 /** A new world of some ids. @param {Partial<World>} [more] @returns {World} */
 export function newWorld(name, ids, pieces, nPrompt, more = {}) {
   return { name, model: state.model, ids, pieces, nPrompt, steps: new Map(), cached: 0,
-    params: { ...state.params }, broken: "", byLooks: false, messages: null, end: "", ...more };
+    params: { ...state.params }, broken: "", byLooks: false, images: [], end: "", ...more };
 }
 
 /** How many tokens two worlds share. */
@@ -66,4 +66,16 @@ export function shared(a, b) {
   const n = Math.min(a.ids.length, b.ids.length);
   for (let i = 0; i < n; i++) if (a.ids[i] !== b.ids[i]) return i;
   return n;
+}
+
+/** The image whose rows stand at a position, if one's do. */
+export const imageAt = (at, position) => at.images.find((one) => one.start <= position && position < one.stop);
+
+/** Put the cursor on the tile before or behind; an image is one. @param {number} by -1 or 1 */
+export function move(by) {
+  const at = world();
+  if (!at) return;
+  const from = imageAt(at, state.selected);
+  const to = from ? (by > 0 ? from.stop : from.start - 1) : state.selected + by;
+  select(imageAt(at, to)?.start ?? to);
 }

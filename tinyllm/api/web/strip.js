@@ -2,7 +2,8 @@
 // stand in runs that the browser lays out only where they are seen (style.css: content-visibility).
 
 import { h, percent, visible } from "./dom.js";
-import { changed, select, shared, state, world } from "./store.js";
+import { changed, imageAt, select, shared, state, world } from "./store.js";
+import { openImage } from "./views/image.js";
 
 const NATS_OF_FULL_TINT = 6;
 const RUN = 128; // tokens
@@ -44,8 +45,16 @@ function go(index) {
 function append(strip, at, start, apart, tiles, index) {
   let position = start;
   while (position < at.ids.length) {
-    const end = characterEnd(at.pieces, position);
+    const image = imageAt(at, position);
+    const end = image ? image.stop : characterEnd(at.pieces, position);
     if (tiles.has(position)) { position = end; continue; }
+    if (image) {
+      const tile = picture(at, image, index);
+      for (let i = position; i < end; i++) tiles.set(i, tile);
+      runOf(strip, position).append(tile);
+      position = end;
+      continue;
+    }
     const text = textOf(at.pieces.slice(position, end));
     const step = at.steps.get(position);
     const special = at.pieces[position].special;
@@ -67,6 +76,15 @@ function append(strip, at, start, apart, tiles, index) {
     position = end;
   }
   return position;
+}
+
+/** An image's rows are one tile: the picture. */
+function picture(at, image, index) {
+  const told = `image, rows at ${image.start} to ${image.stop - 1}`;
+  return h("span", { class: "tile prompt picture", role: "option", "aria-selected": "false", title: told, "aria-label": told,
+    id: index === state.current ? `tile-${image.start}` : null, "data-position": image.start,
+    onclick: () => { if (index !== state.current) go(index); openImage(at.images.indexOf(image)); select(image.start); },
+  }, h("img", { src: image.url, alt: "" }));
 }
 
 /** The run that a position's tile belongs to: always the strip's last one. */

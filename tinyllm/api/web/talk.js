@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { filtered } from "./sampler.js";
 import { lookAt } from "./looks.js";
-import { changed, newWorld, select, state, world } from "./store.js";
+import { changed, imageAt, newWorld, select, state, world } from "./store.js";
 
 const MOST = 160; // tokens at a time; "Go on" asks for more
 const MOST_LOOKS = 24; // tokens of a world that is worked out by looks, one after the other
@@ -16,6 +16,13 @@ export function conversation() {
     ? { role, content: [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: content }] }
     : { role, content });
   return state.system ? [{ role: "system", content: state.system }, ...said] : said;
+}
+
+/** Take a model, and learn what the views need to know of it. @param {string} id */
+export async function use(id) {
+  state.inside = (await api.model(id)).inside;
+  state.model = id;
+  changed("model");
 }
 
 /** Ask with a message of one's own. @param {string} text @param {string[]} [images] data URLs */
@@ -45,7 +52,6 @@ export function edit(index) {
 async function ask() {
   changed("messages");
   const messages = conversation();
-  const pictured = state.messages.some((message) => message.images?.length);
   let told;
   try {
     told = await api.tokenize({ model: state.model, messages });
@@ -54,7 +60,9 @@ async function ask() {
     changed("messages");
     throw error;
   }
-  state.worlds = [newWorld("answer", told.tokens, told.pieces, told.tokens.length, { messages: pictured ? messages : null })];
+  const urls = state.messages.flatMap((message) => message.images ?? []);
+  const images = (told.images ?? []).map((span, i) => ({ ...span, url: urls[i] }));
+  state.worlds = [newWorld("answer", told.tokens, told.pieces, told.tokens.length, { images })];
   state.current = 0;
   state.messages.push({ role: "assistant", content: "" });
   changed("worlds", "messages");
@@ -86,10 +94,9 @@ export async function goOn() {
 /** Tokens as the server draws them, from its own format of the weights. */
 async function stream(at, signal) {
   at.params = { ...state.params };
-  const asked = { model: at.model, max_tokens: MOST, ...at.params, trace: { candidates: 12, stages: true } };
-  const chunks = at.messages ? api.chat({ ...asked, messages: at.messages }, signal)
-    : api.complete({ ...asked, prompt: at.ids }, signal);
-  for await (const chunk of chunks) {
+  const asked = { model: at.model, prompt: at.ids, max_tokens: MOST, ...at.params, trace: { candidates: 12, stages: true } };
+  if (at.images.length) asked.images = at.images.map((one) => one.url);
+  for await (const chunk of api.complete(asked, signal)) {
     if (chunk.usage) at.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
     state.fingerprint = chunk.system_fingerprint ?? state.fingerprint;
     const choice = chunk.choices[0];
@@ -149,11 +156,12 @@ async function exactPieces(at) {
 export async function fork(position, ids, name, more = {}) {
   const from = world();
   if (!from || state.busy) return;
-  if (from.messages) throw new Error("A conversation with an image can't be forked: its rows are no tokens.");
+  if (imageAt(from, position)) throw new Error("An image's rows stand here; they can't be replaced one by one. Choose a token behind it.");
   const tokens = [...from.ids.slice(0, position), ...ids];
   const told = await api.detokenize({ model: from.model, tokens });
   const { broken, byLooks, model } = from;
-  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position), { broken, byLooks, model, ...more });
+  const images = from.images.filter((one) => one.stop <= position);
+  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position), { broken, byLooks, model, images, ...more });
   for (const [at, step] of from.steps) if (at < position) twin.steps.set(at, step);
   if (state.worlds.length > 5) state.worlds.splice(1, 1);
   state.worlds.push(twin);

@@ -3,7 +3,7 @@
 import { unpack } from "../api.js";
 import { h, percent, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
-import { state, world } from "../store.js";
+import { imageAt, state, world } from "../store.js";
 
 export const name = "Where it looked";
 let layer = 12;
@@ -34,13 +34,15 @@ function redraw(place) {
   draw(place).catch((error) => place.replaceChildren(h("p", { class: "note" }, error.message)));
 }
 
+/** A token's text; an image's rows have none. */
+const shown = (i) => (imageAt(world(), i) ? "▦" : visible(world().pieces[i].text));
+
 function told(weights) {
   const best = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 3);
-  return "Attention, most to: " + best.map((i) => `${visible(world().pieces[i].text)} ${percent(weights[i])}`).join(", ");
+  return "Attention, most to: " + best.map((i) => `${shown(i)} ${percent(weights[i])}`).join(", ");
 }
 
 function arcs(weights) {
-  const pieces = world().pieces;
   const from = Math.max(0, weights.length - SEEN);
   const n = weights.length - from;
   const svg = h("svg", { viewBox: `0 0 ${n * WIDTH + 20} 150`, "--wide": `${n * WIDTH + 20}px` });
@@ -50,7 +52,7 @@ function arcs(weights) {
       const a = x(i), b = x(weights.length - 1), top = 105 - Math.min(95, 14 + Math.abs(b - a) / 4);
       svg.append(h("path", { d: `M${a} 108 Q${(a + b) / 2} ${top - 30} ${b} 108`, "stroke-width": 1 + 7 * weights[i], opacity: 0.25 + 0.75 * weights[i] }));
     }
-    svg.append(h("text", { x: x(i), y: 124, "text-anchor": "middle" }, h("title", {}, `${visible(pieces[i].text)} ${percent(weights[i])}`), visible(pieces[i].text).slice(0, 5)));
+    svg.append(h("text", { x: x(i), y: 124, "text-anchor": "middle" }, h("title", {}, `${shown(i)} ${percent(weights[i])}`), shown(i).slice(0, 5)));
   }
   return svg;
 }

@@ -33,6 +33,11 @@ export async function draw(place) {
   const rows = now.tokens.slice(0, SHOWN);
   const own = now.tokens.find((t) => t.id === chosen);
   if (own && !rows.includes(own)) rows.push(own);
+  if (!own) { // beyond the likeliest, of which alone the sliders know
+    const drawn = look.candidates.find((c) => c.token === chosen);
+    texts.set(chosen, drawn.text);
+    rows.push({ id: chosen, pRaw: drawn.p_raw, p: null, cutBy: "" });
+  }
   const step = at.steps.get(state.selected);
   place.replaceChildren(
     h("p", { class: "note" },
@@ -50,9 +55,9 @@ function row(token, chosen) {
   const take = () => fork(state.selected, [token.id], `“${visible(text)}” instead`);
   return h("tr", { class: [token.id === chosen && "chosen", token.cutBy && "cut"].filter(Boolean).join(" ") },
     h("td", {}, h("button", { class: "token", type: "button", onclick: take, title: "take this one instead", "aria-label": `take ${visible(text)} instead` }, visible(text))),
-    h("td", { class: "bars" }, h("span", { class: "bar raw", "--share": token.pRaw }), h("span", { class: "bar", "--share": token.p })),
+    h("td", { class: "bars" }, h("span", { class: "bar raw", "--share": token.pRaw }), h("span", { class: "bar", "--share": token.p ?? 0 })),
     h("td", { class: "number" }, opens(percent(token.pRaw), "p_raw", token)),
-    h("td", { class: "number" }, opens(percent(token.p), "p", token)),
+    h("td", { class: "number" }, opens(token.p === null ? "–" : percent(token.p), "p", token)),
     h("td", {}, token.cutBy ? opens(token.cutBy, token.cutBy, token) : ""));
 }
 
