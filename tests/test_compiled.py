@@ -55,7 +55,9 @@ def readable(reference: Model, tokens: np.ndarray) -> tuple[np.ndarray, KVCache]
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.long if name in ("bf16", "q8a8", "q4a8") else ())
+        pytest.param(
+            name, marks=pytest.mark.long if name in ("bf16", "gguf", "q8a8", "q4a8") else ()
+        )
         for name in FORMATS
     ],
 )
@@ -89,7 +91,9 @@ def test_the_cache_reads_like_the_readable_one(
     theirs, ours = readable[1], compiled.new_cache(256)
     compiled.forward(tokens, ours)
     assert ours.length == theirs.length
-    near = {"f32": 1e-4, "bf16": 0.5, "q8": 0.5, "q4": 0.5}[FORMATS[compiled.dtype].weights]
+    near = {"f32": 1e-4, "bf16": 0.5, "q8": 0.5, "gguf": 0.5, "q4": 0.5}[
+        FORMATS[compiled.dtype].weights
+    ]
     for layer in (0, compiled.config.n_layers - 1):
         for a, b in (
             (ours.keys(layer), theirs.keys(layer)),
@@ -347,7 +351,7 @@ tokens = rng.integers(0, 40, 11).astype(np.int32)
 kv_error = {"f32": 0.0, "f16": 2e-3}
 reference = Model(config, weights)
 want = reference.forward(tokens, reference.new_cache(64), logits="all")
-for dtype, near in (("f32", 1e-4), ("bf16", 0.1), ("q8", 0.1), ("q4", 1.0)):
+for dtype, near in (("f32", 1e-4), ("bf16", 0.1), ("q8", 0.1), ("gguf", 0.1), ("q4", 1.0)):
     for kv_dtype in ("f32", "f16"):
         model = CompiledModel(config, weights, dtype, 2, kv_dtype, kv_cache_mb=1)
         got = model.forward(tokens, model.new_cache(64), logits="all")

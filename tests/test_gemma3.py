@@ -17,6 +17,7 @@ from tests.golden.gemma3 import N_GREEDY, PROMPTS, Golden, load_goldens
 from tinyllm import fetch
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
+from tinyllm.kernels.own_format import own_format
 from tinyllm.model import Model
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import load_weights
@@ -77,8 +78,19 @@ def test_llama_cpp_goes_on_as_we_do(folder: Path, readable: Model) -> None:
     assert sum(int((gap > 0).sum()) for gap in gaps) <= 12  # of 240
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("f32", 0.5), ("q8", 0.7)])
+def test_the_files_own_bits_are_what_it_runs_in(folder: Path) -> None:
+    """Q5_0, Q8_0, Q4_K and Q6_K in one file: nothing is rounded but activations, to 16 bits."""
+    assert own_format(folder) == "gguf"
+    model = CompiledModel(ModelConfig.from_folder(folder), folder, "gguf", 2, kv_cache_mb=32)
+    for golden in GOLDENS:
+        ours, ids = next_logits(model, golden.tokens), list(golden.logits)
+        np.testing.assert_allclose(ours[ids], list(golden.logits.values()), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("f32", 0.5), ("gguf", 0.5), ("q8", 0.7)])
 def test_llama_cpp_goes_on_as_the_compiled_path_does(folder: Path, dtype: str, near: float) -> None:
     config, tokenizer = ModelConfig.from_folder(folder), Tokenizer.from_folder(folder)
     model = CompiledModel(config, folder, dtype, threads=2, kv_cache_mb=32)
-    assert max(behind(model, tokenizer, golden).max() for golden in GOLDENS) <= near
+    gaps = [behind(model, tokenizer, golden) for golden in GOLDENS]
+    assert max(gap.max() for gap in gaps) <= near
+    assert sum(int((gap > 0).sum()) for gap in gaps) <= 12  # of 240

@@ -50,8 +50,9 @@ class CompiledModel:
     Args:
         config: the model's shape; head_dim, dim and hidden_dim must be multiples of 32.
         weights: a checkpoint's tensors by their hub names, or the folder that holds them.
-        dtype: the weights' format: "f32", "bf16", "q8" (8 bits) or "q4" (4 bits); "q8a8" and "q4a8"
-            have activations of 8 bits in place of 16.
+        dtype: the weights' format: "f32", "bf16", "q8" (8 bits), "q4" (4 bits) or "gguf" (a GGUF
+            file's own blocks of several kinds); "q8a8" and "q4a8" have activations of 8 bits in
+            place of 16.
         threads: how many threads share a forward pass.
         kv_dtype: "f32" or "f16"; by default f32 for f32 weights, f16 for the others.
         kv_cache_mb: megabytes of KV cache for all sequences together; touched only when used.

@@ -26,11 +26,12 @@ from tests.fetch.files import (
 from tinyllm.config import ModelConfig
 from tinyllm.errors import FetchError
 from tinyllm.fetch.convert import convert
-from tinyllm.files.blocks import Blocks
+from tinyllm.files.blocks import KINDS, Blocks
 from tinyllm.files.gguf import GGUF
 from tinyllm.files.gguf_config import hub_config, llama3_factors, shortest
 from tinyllm.files.gguf_families import LAYER
 from tinyllm.files.gguf_weights import GGUFWeights, half_split_order
+from tinyllm.kernels import mixture
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import Checkpoint, load_weights
 
@@ -59,13 +60,15 @@ def assert_same_values(source: Path, folder: Path, n_heads: int, n_kv_heads: int
         back = as_stored(tensor.name, weights[name], n_heads, n_kv_heads)
         np.testing.assert_array_equal(back, expected, err_msg=name)
         blocks = stored.blocks(name)
-        assert (blocks is None) == (tensor.tensor_type.name not in ("Q8_0", "Q4_0", "Q4_1"))
+        assert (blocks is None) == (tensor.tensor_type.name not in KINDS)
         if blocks is not None:
             np.testing.assert_array_equal(values_of(blocks), weights[name], err_msg=name)
 
 
 def values_of(blocks: Blocks) -> NDArray[np.float32]:
     """The plain version of what the kernels do with blocks."""
+    if blocks.kind not in ("Q8_0", "Q4_0", "Q4_1"):
+        return mixture.restore(*mixture.carry(blocks))
     scales = blocks.scales.astype(np.float32)[..., None]
     if blocks.kind == "Q8_0":
         values = blocks.q.reshape(*blocks.scales.shape, 32) * scales

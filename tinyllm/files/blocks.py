@@ -8,7 +8,7 @@ compute in these very integers and scales, so that what was published runs with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -47,8 +47,9 @@ class Blocks:
 
     def rows(self, order: NDArray[np.intp]) -> Blocks:
         """The same with its rows in another order."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
-        return replace(self, **{k: None if a is None else a[order] for k, a in arrays.items()})
+        arrays = (self.q, self.scales, self.mins, self.d, self.d_min)
+        ordered: Any = [None if array is None else array[order] for array in arrays]
+        return Blocks(self.kind, *ordered)
 
 
 def values(raw: NDArray[np.uint8], block: BlockType, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -102,7 +103,8 @@ def _five_bits(packed: NDArray[np.uint8], at: int) -> NDArray[np.uint8]:
     fifths = np.unpackbits(packed[..., at : at + 4], axis=-1, bitorder="little")
     nibbles = packed[..., at + 4 :]
     low = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
-    return (low | (fifths << 4)).reshape(len(packed), -1)
+    q: NDArray[np.uint8] = (low | (fifths << 4)).reshape(len(packed), -1)
+    return q
 
 
 def _q5_0(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> Blocks:

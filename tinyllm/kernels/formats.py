@@ -189,7 +189,8 @@ def _with_8_bits(form: Format) -> Format:
 
 
 FORMATS: dict[str, Format] = {
-    record.name: record for record in (_F32, _BF16, _Q8, _Q4, _GGUF, _with_8_bits(_Q8), _with_8_bits(_Q4))
+    record.name: record
+    for record in (_F32, _BF16, _Q8, _Q4, _GGUF, _with_8_bits(_Q8), _with_8_bits(_Q4))
 }
 
 

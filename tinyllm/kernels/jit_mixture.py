@@ -1,4 +1,4 @@
-"""Products with a GGUF file's own blocks, as plain loops: what `simd_mixture.py` does, line by line.
+"""Products with a GGUF file's own blocks, as plain loops: what `simd_mixture.py` does.
 
 Activations have 16 bits, as in `jit_int16.py`: with integers of weights their products are exact.
 """
@@ -52,12 +52,12 @@ def put_halved(
     rows: HalvedRows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
     """As `jit_int16.put_int16`, and the sums of halves."""
-    put_int16(rows, tile, lane, column, values, start, n)
+    put_int16(rows, tile, lane, column, values, start, n)  # type: ignore[arg-type]
     sum_halves(rows, tile, lane, column, n)
 
 
 @kernel
-def begin_of(kind: int, start: int, g: int) -> int:
+def begin_of(kind: Any, start: Any, g: int) -> Any:
     """Where a group's integers begin in a block that begins at `start`."""
     if kind < FIRST_SUPER:
         return start + g * (GROUP_BYTES[kind] + BEHIND[kind])
@@ -65,28 +65,28 @@ def begin_of(kind: int, start: int, g: int) -> int:
 
 
 @kernel
-def integer_at(values: Array, kind: int, begin: int, r: int, k: int) -> int:
+def integer_at(values: Array, kind: Any, begin: Any, r: int, k: int) -> Any:
     """Row r's k-th integer of a group, from 0 up."""
     j, at = k // 4, 4 * r + k % 4  # the byte vector, and where in one
     if kind == Q8:
-        return int(values[0, begin + 64 * j + at])
-    both = int(values[0, begin + 64 * (j % 4) + at])
+        return np.int64(values[0, begin + 64 * j + at])
+    both = np.int64(values[0, begin + 64 * (j % 4) + at])
     q = both >> 4 if j >= 4 else both & 15
     if kind in (Q5, Q5K):
-        q |= (int(values[0, begin + NIBBLES + at]) >> j & 1) << 4
+        q |= (np.int64(values[0, begin + NIBBLES + at]) >> j & 1) << 4
     elif kind == Q6K:
-        q |= (int(values[0, begin + NIBBLES + 64 * (j // 4) + at]) >> 2 * (j % 4) & 3) << 4
+        q |= (np.int64(values[0, begin + NIBBLES + 64 * (j // 4) + at]) >> 2 * (j % 4) & 3) << 4
     return q
 
 
 @kernel
 def half_in(values: Array, at: int) -> np.float32:
     """The float16 in bytes `at` and `at` + 1."""
-    return half_to_float(int(values[0, at]) | (int(values[0, at + 1]) << 8))
+    return half_to_float(int(np.int64(values[0, at]) | (np.int64(values[0, at + 1]) << 8)))
 
 
 @kernel
-def scale_of(values: Array, kind: int, start: int, g: int, r: int, half: int) -> np.float32:
+def scale_of(values: Array, kind: Any, start: Any, g: int, r: int, half: int) -> np.float32:
     """What a row's integers of a group, or of half a group, are multiplied by."""
     if kind == Q8:
         return half_in(values, begin_of(kind, start, g) + Q8_SCALES + 2 * r)
@@ -95,13 +95,13 @@ def scale_of(values: Array, kind: int, start: int, g: int, r: int, half: int) ->
     end = start + g // SUPER_GROUPS * SUPER_BYTES[kind] + SUPER_GROUPS * GROUP_BYTES[kind]
     d = half_in(values, end + TO_D + 2 * r)
     if kind == Q6K:
-        byte = int(values[0, end + BLOCK * (2 * (g % SUPER_GROUPS) + half) + r])
+        byte = np.int64(values[0, end + BLOCK * (2 * (g % SUPER_GROUPS) + half) + r])
         return np.float32(d * np.float32(byte - 256 if byte > 127 else byte))
     return np.float32(d * np.float32(values[0, end + BLOCK * (g % SUPER_GROUPS) + r]))
 
 
 @kernel
-def minimum_of(values: Array, kind: int, start: int, g: int, r: int) -> np.float32:
+def minimum_of(values: Array, kind: Any, start: Any, g: int, r: int) -> np.float32:
     """What a row's weights of a group begin at; kinds other than Q8 and Q6K."""
     if kind < FIRST_SUPER:
         return half_in(values, begin_of(kind, start, g) + GROUP_BYTES[kind] + 2 * BLOCK + 2 * r)
@@ -111,8 +111,8 @@ def minimum_of(values: Array, kind: int, start: int, g: int, r: int) -> np.float
 
 
 @kernel
-def dot(values: Array, kind: int, begin: int, r: int, rows: HalvedRows, tile: int, g: int, i: int,
-        first: int, last: int) -> int:  # fmt: skip
+def dot(values: Array, kind: Any, begin: Any, r: int, rows: HalvedRows, tile: int, g: int, i: int,
+        first: int, last: int) -> Any:  # fmt: skip
     """Σ integer · activation over inputs first … last of a group."""
     total = 0
     for k in range(first, last):
@@ -137,7 +137,7 @@ def matmul_gguf(
     """As `jit_int16.matmul_q4`, each block of 16 rows by its kind."""
     for i in range(n):
         for b in range(count):
-            kind, start = int(w.kinds[layer, first + b]), int(w.starts[layer, first + b])
+            kind, start = np.int64(w.kinds[layer, first + b]), w.starts[layer, first + b]
             for r in range(BLOCK):
                 total = np.float32(0.0)
                 for g in range(rows.scales.shape[1]):
@@ -164,7 +164,7 @@ def matmul_gguf(
 @kernel
 def embed_gguf(w: Mixture, token: int, x: Array, row: int) -> None:
     """x[row] = row `token` of the (only) matrix."""
-    kind, start = int(w.kinds[0, token // BLOCK]), int(w.starts[0, token // BLOCK])
+    kind, start = np.int64(w.kinds[0, token // BLOCK]), w.starts[0, token // BLOCK]
     r = token % BLOCK
     for g in range(x.shape[1] // GROUP):
         begin = begin_of(kind, start, g)

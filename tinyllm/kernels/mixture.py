@@ -11,14 +11,14 @@ numbers are the file's: integers of 4 … 8 bits and their scales, in another or
 | Q8   | Q8_0         | as `layout.Q8`                | scale · (q - 128)             |
 | Q4K  | Q4_K         | nibbles                       | d · scale · q + d_min · min   |
 | Q5K  | Q5_K         | nibbles, fifth bits           | d · scale · q + d_min · min   |
-| Q6K  | Q6_K         | nibbles, two higher bits      | d · scale · (q - 32), a scale for 16 inputs |
+| Q6K  | Q6_K         | nibbles, two higher bits      | d · scale · (q - 32)          |
 
-Of the last three, 8 groups make a super-block: their bytes, then (16 rows each) 8 scales and 8
-minimums of a byte, d and d_min (its sign turned) in float16; or 16 scales and d. Products of d and
-such scales have 17 bits, so they are exact in float32.
+Q6K has a scale for 16 inputs. Of the last three, 8 groups make a super-block: their bytes, then
+(16 rows each) 8 scales and 8 minimums of a byte, d and d_min (its sign turned) in float16; or 16
+scales and d. Products of d and such scales have 18 bits at most, so they are exact in float32.
 
 Nibbles lie as in `layout.Q4`. Bit j of byte 4 · row + i of the fifth bits belongs to byte vector j:
-inputs 4·j + i. Of Q6K, byte vector j has bits 2·(j mod 4) and the next of the (j div 4)-th 64 bytes.
+inputs 4·j + i. Of Q6K, vector j has bits 2·(j mod 4) and the next of the (j div 4)-th 64 bytes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.layout import BLOCK, GROUP, Q8_BYTES, TILE, Array
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE, Array
 from tinyllm.kernels.memory import huge_zeros
 from tinyllm.kernels.quantize import quantize_q8, split_nibbles
 
 Q4, Q5, Q8, Q4K, Q5K, Q6K = range(6)
+N_KINDS = 6
+LARGEST = (15, 31, 255, 15, 31, 63)  # integer of each kind
 FIRST_SUPER = Q4K
 SUPER_GROUPS = 8  # groups in a super-block
 
@@ -86,7 +88,10 @@ class HalvedRows(NamedTuple):
 def empty_halved_rows(n_rows: int, width: int) -> HalvedRows:
     """Room for `n_rows` tokens of `width` inputs; zeros."""
     groups = (-(-n_rows // TILE), width // GROUP)
-    values, scales = np.zeros((*groups, TILE, GROUP), np.int8), np.zeros((*groups, TILE), np.float32)
+    values, scales = (
+        np.zeros((*groups, TILE, GROUP), np.int8),
+        np.zeros((*groups, TILE), np.float32),
+    )
     starts, halves = np.zeros((*groups, TILE), np.int32), np.zeros((*groups, 2, TILE), np.int32)
     return HalvedRows(values, np.zeros_like(values), scales, starts, np.zeros_like(scales), halves)
 
@@ -174,7 +179,7 @@ def pack(kinds: NDArray[np.uint8], q: NDArray[np.uint8], scales: NDArray[np.uint
     if (of_block != of_block[:, :1]).any():
         raise ValueError("16 neighbouring rows are of two kinds of blocks")
     n_groups, of_block = scales.shape[1], np.ascontiguousarray(of_block[:, 0])
-    sizes = np.array([block_bytes(kind, n_groups) for kind in range(6)], np.int64)[of_block]
+    sizes = np.array([block_bytes(kind, n_groups) for kind in range(N_KINDS)], np.int64)[of_block]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     values = np.zeros(int(sizes.sum()), np.uint8)
     rows_q = q.reshape(len(of_block), BLOCK, n_groups, GROUP)
@@ -193,7 +198,8 @@ def stack(matrices: Iterable[Mixture], n: int) -> Mixture:
     Memory is asked for as if every block were of the largest kind; untouched, it takes no room.
     """
     values, end = np.zeros(0, np.uint8), 0
-    kinds, starts = [], []
+    kinds: list[Array] = []
+    starts: list[Array] = []
     for matrix in matrices:
         size = matrix.values.size
         if not kinds:
@@ -217,7 +223,7 @@ def _blocks(kind: int, q: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArr
     b, _, n_groups, _ = q.shape
     vectors = q.reshape(b, BLOCK, n_groups, 8, 4).transpose(0, 2, 3, 1, 4)  # (b, G, 8, 16, 4)
     if kind == Q8:
-        parts = [vectors]
+        parts: list[Array] = [vectors]
     else:
         parts = [(vectors[:, :, :4] & 15) | (vectors[:, :, 4:] << 4)]
         if kind in (Q5, Q5K):
@@ -268,20 +274,22 @@ def _unblocked(kind: int, bytes_: NDArray[np.uint8]) -> tuple[NDArray[np.uint8],
         groups, behind = np.split(bytes_.reshape(-1, of_group + BEHIND[kind]), [of_group], axis=1)
     n_groups = len(groups)
     if kind == Q8:
-        vectors = groups.reshape(n_groups, 8, BLOCK, 4)
+        vectors: Array = groups.reshape(n_groups, 8, BLOCK, 4)
     else:
         both = groups[:, :NIBBLES].reshape(n_groups, 4, BLOCK, 4)
         vectors = np.concatenate([both & 15, both >> 4], axis=1)
         high = groups[:, NIBBLES:]
         if kind in (Q5, Q5K):
-            bits = high.reshape(n_groups, 1, BLOCK, 4) >> np.arange(8, dtype=np.uint8)[:, None, None]
+            bits = (
+                high.reshape(n_groups, 1, BLOCK, 4) >> np.arange(8, dtype=np.uint8)[:, None, None]
+            )
             vectors = vectors | ((bits & 1) << 4)
         elif kind == Q6K:
             shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None, None]
             pairs = high.reshape(n_groups, 2, 1, BLOCK, 4) >> shifts
             vectors = vectors | ((pairs & 3) << 4).reshape(vectors.shape)
     q = vectors.transpose(2, 0, 1, 3).reshape(BLOCK, -1)
-    scales = np.zeros((n_groups, BLOCK, 8), np.uint8)
+    scales: Array = np.zeros((n_groups, BLOCK, 8), np.uint8)
     if not is_super:
         n = BEHIND[kind] // BLOCK // 2
         scales[..., : 2 * n] = np.moveaxis(behind.reshape(n_groups, n, BLOCK, 2), 1, 2).reshape(
@@ -295,7 +303,7 @@ def _unblocked(kind: int, bytes_: NDArray[np.uint8]) -> tuple[NDArray[np.uint8],
         pair = small.reshape(-1, 2, SUPER_GROUPS, BLOCK)
         scales[..., 0] = pair[:, 0].reshape(n_groups, BLOCK)
         scales[..., 2] = pair[:, 1].reshape(n_groups, BLOCK)
-    halves = behind[:, TO_D:].reshape(len(behind), -1, BLOCK, 2).transpose(0, 2, 1, 3)
+    halves: Array = behind[:, TO_D:].reshape(len(behind), -1, BLOCK, 2).transpose(0, 2, 1, 3)
     halves = halves.reshape(len(behind), BLOCK, -1)
     scales[..., 4 : 4 + halves.shape[-1]] = np.repeat(halves, SUPER_GROUPS, axis=0)
     return q, scales.transpose(1, 0, 2)

@@ -32,7 +32,9 @@ from tinyllm.weights import Checkpoint, checkpoint_files
 log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-Packed = dict[str, Any]  # matrix → F32 | BF16 | Q8 | Q4 | Mixture with a layer axis; norm → float32 array
+Packed = dict[
+    str, Any
+]  # matrix → F32 | BF16 | Q8 | Q4 | Mixture with a layer axis; norm → float32 array
 
 HEADER = 1 << 24  # bytes of a file's beginning that the digest reads at most
 SAMPLES = 64  # places of 4 kB in each file that the digest reads

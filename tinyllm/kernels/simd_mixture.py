@@ -63,7 +63,7 @@ def put_halved(
     rows: HalvedRows, tile: int, lane: int, column: int, values: Array, start: int, n: int
 ) -> None:
     """As `jit_mixture.put_halved`."""
-    put_int16(rows, tile, lane, column, values, start, n)
+    put_int16(rows, tile, lane, column, values, start, n)  # type: ignore[arg-type]
     sum_halves(rows, tile, lane, column, n)
 
 

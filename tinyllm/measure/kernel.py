@@ -31,7 +31,10 @@ STEP = 4  # blocks of 16 outputs a call, about what the forward pass takes
 def implementations(kernel: str) -> dict[str, Callable[..., None]]:
     """Name → the product as loops, and in vectors."""
     found: dict[str, Callable[..., None]] = {}
-    for words, modules in (("loops (%s.py)", LOOPS), (f"vectors (%s.py), {processor.NAME}", VECTORS)):
+    for words, modules in (
+        ("loops (%s.py)", LOOPS),
+        (f"vectors (%s.py), {processor.NAME}", VECTORS),
+    ):
         for module in modules:
             if hasattr(module, kernel):
                 found[words % module.__name__.rpartition(".")[2]] = getattr(module, kernel)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
-from tinyllm.kernels import dispatch, draw
+from tinyllm.kernels import dispatch, draw, mixture
 from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, GROUP, PAGE, TILE, AttendScratch, Keys
@@ -55,6 +55,7 @@ def checks(formats: Collection[str]) -> Iterator[tuple[str, Check]]:
         yield f"put for {name}", partial(_activations, name)
         yield f"embed_{name}", partial(_embed, name)
         yield f"matmul_{name}", partial(_matmul, name)
+    yield "a GGUF file's blocks", _blocks
     for kv_dtype in (np.float32, np.uint16):
         kind = "f32" if kv_dtype == np.float32 else "f16"
         yield f"attend and merge, {kind} cache", partial(_attend, kv_dtype)
@@ -140,6 +141,29 @@ def _matmul(name: str) -> Iterator[Array]:
         out = np.zeros((TILE, 3 * BLOCK), np.float32)
         dispatch.matmul(_packed(name), 0, 0, 3, _rows(name, n, 96), 0, n, out, 0, 0)
         yield out[:n]
+
+
+def _blocks() -> Iterator[Array]:
+    """Every kind of a GGUF file's blocks in one matrix."""
+    rng, width = np.random.default_rng(13), 2 * mixture.SUPER_GROUPS * GROUP
+    shape = (mixture.N_KINDS, BLOCK, width)
+    largest = np.array(mixture.LARGEST)[:, None, None]
+    q = (rng.integers(0, 256, shape) % (largest + 1)).astype(np.uint8).reshape(-1, width)
+    halves = numbers((len(q), width // GROUP, 4), 14, 0.125).astype(np.float16)
+    kinds = np.repeat(np.arange(mixture.N_KINDS, dtype=np.uint8), BLOCK)
+    scales = halves.view(np.uint8)
+    for first in range(0, scales.shape[1], mixture.SUPER_GROUPS):  # one d a super-block
+        scales[:, first : first + mixture.SUPER_GROUPS, 4:] = scales[:, first : first + 1, 4:]
+    w = mixture.stack([mixture.pack(kinds, q, scales)], 1)
+    for n in (1, 2, 3, TILE):
+        out = np.zeros((TILE, len(q)), np.float32)
+        rows = _rows("gguf", n, width)
+        dispatch.matmul(w, 0, 0, mixture.N_KINDS, rows, 0, n, out, 0, 0)
+        yield out[:n]
+    row = np.zeros((1, width), np.float32)
+    for token in range(7, len(q), BLOCK):
+        dispatch.embed(w, token, row, 0)
+        yield row
 
 
 def _attend(stored: Any) -> Iterator[Array]:
