@@ -113,7 +113,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         "--format",
-        help="How weights are held: auto, f32, bf16, q8, q4, gguf, q8a8 or q4a8",
+        help="How weights are held: auto, f32, bf16, q8, q4, gguf, q8a8, q4a8",
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
