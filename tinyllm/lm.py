@@ -59,7 +59,7 @@ def load(
         name_or_path: a known name or alias, a folder (config.json, *.safetensors, tokenizer.json;
             or a card that names parts, see `tinyllm.parts`), a wheel or GGUF file, or
             hf:OWNER/NAME[@REVISION][:FILE.gguf].
-        dtype: how the weights are held: f32, bf16, q8, q4, or gguf (a GGUF file's blocks as they are);
+        dtype: how the weights are held: f32, bf16, q8, q4, or gguf (a file's blocks as they are);
             q8a8 and q4a8 with activations of 8 bits, too. "auto": f32 in numpy, and in kernels what
             the checkpoint holds, so that nothing is rounded (`kernels/own_format.py`).
         backend: "reference" computes in readable numpy (f32 only), "compiled" in fused kernels;

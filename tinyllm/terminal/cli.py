@@ -111,9 +111,7 @@ Model = Annotated[str, typer.Option(help="A known name, a folder, or hf:OWNER/NA
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype",
-        "--format",
-        help="How weights are held: auto, f32, bf16, q8, q4, gguf, q8a8, q4a8",
+        "--dtype", "--format", help="Weights: auto, f32, bf16, q8, q4, gguf, q8a8 or q4a8"
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")]
