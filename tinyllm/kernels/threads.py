@@ -47,6 +47,7 @@ COUNT_MASK = (1 << COUNT_BITS) - 1
 SPINS = 3000  # polls before sleeping: about 50 microseconds
 SLEEP = 50  # microseconds
 PR_SET_TIMERSLACK = 29  # of Linux's prctl; the slack is in nanoseconds
+QOS_CLASS_USER_INITIATED = 0x19  # of macOS
 SLEEPS_BETWEEN_JOBS = 100  # then a helper goes back to Python and sleeps until it is called
 
 # The words of `control`. From REGIONS on a region has one a thread, how many of the chunks that are
@@ -333,10 +334,16 @@ def finish(control: Array, thread: int) -> bool:
     return False
 
 
-def set_timer_slack() -> None:
-    """Have this thread's sleeps end when they should: Linux adds 50 microseconds unless told."""
+def be_prompt() -> None:
+    """Have this thread's sleeps end when they should, and its work done on quick cores.
+
+    Linux adds 50 microseconds to a sleep unless told; macOS may move a thread to an efficiency
+    core, for which the others then wait, unless it says that somebody waits (`pthread/qos.h`).
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+    elif sys.platform == "darwin":
+        ctypes.CDLL(None).pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0)
 
 
 # --- the team -----------------------------------------------------------------------------------
@@ -377,9 +384,9 @@ class Team:
 
     def run(self) -> None:
         """Run a job, together with the helpers that have time. One caller at a time."""
-        if not hasattr(self._callers, "timer_slack_set"):
-            set_timer_slack()
-            self._callers.timer_slack_set = True
+        if not hasattr(self._callers, "is_prompt"):
+            be_prompt()
+            self._callers.is_prompt = True
         with self._called:
             self._job += 2
             self._called.notify_all()
@@ -403,7 +410,7 @@ class Team:
             self._called.notify_all()
 
     def _help(self, thread: int) -> None:
-        set_timer_slack()
+        be_prompt()
         last = 0
         while not self._closed:
             last = self._work(thread, last)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import resource
+import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -42,6 +49,40 @@ def test_trials_run_beside_each_other() -> None:
         over.set()
         with pytest.raises(GivenUp):
             endless.result()
+
+
+REFUSES = """
+import socket
+from tinyllm.api.constraints import trial_worker
+def refuse(*_):
+    raise ValueError("current limit exceeds maximum limit")
+trial_worker.resource.setrlimit = refuse
+trial_worker.run(socket.socket(fileno=0), lambda grammar: "read " + grammar, 5, 1 << 30)
+"""
+
+
+def test_a_system_that_holds_nobody_to_an_address_space() -> None:
+    """As macOS, which refuses a limit below what a process has mapped already."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen([sys.executable, "-c", REFUSES], stdin=theirs.fileno()):
+        theirs.close()
+        ours.sendall(b"this")
+        ours.shutdown(socket.SHUT_WR)
+        assert ours.recv(100) == b'"read this"'
+
+
+def test_descriptors_beyond_a_thousand() -> None:
+    """A server of many connections has them, and select() takes none above 1,023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1200:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1200, hard), hard))
+    try:
+        with contextlib.ExitStack() as held:
+            while held.enter_context(Path(os.devnull).open()).fileno() < 1030:
+                pass
+            assert Trials().compile(json_grammar({"type": "string"})) == ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_helper_that_was_ended_is_started_again() -> None:

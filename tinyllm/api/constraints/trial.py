@@ -115,7 +115,9 @@ class _Helper:
                 ours.sendall(grammar)
                 ours.shutdown(socket.SHUT_WR)
             end = time.monotonic() + GRAMMAR_PATIENCE
-            while not select.select([ours], [], [], POLL)[0]:
+            answered = select.poll()  # select() knows descriptors up to 1,023 alone
+            answered.register(ours, select.POLLIN)
+            while not answered.poll(POLL * 1000):
                 if gone():
                     raise GivenUp
                 if time.monotonic() > end:

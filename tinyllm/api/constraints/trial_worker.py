@@ -6,9 +6,11 @@ before that ends its child; the end of the input ends everything.
 
 The children know bytes and no vocabulary: what a grammar's patterns cost to compile doesn't depend
 on the tokens. Each has a processor for so many seconds (the system's own clock ends it, whatever
-the library is doing), so many bytes of address space, and a low priority.
+the library is doing), so many bytes of address space where the system can hold a process to that
+(macOS can't: there the seconds alone bound it), and a low priority.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -66,7 +68,8 @@ def run(trial: socket.socket, compile: Compile, seconds: float, memory: int) -> 
     """One trial, in a child of its own, which ends here."""
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process that takes no notice
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        with contextlib.suppress(OSError, ValueError):  # macOS: more than that is mapped already
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         os.nice(10)
         grammar = b"".join(iter(lambda: trial.recv(1 << 16), b"")).decode()
         trial.sendall(json.dumps(compile(grammar)).encode())
