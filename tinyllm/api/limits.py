@@ -33,11 +33,16 @@ READ_TWICE = 1 * MiB  # letters of a broken document in which the fault's field 
 MAX_PROMPT_LIST = 128  # prompts of a text completion
 PROMPTS_AT_ONCE = 8  # prompts of one request that wait or run in the engine; the others follow
 MAX_TOOLS = 128  # tools of a request, as OpenAI has it
+MAX_FUNCTION_NAME = 64  # letters of a function's name, its namespace's included
 MAX_STOPS = 4  # stop strings, as OpenAI has it
 MAX_STOP_IDS = 64  # token ids that end an answer
 MAX_TOP_LOGPROBS = 20  # likeliest tokens shown a position, as OpenAI has it
 MAX_CALLS = 8  # parallel calls in one answer
 MAX_NAMES_HEADER = 1000  # letters of a header that lists ignored or relaxed fields
+MAX_QUOTED = 80  # letters of a caller's own words in an error
+MAX_ERROR = 1000  # letters of an error's message
+PAGE = 20  # items of a response's input in a list, as OpenAI has it
+MAX_PAGE = 100  # items of such a list, if more are asked for
 
 # -- looks inside
 

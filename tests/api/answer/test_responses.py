@@ -194,12 +194,18 @@ def test_log_probabilities_are_given_when_included(scripted: Live) -> None:
             {"input": [{"type": "function_call_output", "call_id": "q", "output": "x"}]},
             "input[0]",
         ),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": "x", "tools": [TOOL, TOOL]}, "tools[1].name"),
         ({"input": "x", "background": True}, "background"),
         ({"input": "x", "conversation": "c"}, "conversation"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
         ({"input": "x", "n": 2}, "n"),
+        ({"input": "x", "max_tokens": 9}, "max_tokens"),
+        ({"input": "x", "messages": []}, "messages"),
+        ({"input": "x", "reasoning_effort": "low"}, "reasoning_effort"),
+        ({"input": "x", "guided_json": {"type": "objectt"}}, "guided_json"),
+        ({"input": "x", "guided_json": {}, "text": {"format": {"type": "json_object"}}},
+         "text.format"),
         (
             {"input": "x", "text": {"format": {"type": "json_schema", "name": "a"}}},
             "text.format.schema",
@@ -218,6 +224,25 @@ def test_what_is_not_supported_is_refused_by_name(
     response = scripted.post(f"{prefix}/responses", {"model": MODEL, **body})
     assert response.status_code == (422 if prefix == S else 400)
     assert response.json()["error"]["param"] == param
+
+
+def test_what_has_no_effect_is_named(scripted: Live) -> None:
+    asked = {"model": MODEL, "input": "x", "text": {"verbosity": "low", "more": 1},
+             "reasoning": {"summary": "auto"}, "include": ["reasoning.encrypted_content"],
+             "service_tier": "auto"}  # fmt: skip
+    answer = scripted.post(f"{O}/responses", asked)
+    named = set(answer.headers["X-Ignored-Params"].split(", "))
+    assert named == {"service_tier", "include[0]", "text.verbosity", "text.more",
+                     "reasoning.summary"}  # fmt: skip
+
+
+def test_another_name_of_a_format_is_repeated_as_the_format(scripted: Live) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    for more in ({"guided_json": schema}, {"structured_outputs": {"json": schema}}):
+        answer = respond(scripted, input="x", **more)
+        assert answer["text"]["format"]["schema"] == schema
+        assert json.loads(answer["output"][0]["content"][0]["text"]) == {"a": 1}
 
 
 def test_an_unknown_previous_response_is_named(scripted: Live) -> None:

@@ -26,7 +26,7 @@ from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.json_text import JsonText
 from tinyllm.api.contract.chat_completions import read_chat
 from tinyllm.api.contract.dialect import O as DIALECT
-from tinyllm.api.prompt.formats import answer_format, callable_tools
+from tinyllm.api.prompt.formats import answer_format
 from tinyllm.tokenizer import Tokenizer
 
 FORMATS = ["date", "date-time", "time", "uuid", "email", "duration"]
@@ -152,7 +152,7 @@ def format_of(
     body = {"model": MODEL, "messages": [message], "tools": tools, **more}
     request = read_chat(body, DIALECT)
     model = server.service.model(MODEL)
-    format, _ = answer_format(request, model, callable_tools(request), (), lambda: False, words)
+    format, _ = answer_format(request, model, request.callable_tools(), (), lambda: False, words)
     assert format is not None
     return format
 

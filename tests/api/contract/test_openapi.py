@@ -80,3 +80,15 @@ def test_both_prefixes_offer_the_same(scripted: Live) -> None:
     for path in paths:
         if path.startswith(PREFIXES[0]):
             assert path.replace(PREFIXES[0], PREFIXES[1]) in paths
+
+
+LOCAL = {"min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "guided_json",
+         "structured_outputs", "response_format"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest", "ResponsesRequest"])
+def test_local_servers_parameters_are_described_on_every_shape(name: str) -> None:
+    fields = document(authenticated=False)["components"]["schemas"][name]["properties"]
+    assert fields.keys() >= LOCAL
+    template = {"chat_template_kwargs", "continue_final_message", "add_generation_prompt"}
+    assert (fields.keys() >= template) == (name != "CompletionRequest")

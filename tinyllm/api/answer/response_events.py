@@ -26,7 +26,9 @@ from tinyllm.api.contract.response_answers import (
     ResponseOut,
     Status,
 )
+from tinyllm.api.contract.response_tools import full_name
 from tinyllm.api.contract.responses import ResponsesRequest
+from tinyllm.api.contract.tools import SchemaFormat
 from tinyllm.inside.trace_file import VERSION, StepRecord
 
 
@@ -145,10 +147,13 @@ class ResponseWriter:
     def _call(self, call: CallStart | CallArguments) -> None:
         if isinstance(call, CallStart):
             self._close()
+            namespace, name = self._request.functions.split(call.name)
             new: CallItem = {
                 "id": _id("fc"), "type": "function_call", "status": "in_progress",
-                "call_id": _id("call"), "name": call.name, "arguments": "",
+                "call_id": _id("call"), "name": name, "arguments": "",
             }  # fmt: skip
+            if namespace is not None:
+                new["namespace"] = namespace
             self._add({**new})
             self._open = new
             return
@@ -257,7 +262,9 @@ class ResponseWriter:
 
 
 def _text_options(request: ResponsesRequest) -> dict[str, Any]:
-    wanted = request.text.format if request.text else None
+    if isinstance(named := request.response_format, SchemaFormat):  # by another name
+        return {"format": {"type": "json_schema", **_dumped(named.json_schema)}}
+    wanted = request.response_format or (request.text.format if request.text else None)
     return {"format": _dumped(wanted) or {"type": "text"}}
 
 
@@ -281,7 +288,8 @@ def messages_of(response: ResponseOut) -> list[dict[str, Any]]:
         elif item["type"] == "reasoning":
             message["reasoning"] = item["content"][0]["text"]
         else:
-            function = {"name": item["name"], "arguments": item["arguments"]}
+            name = full_name(item.get("namespace"), item["name"])
+            function = {"name": name, "arguments": item["arguments"]}
             call = {"id": item["call_id"], "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
     if message["content"] is None and "tool_calls" not in message:

@@ -13,8 +13,8 @@ from tinyllm.api.contract.errors import invalid, quoted
 from tinyllm.api.contract.fields import WHOLE, Natural, Open, Positive, fail, read
 from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
 from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS
-from tinyllm.api.contract.structured import StructuredRequest
-from tinyllm.api.contract.tools import NamedFunction, NamedTool, Tool, ToolChoice
+from tinyllm.api.contract.templated import TemplatedRequest
+from tinyllm.api.contract.tools import AllowedTools, NamedFunction, NamedTool, Tool, ToolChoice
 from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
 
 Effort = Literal["max", "xhigh", "high", "medium", "low", "minimal", "none"]
@@ -33,7 +33,7 @@ class Reasoning(Open):
         return self
 
 
-class ChatRequest(StructuredRequest):
+class ChatRequest(TemplatedRequest):
     """Generate an answer to a conversation."""
 
     messages: list[Message] = Field(min_length=1, description="The whole conversation so far")
@@ -49,15 +49,6 @@ class ChatRequest(StructuredRequest):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    continue_final_message: bool | None = Field(
-        None, description="Go on with the last message, the assistant's, instead of answering it"
-    )
-    add_generation_prompt: bool | None = Field(
-        None, description="Accepted as the opposite of continue_final_message"
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="Handed to the chat template; enable_thinking as reasoning.enabled"
-    )
     reasoning: Reasoning | None = None
     reasoning_effort: Effort | None = None
 
@@ -89,9 +80,13 @@ class ChatRequest(StructuredRequest):
             if not names:
                 raise fail("'required' needs tools", "tool_choice")
             return
-        wanted = choice if isinstance(choice, str) else choice.function.name
-        if wanted not in names:
-            raise fail(f"There is no tool named {wanted!r}", "tool_choice")
+        if isinstance(choice, AllowedTools):
+            wanted = [tool.function.name for tool in choice.allowed_tools.tools]
+        else:
+            wanted = [choice if isinstance(choice, str) else choice.function.name]
+        for name in wanted:
+            if name not in names:
+                raise fail(f"There is no tool named {name!r}", "tool_choice")
 
     def _check_reasoning(self) -> None:
         if self.reasoning is None:
@@ -158,15 +153,32 @@ class ChatRequest(StructuredRequest):
         return dialect.truncate_len
 
     def effective_tool_choice(self) -> str | NamedTool:
-        """auto, none, required or the tool; a bare function name becomes the tool."""
+        """auto, none, required or the tool; a bare function name becomes the tool, and a list of
+        tools that are allowed its mode."""
         if not self.tools:
             return "none"
         if self.tool_choice is None:
             return "auto"
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode
         if isinstance(self.tool_choice, str) and self.tool_choice not in _CHOICES:
             named = NamedFunction(name=self.tool_choice)
             return NamedTool(type="function", function=named)
         return self.tool_choice
+
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools that may be called: all, those that are allowed, or the one that is named.
+
+        The model is shown no others.
+        """
+        choice = self.tool_choice
+        if isinstance(choice, AllowedTools):
+            names = {tool.function.name for tool in choice.allowed_tools.tools}
+        elif isinstance(wanted := self.effective_tool_choice(), NamedTool):
+            names = {wanted.function.name}
+        else:
+            return tuple(self.tools or ())
+        return tuple(tool for tool in self.tools or () if tool.function.name in names)
 
 
 # What the server itself tells the template.

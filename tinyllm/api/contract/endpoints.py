@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from tinyllm.api.contract import answers, response_answers
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import DIALECTS
+from tinyllm.api.contract.input_items import QUERY, ItemList
 from tinyllm.api.contract.look import LookAnswer, LookRequest
 from tinyllm.api.contract.responses import ResponsesRequest
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
@@ -32,6 +33,7 @@ class Endpoint:
     answer: the shape of a 200, or the media type of one without a shape.
     request: the shape of the body.
     chunk: the shape of an event, where the answer may be a stream.
+    query: JSON Schemas of what may stand behind a ?.
     errors: other statuses; a faulty body's and a missing key's come by themselves.
     """
 
@@ -43,6 +45,7 @@ class Endpoint:
     request: type[BaseModel] | None = None
     chunk: Any = None
     errors: Sequence[int] = ()
+    query: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     shared: bool = True
 
     @property
@@ -77,6 +80,9 @@ ENDPOINTS = (
              response_answers.ResponseOut, errors=(404,)),
     Endpoint("delete_response", "DELETE", "/responses/{id}", "Forget a kept response",
              response_answers.ResponseDeleted, errors=(404,)),
+    Endpoint("input_items", "GET", "/responses/{id}/input_items",
+             "The items that a kept response was made from", ItemList, errors=(404,),
+             query=QUERY),
     Endpoint("look", "POST", "/look", "What went on inside before one token of a text was drawn",
              LookAnswer, LookRequest, errors=(429, 500)),
     Endpoint("replay", "GET", "/completions/{id}/replay",

@@ -11,10 +11,9 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.limits import MAX_ERROR, MAX_QUOTED
 
 Loc = tuple[str | int, ...]
-MAX_QUOTED = 80  # characters of a caller's own words in an error
-MAX_MESSAGE = 1000
 
 
 def quoted(words: object) -> str:
@@ -44,8 +43,8 @@ class ApiError(Exception):
 
     def __post_init__(self) -> None:
         """However long a caller's words, keys and patterns are, the error stays readable."""
-        if len(self.message) > MAX_MESSAGE:
-            self.message = self.message[: MAX_MESSAGE - 1] + "…"
+        if len(self.message) > MAX_ERROR:
+            self.message = self.message[: MAX_ERROR - 1] + "…"
         self.loc = tuple(
             key if isinstance(key, int) or len(key) <= MAX_QUOTED else key[: MAX_QUOTED - 1] + "…"
             for key in self.loc

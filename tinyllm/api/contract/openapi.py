@@ -136,7 +136,7 @@ def _operation(row: Endpoint, dialect: str) -> Json:
             name: {"schema": {"type": "string"}, "required": False} for name in ANSWER_HEADERS
         }
     statuses = set(row.statuses)
-    if row.request is not None:
+    if row.request is not None or row.query:
         statuses |= {d.schema_status for d in DIALECTS if d.name == dialect}
     operation: Json = {
         "operationId": f"{row.name}_{dialect}" if dialect else row.name,
@@ -144,6 +144,10 @@ def _operation(row: Endpoint, dialect: str) -> Json:
         "parameters": [_path(name) for name in re.findall(r"{(\w+)", row.path)],
         "responses": {"200": answer, **{str(s): _error(s) for s in sorted(statuses)}},
     }
+    operation["parameters"] += [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in row.query.items()
+    ]
     if row.generates:
         operation["parameters"].append(_header("X-Session-ID", SESSION_ID.pattern))
     if row.request is not None:

@@ -6,17 +6,35 @@ have (tools of its own, files, background work) is refused by name, never left o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from tinyllm.api.contract.chat_completions import ChatRequest, Effort
-from tinyllm.api.contract.errors import ApiError, Loc, invalid, quoted
-from tinyllm.api.contract.fields import WHOLE, FunctionName, Open, Positive, fail, read
-from tinyllm.api.contract.sampling import SampledRequest
-from tinyllm.api.contract.tools import ResponseFormat
+from tinyllm.api.contract.errors import ApiError, Loc, invalid, path_of, quoted
+from tinyllm.api.contract.fields import (
+    WHOLE,
+    FunctionName,
+    Open,
+    Positive,
+    fail,
+    read,
+    unknown_fields,
+)
+from tinyllm.api.contract.response_tools import (
+    AllowedTools,
+    Functions,
+    NamedChoice,
+    ResponseTool,
+    ResponseToolChoice,
+    check_kinds,
+    full_name,
+    positions_without,
+)
+from tinyllm.api.contract.templated import TemplatedRequest
 from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
 
 Json = dict[str, Any]
@@ -47,64 +65,18 @@ class ReasoningOptions(Open):
     summary: str | None = Field(None, description="Ignored: the reasoning itself is given")
 
 
-class FunctionTool(Open):
-    type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema")
-    strict: bool | None = None
+# What a chat request calls otherwise than a response's, and the name to use.
+MOVED = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "prompt_truncate_len": "truncation",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": f"include: [{LOGPROBS!r}]",
+}
 
 
-def _is_function(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "~function" if kind == "function" else None
-
-
-ResponseTool = Annotated[
-    Annotated[FunctionTool, Tag("~function")],
-    Discriminator(
-        _is_function,
-        custom_error_type="tool_type",
-        custom_error_message="Only tools of type function are offered; built-in tools are not",
-    ),
-]
-
-
-class NamedChoice(Open):
-    type: Literal["function"]
-    name: FunctionName
-
-
-class AllowedTools(Open):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: list[NamedChoice] = Field(
-        min_length=1, description="Those of `tools` that may be called"
-    )
-
-
-def _kind_of_choice(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if isinstance(value, str):
-        return "~word"
-    known = {"function": "~named", "allowed_tools": "~allowed"}
-    return known.get(kind) if isinstance(kind, str) else None
-
-
-ResponseToolChoice = Annotated[
-    Annotated[Literal["auto", "none", "required"], Tag("~word")]
-    | Annotated[NamedChoice, Tag("~named")]
-    | Annotated[AllowedTools, Tag("~allowed")],
-    Discriminator(
-        _kind_of_choice,
-        custom_error_type="tool_choice",
-        custom_error_message="tool_choice must be auto, none, required, "
-        '{"type": "function", …} or {"type": "allowed_tools", …}',
-    ),
-]
-
-
-class ResponsesRequest(SampledRequest):
+class ResponsesRequest(TemplatedRequest):
     """Generate a response to a text, or to the items of a conversation."""
 
     input: Annotated[
@@ -133,15 +105,25 @@ class ResponsesRequest(SampledRequest):
     conversation: Any = Field(None, description="Refused: use previous_response_id")
     prompt: Any = Field(None, description="Refused: templates are not kept here")
 
+    _functions: Functions = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, body: Any) -> Any:
+        """What is missing here, by its name."""
+        if isinstance(body, Mapping):
+            check_kinds(body.get("tools"))
+            for name, other in MOVED.items():
+                if body.get(name) is not None:
+                    raise fail(f"{name} is a chat completion's; here it is {other}", name)
+        return body
+
     @model_validator(mode="after")
     def _rules(self) -> ResponsesRequest:
-        if isinstance(self.tool_choice, AllowedTools):
-            offered = {tool.name for tool in self.tools or ()}
-            for tool in self.tool_choice.tools:
-                if tool.name not in offered:
-                    raise fail(
-                        f"allowed_tools names {tool.name!r}, which is no tool", "tool_choice"
-                    )
+        self._functions = Functions(self.tools or ())
+        wanted = self.text.format if self.text else None
+        if self.response_format is not None and wanted is not None and wanted.type != "text":
+            raise fail("Give either text.format or another name of it", "text", "format")
         for name, given in (("background", self.background), ("conversation", self.conversation),
                             ("prompt", self.prompt)):  # fmt: skip
             if given:
@@ -151,12 +133,91 @@ class ResponsesRequest(SampledRequest):
         return self
 
     @property
+    def functions(self) -> Functions:
+        """The functions that its tools hold."""
+        return self._functions
+
+    @property
     def kept(self) -> bool:
         return self.store is not False
 
     @property
     def wants_logprobs(self) -> bool:
         return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
+    def without_effect(self) -> list[str]:
+        """What a chat request has no place for, and so would not name as ignored."""
+        names = [f"include[{i}]" for i, what in enumerate(self.include or ()) if what != LOGPROBS]
+        if self.text is not None:
+            names += unknown_fields(self.text, "text.")
+            names += ["text.verbosity"] if self.text.verbosity is not None else []
+        if self.reasoning is not None:
+            names += unknown_fields(self.reasoning, "reasoning.")
+            names += ["reasoning.summary"] if self.reasoning.summary is not None else []
+        return names
+
+
+def read_response(
+    body: Mapping[str, Any], ignored_tools: Collection[str] = ()
+) -> tuple[ResponsesRequest, list[str]]:
+    """A valid request without its tools of these types, and the places of what was left out.
+
+    Raises the ApiError of the first rule that it breaks.
+    """
+    given = body.get("tools")
+    kept = positions_without(given, ignored_tools) if ignored_tools else []
+    if not isinstance(given, list) or len(kept) == len(given) or not ignored_tools:
+        return read(ResponsesRequest, body), []
+
+    def sent(loc: Loc) -> Loc:
+        """A place among the tools that are left, as it was sent."""
+        at = loc[1] if loc[:1] == ("tools",) and len(loc) > 1 else None
+        return ("tools", kept[at], *loc[2:]) if isinstance(at, int) else loc
+
+    try:
+        request = read(ResponsesRequest, {**body, "tools": [given[i] for i in kept]})
+    except ApiError as error:
+        raise replace(error, loc=sent(error.loc)) from None
+    request.functions.places = [sent(place) for place in request.functions.places]
+    return request, [f"tools[{i}]" for i in range(len(given)) if i not in kept]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in a response's request each part of its chat request comes from."""
+
+    messages: Sequence[Loc]
+    tools: Sequence[Loc]
+    format: Loc
+
+    def of(self, loc: Loc) -> Loc:
+        """The place of one of the chat request's."""
+        if loc[:1] == ("messages",):
+            known = len(loc) > 1 and isinstance(loc[1], int)
+            place = self.messages[int(loc[1])] if known else ("input",)
+            return place or ("previous_response_id",)
+        if loc[:1] == ("tools",) and len(loc) > 1:
+            rest = tuple(key for key in loc[2:] if key != "function")
+            return (*self.tools[int(loc[1])], *rest)
+        if loc[:1] == ("response_format",):
+            if self.format != ("text", "format"):
+                return self.format
+            return (*self.format, *(key for key in loc[1:] if key != "json_schema"))
+        others: dict[Loc, Loc] = {
+            ("max_tokens",): ("max_output_tokens",),
+            ("reasoning_effort",): ("reasoning", "effort"),
+        }
+        return others.get(loc[:1], loc)
+
+    def error(self, error: ApiError) -> ApiError:
+        """An error of the chat request, with the place in the request that was sent."""
+        return replace(error, loc=self.of(error.loc))
+
+    def name(self, name: str) -> str:
+        """The name of a chat request's field, as headers have it: `tools[0].function.strict`."""
+        keys = re.findall(r"[^.\[\]]+", name)
+        loc = self.of(tuple(int(key) if key.isdecimal() else key for key in keys))
+        return name if keys[0] not in ("tools", "response_format") else path_of(loc)
 
 
 @dataclass
@@ -179,8 +240,8 @@ def as_chat(
     history: Sequence[Json],
     find_item: Callable[[str], Json | None],
     n_ctx: int,
-) -> tuple[ChatRequest, list[Json], list[Loc]]:
-    """The chat request that a response's request stands for; its messages to keep; their places.
+) -> tuple[ChatRequest, list[Json], Places]:
+    """The chat request that a response's request stands for; its messages to keep; the places.
 
     Args:
         history: messages of the previous response's conversation, its answer included.
@@ -205,20 +266,21 @@ def as_chat(
     if request.instructions:
         turn.messages.insert(0, {"role": "system", "content": request.instructions})
         turn.places.insert(0, ("instructions",))
+    places = Places(turn.places, request.functions.places, _place_of_format(request))
     options = _options(request, n_ctx)
     try:
         chat = read(ChatRequest, {**options, "messages": turn.messages})
     except ApiError as error:
-        raise replace_place(error, turn.places) from None
-    return chat, kept, turn.places
+        raise places.error(error) from None
+    return chat, kept, places
 
 
 def _options(request: ResponsesRequest, n_ctx: int) -> Json:
     """Everything but the messages, by the chat request's names."""
     shared = {
         name: getattr(request, name)
-        for name in SampledRequest.model_fields
-        if name in request.model_fields_set and name != "stream_options"
+        for name in TemplatedRequest.model_fields
+        if name in request.model_fields_set and name not in _READ
     }
     shared |= request.model_extra or {}
     limit = request.max_output_tokens
@@ -233,49 +295,46 @@ def _options(request: ResponsesRequest, n_ctx: int) -> Json:
     }
     if request.truncation == "auto":
         options["prompt_truncate_len"] = max(1, n_ctx - min(limit or n_ctx, n_ctx // 2))
-    choice = request.tool_choice
-    if request.tools:
-        # A chat request has no such choice: the tools that may not be called are not shown.
-        allowed = {t.name for t in choice.tools} if isinstance(choice, AllowedTools) else None
-        options["tools"] = [
-            {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_none=True)}
-            for tool in request.tools
-            if allowed is None or tool.name in allowed
-        ]
+    functions, choice = request.functions, request.tool_choice
+    if functions.shown:
+        options["tools"] = functions.shown
     if isinstance(choice, AllowedTools):
-        options["tool_choice"] = choice.mode
+        tools = [_named(functions, tool.name) for tool in choice.tools]
+        allowed = {"mode": choice.mode, "tools": tools}
+        options["tool_choice"] = {"type": "allowed_tools", "allowed_tools": allowed}
     elif isinstance(choice, NamedChoice):
-        options["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-    elif request.tools:
+        options["tool_choice"] = _named(functions, choice.name)
+    elif functions.shown:
         options["tool_choice"] = choice
-    wanted = request.text.format if request.text else None
-    if wanted is not None:
-        options["response_format"] = _format(wanted)
+    if request.response_format is not None:
+        named = request.response_format.model_dump(by_alias=True, exclude_unset=True)
+        options["response_format"] = named
+        return options
+    if request.text is not None and request.text.format is not None:
+        options["response_format"] = _format(request.text.format)
     return options
 
 
-def _format(wanted: TextFormat) -> Json | ResponseFormat:
+# Fields of the chat request's that are read here already.
+_READ = {"stream_options", "response_format", "guided_json", "structured_outputs"}
+
+
+def _named(functions: Functions, name: str) -> Json:
+    return {"type": "function", "function": {"name": functions.find(name)}}
+
+
+def _place_of_format(request: ResponsesRequest) -> Loc:
+    for name in ("guided_json", "structured_outputs", "response_format"):
+        if getattr(request, name) is not None:
+            return (name,)
+    return ("text", "format")
+
+
+def _format(wanted: TextFormat) -> Json:
     if wanted.type != "json_schema":
         return {"type": wanted.type}
     schema = {"name": wanted.name, "schema": wanted.json_schema, "strict": wanted.strict}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def replace_place(error: ApiError, places: Sequence[Loc]) -> ApiError:
-    """An error of the chat request, at the place in the request that was sent."""
-    loc = error.loc
-    if loc[:1] == ("messages",):
-        place = places[loc[1]] if len(loc) > 1 and isinstance(loc[1], int) else ("input",)
-        loc = place or ("previous_response_id",)
-    elif loc[:1] == ("tools",):
-        loc = tuple(key for key in loc if key != "function")
-    elif loc[:1] == ("response_format",):
-        loc = ("text", "format", *(key for key in loc[1:] if key != "json_schema"))
-    elif loc[:1] == ("max_tokens",):
-        loc = ("max_output_tokens",)
-    elif loc[:1] == ("reasoning_effort",):
-        loc = ("reasoning", "effort")
-    return replace(error, loc=loc)
 
 
 # -- items -----------------------------------------------------------------------------------
@@ -298,7 +357,7 @@ def _add_item(
             "id": _text(item, "call_id", place),
             "type": "function",
             "function": {
-                "name": _text(item, "name", place),
+                "name": full_name(item.get("namespace"), _text(item, "name", place)),
                 "arguments": _text(item, "arguments", place),
             },
         }

@@ -50,14 +50,34 @@ class NamedTool(Open):
     function: NamedFunction
 
 
+class Allowed(Open):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, description="Those of `tools` that may be called")
+
+
+class AllowedTools(Open):
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+
+def _choice_tag(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "~word"
+    if not isinstance(value, dict):
+        return None
+    return "~allowed" if value.get("type") == "allowed_tools" else "~named"
+
+
 ToolChoice = Annotated[
-    Annotated[FunctionName, Tag("~word")] | Annotated[NamedTool, Tag("~named")],
+    Annotated[FunctionName, Tag("~word")]
+    | Annotated[NamedTool, Tag("~named")]
+    | Annotated[AllowedTools, Tag("~allowed")],
     Discriminator(
-        lambda v: "~word" if isinstance(v, str) else "~named" if isinstance(v, dict) else None,
+        _choice_tag,
         custom_error_type="tool_choice",
         custom_error_message=(
-            "tool_choice must be auto, none, required, a function's name, or "
-            '{"type": "function", "function": {"name": …}}'
+            "tool_choice must be auto, none, required, a function's name, "
+            '{"type": "function", …} or {"type": "allowed_tools", …}'
         ),
     ),
 ]

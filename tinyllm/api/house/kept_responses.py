@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from tinyllm.api.contract.input_items import items_of
 from tinyllm.api.contract.response_answers import ResponseOut
 from tinyllm.api.limits import KEPT_SECONDS, MAX_RESPONSE_BYTES, MAX_RESPONSES
 
@@ -25,6 +26,10 @@ class KeptResponse:
     messages: Sequence[dict[str, Any]]
     n_bytes: int
     kept_at: float
+
+    def input_items(self) -> list[dict[str, Any]]:
+        """What it was made from, as items; the answer is the last message."""
+        return items_of(self.messages[:-1], self.response["id"])
 
 
 @dataclass

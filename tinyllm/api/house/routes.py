@@ -28,6 +28,7 @@ from tinyllm.api.contract.dialect import DIALECTS, Dialect, S, dialect_of
 from tinyllm.api.contract.endpoints import ENDPOINTS
 from tinyllm.api.contract.errors import context_length_exceeded, invalid, not_found, quoted
 from tinyllm.api.contract.fields import read
+from tinyllm.api.contract.input_items import page
 from tinyllm.api.contract.look import LookRequest
 from tinyllm.api.contract.openapi import document
 from tinyllm.api.contract.tokens import DetokenizeRequest, TokenizeRequest
@@ -80,7 +81,9 @@ class Api:
 
     async def responses(self, request: Request) -> Response:
         """Generate a response, and keep it unless that is declined."""
-        shape = ResponsesShape(self._service.kept_responses, request.state.key)
+        shape = ResponsesShape(
+            self._service.kept_responses, request.state.key, self._service.settings.ignore_tool
+        )
         return await self._generating.answer(request, shape)
 
     async def retrieve_response(self, request: Request) -> Response:
@@ -90,6 +93,14 @@ class Api:
         if kept is None:
             raise not_found(f"Response with id {quoted(id)}")
         return json_response(kept.response)
+
+    async def input_items(self, request: Request) -> Response:
+        """The items that a kept response was made from."""
+        id = request.path_params["id"]
+        kept = self._service.kept_responses.get(request.state.key, id)
+        if kept is None:
+            raise not_found(f"Response with id {quoted(id)}")
+        return json_response(page(kept.input_items(), request.query_params))
 
     async def delete_response(self, request: Request) -> Response:
         """Forget a kept response."""

@@ -66,6 +66,9 @@ class Settings:
         (), "pages elsewhere that may ask, as https://example.org; * is any; repeatable"
     )
     alias: tuple[str, ...] = _flag((), "NAME[=MODEL]: one more name for a model; repeatable")
+    ignore_tool: tuple[str, ...] = _flag(
+        (), "a built-in tool of /responses, as web_search, to leave out, not refuse; repeatable"
+    )
     strict: bool = _flag(False, "refuse unknown parameters instead of ignoring them by name")
 
     temperature: float | None = _flag(None, "where neither request nor model says; on /v1")
@@ -132,6 +135,9 @@ class Settings:
         except ValueError as error:
             name, _, what = str(error).partition(" ")
             raise ValueError(f"{_option(name)} {what}") from None
+        for kind in self.ignore_tool:
+            if kind in ("function", "namespace"):
+                raise ValueError(f"--ignore-tool {kind}: these are offered; name a built-in tool")
         if not self.model:
             raise ValueError("--model must name at least one model")
         if self.image_urls == "allowlist" and not self.image_host:

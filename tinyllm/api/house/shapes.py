@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from tinyllm.api.answer import sse
@@ -18,7 +19,7 @@ from tinyllm.api.contract.dialect import Dialect
 from tinyllm.api.contract.errors import ApiError, envelope, quoted
 from tinyllm.api.contract.fields import read
 from tinyllm.api.contract.response_answers import ResponseOut
-from tinyllm.api.contract.responses import ResponsesRequest, as_chat, replace_place
+from tinyllm.api.contract.responses import ResponsesRequest, as_chat, read_response
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.house.kept_responses import KeptResponses
 from tinyllm.api.prompt.decide import Score
@@ -146,19 +147,21 @@ class ResponsesShape(Shape[ResponsesRequest]):
     Args:
         kept: the app's kept responses.
         key: whose they are.
+        ignored_tools: types of tools that are left out.
     """
 
     last_event = b""
     holds_request = True
 
-    def __init__(self, kept: KeptResponses, key: str) -> None:
+    def __init__(self, kept: KeptResponses, key: str, ignored_tools: Collection[str] = ()) -> None:
         self._kept, self._key = kept, key
+        self._ignored_tools = ignored_tools
 
     def id_prefix(self, dialect: Dialect) -> str:
         return "resp_"
 
     def read(self, body: Mapping[str, Any], dialect: Dialect) -> ResponsesRequest:
-        self._request = read(ResponsesRequest, body)
+        self._request, self._left_out = read_response(body, self._ignored_tools)
         return self._request
 
     async def plan(
@@ -181,10 +184,15 @@ class ResponsesShape(Shape[ResponsesRequest]):
         chat, self._messages, places = await planner.reading(
             client, as_chat, request, history, self._kept_item, model.engine.n_ctx
         )
+        unknown = request.without_effect()
         try:
-            return [await planner.chat(chat, dialect, model, score, client)]
+            plan = await planner.chat(chat, dialect, model, score, client, unknown)
         except ApiError as error:
-            raise replace_place(error, places) from None
+            raise places.error(error) from None
+        own = set(unknown)
+        ignored = [name if name in own else places.name(name) for name in plan.ignored]
+        return [replace(plan, ignored=(*ignored, *self._left_out),
+                        relaxed=tuple(places.name(name) for name in plan.relaxed))]  # fmt: skip
 
     def _kept_item(self, id: str) -> dict[str, Any] | None:
         return self._kept.item(self._key, id)

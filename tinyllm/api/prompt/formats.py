@@ -13,17 +13,8 @@ from tinyllm.api.constraints.least import least
 from tinyllm.api.constraints.tool_calls import calls_grammar
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.tools import JsonFormat, NamedTool, ResponseFormat, SchemaFormat, Tool
+from tinyllm.api.contract.tools import JsonFormat, ResponseFormat, SchemaFormat, Tool
 from tinyllm.api.prompt.served import ServedModel
-
-
-def callable_tools(request: ChatRequest) -> tuple[Tool, ...]:
-    """The tools that may be called: all, or the one that was named."""
-    choice = request.effective_tool_choice()
-    tools = tuple(request.tools or ())
-    if isinstance(choice, NamedTool):
-        return tuple(t for t in tools if t.function.name == choice.function.name)
-    return tools
 
 
 def answer_format(

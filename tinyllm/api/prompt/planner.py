@@ -31,7 +31,7 @@ from tinyllm.api.prompt.chat import (
     think_spec,
 )
 from tinyllm.api.prompt.decide import Score, decide
-from tinyllm.api.prompt.formats import answer_format, callable_tools, wanted_format
+from tinyllm.api.prompt.formats import answer_format, wanted_format
 from tinyllm.api.prompt.images import ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.relax import relaxed
@@ -76,9 +76,13 @@ class Planner:
         model: ServedModel,
         score: Score,
         client: Client,
+        unknown: Sequence[str] = (),
     ) -> Plan:
-        """The plan of a conversation's answer. Raises ApiError, and what `score` raises."""
-        ignored = self._ignored(request, model)
+        """The plan of a conversation's answer. Raises ApiError, and what `score` raises.
+
+        `unknown` names more that was sent and has no effect, beside the request's own.
+        """
+        ignored = self._ignored(request, model, unknown)
         request, dropped = relaxed(request)
         conversation = await self.conversation(request.messages, model, request.model)
         conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
@@ -170,7 +174,7 @@ class Planner:
         """Whether tools may be called; which ones the first call may go to (() is any); and whether
         the model chooses between calls and words as it writes, as one that was taught to does.
         """
-        choice, tools = request.effective_tool_choice(), request.tools or ()
+        choice, tools = request.effective_tool_choice(), request.callable_tools()
         if choice == "none" or request.continue_final_message:
             return False, (), False
         form = conversation.model.call_form
@@ -199,7 +203,7 @@ class Planner:
         """Renders, tokenizes and compiles: on a thread."""
         model = conversation.model
         params, n = _sampling(request, dialect, model), self._n(request)
-        tools = callable_tools(request) if call else ()
+        tools = request.callable_tools() if call else ()
         format, words = answer_format(request, model, tools, first, gone, may_say)
         continues = bool(request.continue_final_message)
         think = None if continues else think_spec(request, model)
@@ -308,9 +312,11 @@ class Planner:
 
     # -- both --------------------------------------------------------------------------------
 
-    def _ignored(self, request: SampledRequest, model: ServedModel) -> list[str]:
+    def _ignored(
+        self, request: SampledRequest, model: ServedModel, unknown: Sequence[str] = ()
+    ) -> list[str]:
         """Names of what has no effect. ApiError for the unknown ones when the server is strict."""
-        names = list(unknown_fields(request))
+        names = [*unknown_fields(request), *unknown]
         names += [f"logit_bias.{k}" for k in request.logit_bias or () if not _is_token_id(k)]
         if names and self._settings.strict:
             raise invalid(f"{names[0]} is not a known parameter.", names[0], kind="extra_forbidden")
