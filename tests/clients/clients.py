@@ -53,6 +53,6 @@ CLIENTS = (
         "codex.mjs",
         NODE,
         "`[model_providers.…]` of its config.toml: `base_url`, "
-        '`wire_api = "responses"`; with `web_search = "disabled"` and `agents.enabled = false`',
+        '`wire_api = "responses"`; and the server told `--ignore-tool web_search`',
     ),
 )

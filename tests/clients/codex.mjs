@@ -13,9 +13,6 @@ writeFileSync(join(home, "config.toml"), `
 model = "${MODEL}"
 model_provider = "tinyllm"
 model_context_window = 8192
-web_search = "disabled" # a tool that OpenAI runs
-[agents]
-enabled = false # tools in a namespace
 [analytics]
 enabled = false
 [model_providers.tinyllm]

@@ -104,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [client for client in CLIENTS if not wanted or client.title in wanted]
     options = [word for name in ALIASES for word in ("--alias", f"{name}={catalog.DEFAULT}")]
     options += ["--temperature", "0"]  # the same answers each time, where a client names none
+    options += ["--ignore-tool", "web_search"]  # Codex sends one, which its OpenAI runs
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(tempfile.TemporaryDirectory())
         folder = Path(os.environ.get("TINYLLM_CLIENTS", made)).resolve()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import termios
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -252,6 +253,29 @@ def test_a_conversation_about_a_picture(
     t.process.send("What is in this image?\r")
     t.asks("a red circle on a white background")
     t.process.sendcontrol("d")
+    assert t.ends() == 0
+
+
+def test_control_c_before_the_first_token_keeps_the_conversation(
+    run: Callable[..., Terminal],
+) -> None:
+    t = run("chat", "--temperature", "0", "--max-tokens", "24", "--no-history", columns=200)
+    t.asks("")
+    t.process.send(QUESTION + "\r")
+    t.asks("The capital of France is Paris.")
+    pasted = "What of all this? " + "far and wide " * 600  # a second to read, or more
+    t.process.send(f"\x1b[200~{pasted}\x1b[201~\r")
+    while not termios.tcgetattr(t.process.fileno())[3] & termios.ICANON:  # the line is taken
+        t.until(lambda _: True)
+        time.sleep(0.02)
+    time.sleep(0.3)
+    t.process.sendcontrol("c")
+    t.asks("stopped")
+    assert "0 tokens" in t.text()
+    t.process.send("And of Italy?\r")  # it still knows what "of" is about
+    t.asks("Rome")
+    t.process.sendcontrol("c")  # at the prompt it does nothing
+    t.process.send("/quit\r")
     assert t.ends() == 0
 
 

@@ -69,6 +69,8 @@ class Chat:
                     self.command(line)
                 else:
                     self.say(line)
+            except KeyboardInterrupt:  # in a command, or just before or behind an answer
+                self.console.print("[dim]stopped[/]")
             except (TinyllmError, ValueError, OSError) as error:
                 self.console.print(f"[red]{escape(str(error))}[/]")
 

@@ -294,3 +294,16 @@ def test_an_error_quotes_few_words_on_every_route(
         )
         error = assert_envelope(got, got.status_code)
         assert got.status_code >= 400 and "aaaa" * 100 not in str(error)
+
+
+@pytest.mark.parametrize("path", ["{}//models", "{}/models/", "/{}/models//", "{}///models/"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_base_url_may_end_in_a_slash(scripted: Live, prefix: str, path: str) -> None:
+    address = scripted.url + path.format(prefix)
+    assert scripted.http.get(address).json()["object"] == "list"
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions/chat/completions"])
+def test_a_wrong_base_url_is_told_the_right_ones(scripted: Live, path: str) -> None:
+    error = assert_envelope(scripted.post(path, {"model": MODEL}), 404)
+    assert all(prefix in error["message"] for prefix in PREFIXES)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.contract.dialect import DIALECTS, Dialect
 from tinyllm.api.limits import MAX_ERROR, MAX_QUOTED
 
 Loc = tuple[str | int, ...]
@@ -143,7 +143,9 @@ def context_length_exceeded(
 def status_error(status: int) -> ApiError:
     """The error for a bare HTTP status, such as the router's 404 and 405."""
     if status == 404:
-        return ApiError(404, "There is no such address here.", code="not_found")
+        bases = " or ".join(dialect.prefix for dialect in DIALECTS)
+        message = f"There is no such address here; a client's base URL ends in {bases}."
+        return ApiError(404, message, code="not_found")
     if status == 405:
         return ApiError(405, "This address doesn't take that method.", code="method_not_allowed")
     if status >= 500:

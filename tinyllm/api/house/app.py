@@ -81,6 +81,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
+def plain(path: str) -> str:
+    """The path that is meant: a base URL that ends in a slash makes /v1//models of it."""
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
+
+
 class Frame:
     """Around every request: its id, who asks, faults that nobody handled, metrics and log."""
 
@@ -95,6 +100,7 @@ class Frame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["path"] = plain(scope["path"])
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
