@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.inside.broken_texts import BrokenTexts
-from tinyllm.inside.lab import BREAKAGES, break_it
+from tinyllm.inside.lab import break_it, possible
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -28,7 +28,7 @@ def rows(texts: BrokenTexts, name: str, tokens: list[int], length: int) -> NDArr
         )
 
 
-@pytest.mark.parametrize("name", BREAKAGES)
+@pytest.mark.parametrize("name", possible(CONFIG))
 def test_it_is_what_a_session_with_that_part_broken_has(name: str) -> None:
     session = Session(
         MODEL, bytes_tokenizer(), TEXT[:PROMPT], SamplingParams(seed=0), broken=(break_it(name),)

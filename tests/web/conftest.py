@@ -63,7 +63,7 @@ def server(weights_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     settings = Settings(port=0, access_log="off", max_tokens_cap=64)
 
     def make() -> list[ServedModel]:
-        shape = {"n_layers": config.n_layers, "n_heads": config.n_heads}
+        shape = {"n_layers": config.n_layers, "n_heads": config.n_heads, "shape": config}
         blind = scripted_model(tokenizer, runner, readable=lambda: model, **shape)
         eyes = vision(tmp_path_factory.mktemp("vision"), model, tokenizer)
         return [blind, replace(blind, id="seeing", vision=eyes, base=blind)]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.api.support import PREFIXES, Live
-from tinyllm.inside.lab import BREAKAGES
+from tests.tiny import CONFIG
+from tinyllm.inside.lab import possible
 
 TOKENS = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 260, 3575, 314, 7042]
 
@@ -23,7 +24,7 @@ def look(server: Live, prefix: str = "/v1", **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_broken_part_is_that_looks_alone(server: Live, prefix: str) -> None:
     whole = look(server, prefix)
-    for name in BREAKAGES:
+    for name in possible(CONFIG):
         assert look(server, prefix, **{"break": name})["broken"] == name
     broken = look(server, prefix, **{"break": "softmax-scale"})
     assert broken["logprob"] != whole["logprob"]
@@ -67,6 +68,6 @@ def test_what_is_drawn_from_is_explained_and_each_term_opens_another(
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_model_says_what_a_page_needs_to_know(server: Live, prefix: str) -> None:
     told = server.http.get(f"{prefix}/models/scripted").json()["inside"]
-    assert told["breakages"] == {name: one.what for name, one in BREAKAGES.items()}
+    assert told["breakages"] == {name: one.what for name, one in possible(CONFIG).items()}
     assert told["n_layers"] and told["n_heads"] and told["dtype"] == "f32"
     assert "inside" not in server.http.get(f"{prefix}/models").json()["data"][0]

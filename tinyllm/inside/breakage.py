@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
+from tinyllm.inside.formulas_attention import cut, stages
 from tinyllm.kv_cache import Cache
 from tinyllm.runner import Array
 
@@ -43,15 +44,28 @@ class Scene:
     cache: Cache
     tensor: str
 
+    def heads(self, letter: str, point: str | None = None) -> Array:
+        """Queries ("q") or keys ("k") as the next part has them, (T, heads, head_dim).
+
+        What a point of their way is made of, or, without one, what scores are made of.
+        """
+        assert self.layer is not None
+        order = stages(self.config, self.layer, letter)
+        source = order[-1 if point is None else order.index(point) - 1]
+        return cut(self.config, source, self.seen[source])
+
     def keys(self) -> Array:
         """All keys that these tokens may see, their own too: (S, n_kv_heads, head_dim)."""
         assert self.layer is not None
-        return np.concatenate([self.cache.keys(self.layer), self.seen["attn.hook_rot_k"]])
+        return np.concatenate([self.cache.keys(self.layer), self.heads("k")])
 
     def values(self) -> Array:
         """All values, (S, n_kv_heads, head_dim)."""
         assert self.layer is not None
-        return np.concatenate([self.cache.values(self.layer), self.seen["attn.hook_v"]])
+        own, clip = self.seen["attn.hook_v"], self.config.qkv_clip
+        if clip is not None:
+            own = np.clip(own, -clip, clip)
+        return np.concatenate([self.cache.values(self.layer), own])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +76,13 @@ class Breakage:
         name: as in `lab.BREAKAGES`.
         what: the mistake in a sentence.
         wrong: hook point, without "blocks.{i}." → what gives its array in the wrong form.
+        lacking: of a model's shape: why nothing could go wrong so in this family; "" where it can.
     """
 
     name: str
     what: str
     wrong: Mapping[str, Callable[[Scene], Array]] = field(repr=False)
+    lacking: Callable[[ModelConfig], str] = field(default=lambda config: "", repr=False)
 
     def __repr__(self) -> str:
         return f"break_it({self.name!r}): {self.what}"

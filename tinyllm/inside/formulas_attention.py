@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.config import ModelConfig
 from tinyllm.inside.formulas import Entry, Norm, Term, Worked, short, softmax_share, weighted_sum
 from tinyllm.kernels import reference as ops
 from tinyllm.runner import Array
 
 
-def stages(e: Entry, letter: str) -> list[str]:
+def stages(config: ModelConfig, layer: int, letter: str) -> list[str]:
     """The points that queries ("q") or keys ("k") of a layer come by, in order."""
-    config = e.config
-    assert e.layer is not None
     norm = [f"attn.{letter}_norm.hook_normalized"] if config.qk_norm != "no" else []
-    turns = config.layer(e.layer).rotary != "none" and not config.learned_positions
+    turns = config.layer(layer).rotary != "none" and not config.learned_positions
     turn = [f"attn.hook_rot_{letter}"] if turns else []
     order = [*turn, *norm] if config.qk_norm_last else [*norm, *turn]
     return [f"attn.hook_{letter}", *order]
 
 
+def cut(config: ModelConfig, point: str, x: Array) -> Array:
+    """Queries or keys at a point, cut at the family's bound if that stands right behind it."""
+    normed_first = config.qk_norm != "no" and not config.qk_norm_last
+    at_norm = point.endswith("_norm.hook_normalized")
+    if config.qkv_clip is None or at_norm != normed_first or "_rot_" in point:
+        return x
+    return np.clip(x, -config.qkv_clip, config.qkv_clip)
+
+
 def before(e: Entry, letter: str) -> tuple[str, NDArray[np.float64]]:
     """The point that this one is made of, and its heads, (heads, head_dim), cut at a bound."""
-    order = stages(e, letter)
+    assert e.layer is not None
+    order = stages(e.config, e.layer, letter)
     at = order.index(e.suffix) - 1 if e.suffix in order else len(order) - 1
-    return order[at], _cut(e, order, at, e.row(order[at]))
-
-
-def _cut(e: Entry, order: list[str], at: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """x, cut at the family's bound if that stands right behind this point."""
-    clip = e.config.qkv_clip
-    normed_first = e.config.qk_norm != "no" and not e.config.qk_norm_last
-    if clip is None or at != int(normed_first):
-        return x
-    return np.clip(x, -clip, clip)
+    return order[at], cut(e.config, order[at], e.row(order[at]))
 
 
 def normed_heads(e: Entry) -> Worked:

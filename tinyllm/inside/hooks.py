@@ -183,11 +183,12 @@ class HookTap:
         self._cache, self._under, self._n_prompt, self._record = cache, under, n_prompt, record
         self._positions = np.zeros(0, np.int64)
         self._seen: dict[str, Array] = {}
-        if under.broken and (beyond := model.config.beyond_llama()):
-            raise HookError(
-                f"the lab breaks a Llama's formulas; this {model.config.family} differs in "
-                f"{', '.join(beyond)}"
-            )
+        for breakage in under.broken:
+            if why := breakage.lacking(model.config):
+                raise HookError(
+                    f"{breakage.name} is no mistake that can be made in this "
+                    f"{model.config.family}: {why}; lab.possible(config) lists those that can"
+                )
 
     def __call__(self, name: str, array: Array) -> Array:
         if name == EMBED:

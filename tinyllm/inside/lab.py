@@ -7,18 +7,17 @@ runs the whole and the broken forward side by side and names the first hook poin
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinyllm.config import ModelConfig
-from tinyllm.inside.breakage import Breakage, Scene
+from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
 from tinyllm.inside.points import points_by_name
-from tinyllm.kernels import reference as ops
+from tinyllm.inside.wrong import BREAKAGES
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.runner import Array
@@ -26,188 +25,9 @@ from tinyllm.runner import Array
 if TYPE_CHECKING:
     from tinyllm.lm import LM, Images, PromptLike
 
+__all__ = ["BREAKAGES", "Difference", "break_it", "breakages", "first_difference", "possible"]
+
 PROMPT = "The capital of France is Paris. The capital of Italy is"
-
-
-# The wrong forms. Each is what the right one is, but for the line that is wrong.
-
-
-def _turned(
-    at: Scene, source: str, turn: Callable[[Array, Array, Array], Array], tables: Any = None
-) -> Array:
-    """Queries or keys turned in a wrong way, or by the wrong angles."""
-    cos, sin = tables or ops.rope_tables(at.config, at.positions, at.right.dtype)
-    return turn(at.seen[source], cos, sin)
-
-
-def _interleaved(x: Array, cos: Array, sin: Array) -> Array:
-    a, b = x[..., 0::2], x[..., 1::2]  # neighbours turn together; the checkpoint's are half apart
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    out = np.empty_like(x)
-    out[..., 0::2], out[..., 1::2] = a * cos - b * sin, b * cos + a * sin
-    return out
-
-
-def _rope_pairing(source: str) -> Callable[[Scene], Array]:
-    return lambda at: _turned(at, source, _interleaved)
-
-
-def _rope_theta(source: str) -> Callable[[Scene], Array]:
-    def wrong(at: Scene) -> Array:
-        theta = 10_000.0 if at.config.rope_theta != 10_000.0 else 500_000.0
-        config = replace(at.config, rope_theta=theta)
-        tables = ops.rope_tables(config, at.positions, at.right.dtype)
-        return _turned(at, source, ops.apply_rope, tables)
-
-    return wrong
-
-
-def _positions_lag(source: str) -> Callable[[Scene], Array]:
-    def wrong(at: Scene) -> Array:
-        cached = at.positions[0] > 0
-        positions = at.positions - 1 if cached else at.positions
-        tables = ops.rope_tables(at.config, positions, at.right.dtype)
-        return _turned(at, source, ops.apply_rope, tables)
-
-    return wrong
-
-
-def _scores(at: Scene, keys: Array) -> Array:
-    """q·k · score_scale with nothing hidden, (n_heads, T, S); keys (S, n_kv_heads, head_dim)."""
-    q = at.seen["attn.hook_rot_q"]
-    by_head = np.repeat(keys, q.shape[1] // keys.shape[1], axis=1)
-    scores: Array = np.einsum("thd,shd->hts", q, by_head, dtype=q.dtype)
-    return scores * scores.dtype.type(at.config.score_scale)
-
-
-def _no_mask(at: Scene) -> Array:
-    hidden = np.isneginf(at.right)
-    return np.where(hidden, _scores(at, at.keys()), at.right)
-
-
-def _no_mask_behind_cache(at: Scene) -> Array:
-    # "The cache is used for decoding, where there is one query."
-    return _no_mask(at) if at.right.shape[1] != at.right.shape[2] else at.right
-
-
-def _striped(at: Scene, heads: Array) -> Array:
-    """Keys or values dealt out as h % n_kv_heads, not h // group: one for each query head."""
-    return heads[:, np.arange(at.config.n_heads) % at.config.n_kv_heads]
-
-
-def _striped_scores(at: Scene) -> Array:
-    scores = _scores(at, _striped(at, at.keys()))
-    return np.where(np.isneginf(at.right), at.right, scores)
-
-
-def _striped_mix(at: Scene) -> Array:
-    return ops.attention_mix(at.seen["attn.hook_pattern"], _striped(at, at.values()))
-
-
-def _unscaled_scores(at: Scene) -> Array:
-    return at.right / at.right.dtype.type(at.config.score_scale)
-
-
-def _small_eps(source: str) -> Callable[[Scene], Array]:
-    def wrong(at: Scene) -> Array:
-        x = at.seen[source][-len(at.right) :]
-        return ops.rms_norm(x, at.weights[at.tensor], at.config.norm_eps * 0.1)
-
-    return wrong
-
-
-def _layer_norm(source: str) -> Callable[[Scene], Array]:
-    def wrong(at: Scene) -> Array:
-        x = at.seen[source][-len(at.right) :]
-        centred = x - x.mean(axis=-1, keepdims=True)
-        return ops.rms_norm(centred, at.weights[at.tensor], at.config.norm_eps)
-
-    return wrong
-
-
-def _swapped_swiglu(at: Scene) -> Array:
-    return ops.swiglu(at.seen["mlp.hook_pre_linear"], at.seen["mlp.hook_pre"])
-
-
-def _geglu(at: Scene) -> Array:
-    gate, up = at.seen["mlp.hook_pre"], at.seen["mlp.hook_pre_linear"]
-    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-    gelu: Array = 0.5 * gate * (1 + np.tanh(inner))
-    return gelu * up
-
-
-def _at_rotary(wrong: Callable[[str], Callable[[Scene], Array]]) -> Mapping[str, Any]:
-    return {"attn.hook_rot_q": wrong("attn.hook_q"), "attn.hook_rot_k": wrong("attn.hook_k")}
-
-
-def _at_norms(wrong: Callable[[str], Callable[[Scene], Array]]) -> Mapping[str, Any]:
-    return {
-        "ln1.hook_normalized": wrong("hook_resid_pre"),
-        "ln2.hook_normalized": wrong("hook_resid_mid"),
-        "ln_final.hook_normalized": wrong("hook_resid_post"),
-    }
-
-
-BREAKAGES: dict[str, Breakage] = {
-    breakage.name: breakage
-    for breakage in (
-        Breakage(
-            "rope-pairing",
-            "rotary turns element i with i + 1 instead of i + head_dim/2",
-            _at_rotary(_rope_pairing),
-        ),
-        Breakage(
-            "rope-theta",
-            "rotary uses the paper's base of 10,000 instead of the checkpoint's",
-            _at_rotary(_rope_theta),
-        ),
-        Breakage(
-            "position-off-by-one",
-            "behind a cache, positions are counted one too low",
-            _at_rotary(_positions_lag),
-        ),
-        Breakage(
-            "causal-mask",
-            "no mask: in the prompt, every token sees those after it",
-            {"attn.hook_attn_scores": _no_mask},
-        ),
-        Breakage(
-            "mask-behind-cache",
-            "no mask once something is cached: a prompt in two chunks sees ahead in the second",
-            {"attn.hook_attn_scores": _no_mask_behind_cache},
-        ),
-        Breakage(
-            "kv-head-map",
-            "query head h reads key head h % n_kv_heads instead of h // group",
-            {"attn.hook_attn_scores": _striped_scores, "attn.hook_z": _striped_mix},
-        ),
-        Breakage(
-            "softmax-scale",
-            "scores are not divided by sqrt(head_dim)",
-            {"attn.hook_attn_scores": _unscaled_scores},
-        ),
-        Breakage(
-            "norm-eps",
-            "the norm's eps is a tenth of the checkpoint's",
-            _at_norms(_small_eps),
-        ),
-        Breakage(
-            "layer-norm",
-            "the norm subtracts the mean, as LayerNorm does",
-            _at_norms(_layer_norm),
-        ),
-        Breakage(
-            "gate-up-swap",
-            "SiLU is applied to the up projection instead of the gate",
-            {"mlp.hook_post": _swapped_swiglu},
-        ),
-        Breakage(
-            "activation",
-            "the gate goes through GELU instead of SiLU",
-            {"mlp.hook_post": _geglu},
-        ),
-    )
-}
 
 
 def break_it(name: str) -> Breakage:
@@ -219,6 +39,11 @@ def break_it(name: str) -> Breakage:
     if name not in BREAKAGES:
         raise ValueError(f"there is no breakage {name!r}; there are {', '.join(BREAKAGES)}")
     return BREAKAGES[name]
+
+
+def possible(config: ModelConfig) -> dict[str, Breakage]:
+    """Those that can be made in a family, by name: no soft cap can be forgotten where none is."""
+    return {name: one for name, one in BREAKAGES.items() if not one.lacking(config)}
 
 
 Broken = str | Breakage | Iterable[str | Breakage] | None

@@ -112,6 +112,8 @@ class Looks:
         before = text.first(position)
         n_prompt = min(asked.n_prompt or position, position)
         breakage = None if asked.break_ is None else break_it(asked.break_)
+        if breakage is not None and (why := breakage.lacking(model.config)):
+            raise invalid(f"{breakage.name} can't be broken in this model: {why}.", "break")
         try:
             with texts.before(text, n_prompt, position - 1, breakage, go_on) as cache:
                 session = Session(

@@ -99,6 +99,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         dtype=lm.runner.dtype,
         n_layers=lm.config.n_layers,
         n_heads=lm.config.n_heads,
+        shape=lm.config,
         readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
         fingerprint=lm.runner.fingerprint,
         defaults=SamplingDefaults(parts.sampling_defaults(), settings.sampling()),

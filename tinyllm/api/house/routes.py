@@ -42,7 +42,7 @@ from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.planner import Planner
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.replay import ReplayResult
-from tinyllm.inside.lab import BREAKAGES
+from tinyllm.inside.lab import BREAKAGES, possible
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -307,12 +307,13 @@ def _model(name: str, model: ServedModel, dialect: Dialect) -> ModelOut:
 
 
 def _inside(model: ServedModel) -> InsideOut:
+    breakages = BREAKAGES if model.shape is None else possible(model.shape)
     return {
         "dtype": model.dtype,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,
         "sees": model.vision is not None,
-        "breakages": {name: breakage.what for name, breakage in BREAKAGES.items()},
+        "breakages": {name: breakage.what for name, breakage in breakages.items()},
     }
 
 

@@ -13,6 +13,7 @@ from tinyllm.api.constraints.grammar import Grammars
 from tinyllm.api.prompt.defaults import SamplingDefaults
 from tinyllm.api.prompt.tool_forms import form_of
 from tinyllm.api.prompt.vision import LazyVision
+from tinyllm.config import ModelConfig
 from tinyllm.engine.replay import Recording
 from tinyllm.engine.types import Event, Handle, Request
 from tinyllm.model import Model
@@ -53,6 +54,7 @@ class ServedModel:
     readable: Callable[[], Model] | None = None
     n_layers: int = 0  # of `readable`
     n_heads: int = 0
+    shape: ModelConfig | None = None
     base: ServedModel | None = None
     dtype: str = "f32"  # the weights' format that the engine computes with
     processor: str = "numpy"  # the kind that the kernels are compiled for, where they compute
