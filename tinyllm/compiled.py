@@ -39,7 +39,8 @@ from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, images_between, weights_fingerprint
 
-READABLE_ALONE = {"experts", "act_alpha", "act_limit"}  # parts that the kernels don't do
+# Parts that the kernels don't do.
+READABLE_ALONE = {"experts", "act_alpha", "act_limit", "images_see_ahead"}
 
 Array = NDArray[np.float32]
 

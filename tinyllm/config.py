@@ -47,6 +47,7 @@ class ModelConfig:
         attention_scale: what q·k is multiplied by; None: 1 / sqrt(head_dim).
         score_cap, logit_cap: cap · tanh(x / cap) of attention scores, of logits.
         sinks: every head has a score that takes weight and gives nothing.
+        images_see_ahead: positions of one image see all of it, the later ones too.
         qk_norm, qk_norm_last: norms of queries and keys; after the rotation.
         norm_before, norm_after: norms of what a sublayer reads, and of what it adds.
         parallel: attention and MLP read the same stream, and are added together.
@@ -82,6 +83,7 @@ class ModelConfig:
     attention_scale: float | None = None
     score_cap: float | None = None
     sinks: bool = False
+    images_see_ahead: bool = False
     qk_norm: QKNorm = "no"
     qk_norm_last: bool = False
     qkv_clip: float | None = None

@@ -22,19 +22,30 @@ from tinyllm.config import ModelConfig
 from tinyllm.kernels import reference as ops
 from tinyllm.kernels.blas import few_threads
 from tinyllm.kv_cache import KVCache
-from tinyllm.runner import Array, Segment, Wanted, images_between, weights_fingerprint
+from tinyllm.runner import (
+    Array,
+    Segment,
+    Wanted,
+    behind_image,
+    images_between,
+    weights_fingerprint,
+)
 
 Tap = Callable[[str, Array], Array]
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How queries and keys of some positions turn: cos and sin (T, d / 2), or None: not at all."""
+    """How queries and keys of some positions turn: cos and sin (T, d / 2), or None: not at all.
+
+    `seen` is how many keys each query may see, (T,), where that isn't those up to its own.
+    """
 
     cos: Array | None
     sin: Array | None
     temperature: Array | None = None  # (T,): what queries are multiplied by
     neighbours: bool = False  # element 2i turns with 2i + 1, not with its other half
+    seen: NDArray[np.int64] | None = None
 
     @property
     def turns(self) -> bool:
@@ -58,6 +69,17 @@ class Rotation:
 def scaled(x: Array, factor: float) -> Array:
     """x times a family's multiplier; untouched where it has none."""
     return x if factor == 1.0 else x * x.dtype.type(factor)
+
+
+def seen_with_images(n_tokens: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of these tokens each sees, (T,): those up to its own, and the whole of its image.
+
+    images: (M,) where image rows stand; those that follow one another are one image.
+    """
+    seen = np.arange(1, n_tokens + 1)
+    for image in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
+        seen[image] = image[-1] + 1
+    return seen
 
 
 PREFILL_CHUNK = 512  # tokens a forward: bounds the (n_heads, T, S) score matrices
@@ -122,7 +144,10 @@ class Model:
         x = tap("hook_embed", x)
         if cfg.learned_positions:
             x = x + w["model.embed_positions.weight"][positions]
-        turn = self._rotations(positions, cache, x.dtype)
+        seen = None
+        if cfg.images_see_ahead and image_positions is not None:
+            seen = positions[0] + seen_with_images(len(ids), image_positions)
+        turn = self._rotations(positions, cache, x.dtype, seen)
 
         for layer in range(cfg.n_layers):
             x = self._block(layer, x, turn[cfg.layer(layer).rotary], cache, tap)
@@ -192,8 +217,9 @@ class Model:
         keys, values = cache.append(layer, k, v)  # (S, n_kv_heads, head_dim) each
 
         scores = ops.attention_scores(
-            rotation.scale_queries(q), keys, cfg.attention_scale, cfg.score_cap, window
-        )
+            rotation.scale_queries(q), keys, cfg.attention_scale, cfg.score_cap, window,
+            rotation.seen,
+        )  # fmt: skip
         scores = tap(f"{hook}.hook_attn_scores", scores)  # (n_heads, T, S)
         if cfg.sinks:
             pattern = ops.softmax_with_sink(scores, w[f"{proj}.sinks"])
@@ -298,21 +324,25 @@ class Model:
         return cast("Callable[[Array], Array]", getattr(ops, name))(x)
 
     def _rotations(
-        self, positions: NDArray[np.int64], cache: KVCache, dtype: Any
+        self,
+        positions: NDArray[np.int64],
+        cache: KVCache,
+        dtype: Any,
+        seen: NDArray[np.int64] | None,
     ) -> dict[str, Rotation]:
         """What turns queries and keys at these positions, by a layer's `rotary`."""
         cfg = self.config
         grown = None
         if cfg.temperature is not None:
             grown = ops.temperature(positions, cfg.temperature.beta, cfg.temperature.length)
-        tables = {"none": Rotation(None, None, grown)}
+        tables = {"none": Rotation(None, None, grown, seen=seen)}
         if cfg.learned_positions:
             return {**tables, "global": tables["none"]}
         kinds = {cfg.layer(i).rotary for i in range(cfg.n_layers)} - {"none"}
         for kind in kinds:
             own = cfg.local() if kind == "local" else cfg
             cos, sin = ops.rope_tables(own.for_context(cache.context), positions, dtype)
-            tables[kind] = Rotation(cos, sin, grown, cfg.rope_pairs == "neighbours")
+            tables[kind] = Rotation(cos, sin, grown, cfg.rope_pairs == "neighbours", seen)
         return tables
 
     @property
@@ -336,10 +366,14 @@ class Model:
         ids = self._check_tokens(tokens)
         cache.reserve(len(ids))
         parts = [np.zeros((0, self.config.vocab_size), np.float32)]
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            is_last = start + chunk >= len(ids)
-            where, rows = images_between(image_positions, image_rows, start, start + len(part))
+        start = 0
+        while start < len(ids):
+            end = min(start + chunk, len(ids))
+            if self.config.images_see_ahead:
+                end = behind_image(image_positions, end)
+            part = ids[start:end]
+            is_last = end == len(ids)
+            where, rows = images_between(image_positions, image_rows, start, end)
             wanted: Wanted = logits if is_last or logits == "all" else "none"
             parts.append(
                 self.forward(
@@ -351,6 +385,7 @@ class Model:
                     tap=tap,
                 )
             )
+            start = end
         return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 
     def new_cache(self, capacity: int | None = None, context: int | None = None) -> KVCache:

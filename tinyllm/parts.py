@@ -25,7 +25,7 @@ from tinyllm.vision.connected import CONNECTOR_FILE, ConnectedEncoder
 from tinyllm.vision.connector import Connector
 from tinyllm.vision.load import load_encoder
 from tinyllm.vision.prompt import ImagePrompts
-from tinyllm.vision.smolvlm import MODEL_TYPES, SmolVLM
+from tinyllm.vision.whole import eyes_of, sees_images
 from tinyllm.weights import read_folder
 
 IMAGE_TOKEN = "<|endoftext|>"  # no chat template writes it, and no user's text can
@@ -76,8 +76,7 @@ class Parts:
         """Whether the model takes images."""
         if self.image_encoder is not None:
             return True
-        config = self.language_model / "config.json"
-        return read_json_object(config).get("model_type") in MODEL_TYPES
+        return sees_images(self.language_model)
 
     def sampling_defaults(self) -> dict[str, float]:
         """What generation_config.json asks of sampling: fields of SamplingParams; {} if nothing.
@@ -107,8 +106,8 @@ class Parts:
             ConfigError, WeightsError, FetchError: naming the file and the remedy.
         """
         if self.image_encoder is None:
-            vlm = SmolVLM.from_folder(self.folder, tokenizer, compiled=compiled, threads=threads)
-            return ImagePrompts(vlm, tokenizer)
+            eyes = eyes_of(self.folder, tokenizer, compiled=compiled, threads=threads)
+            return ImagePrompts(eyes, tokenizer)
         connector = self.connector(tokenizer)
         encoder = load_encoder(
             fetch.resolve(self.image_encoder), compiled=compiled, threads=threads

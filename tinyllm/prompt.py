@@ -30,6 +30,7 @@ class Prompt:
     image_rows: NDArray[np.float32] | None = None  # (M, dim)
     image_keys: NDArray[np.int64] | None = None  # (M,) negative content hashes, for prefix matching
     images: tuple[ImageSpan, ...] = ()
+    whole_images: bool = False  # an image's positions see one another: one forward takes them all
 
     def match_ids(self) -> NDArray[np.int64]:
         """What two prompts are compared by: token ids, with image positions by their content."""

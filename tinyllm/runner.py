@@ -55,6 +55,21 @@ def images_between(
     return positions[first:last] - start, rows[first:last]
 
 
+def behind_image(positions: NDArray[np.int64] | None, cut: int) -> int:
+    """Where a cut may be that parts no image: at `cut`, or behind the rows that it would part.
+
+    Args:
+        positions: (M,) ascending, where rows stand in for tokens; an image's follow one another.
+        cut: the first position behind it.
+    """
+    if positions is None or not cut:
+        return cut
+    at = int(np.searchsorted(positions, cut))
+    while 0 < at < len(positions) and positions[at] == cut and positions[at - 1] == cut - 1:
+        at, cut = at + 1, cut + 1
+    return cut
+
+
 class Runner(Protocol):
     """What generation needs of a model, whichever path computes it."""
 

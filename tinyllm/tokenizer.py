@@ -204,14 +204,15 @@ class Tokenizer(TokenTexts):
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         image_token: str | None = None,
+        around_images: str = "",
         **extra: Any,
     ) -> list[int]:
         """The ids of a conversation as the model's own chat template writes it.
 
         `messages` are OpenAI's: `role`, `content` (a string or parts), `tool_calls`. Where the
         template takes strings only, parts are joined line by line, and `image_token` is written
-        for each image among them. `extra` goes to the template. Only the template (and
-        `image_token`) can write control tokens. With `continue_final_message` the ids end where the
+        for each image among them; `around_images` comes on both sides of each. `extra` goes to the
+        template. Only the template (and `image_token`) can write control tokens. With `continue_final_message` the ids end where the
         last message's text does, so that it is gone on with. Raises `TokenizerError` when there is
         no template, or it refuses.
         """
@@ -220,6 +221,8 @@ class Tokenizer(TokenTexts):
             messages = [*before, {**last, "content": f"{last['content']}{_CUT}"}]
             add_generation_prompt = False
         text, stand_ins = self._render(messages, tools, add_generation_prompt, image_token, extra)
+        if image_token and around_images:  # where people's text can't hold one
+            text = text.replace(image_token, f"{around_images}{image_token}{around_images}")
         named = self._control.rename(text, self._secret_names)
         whole = stand_ins.undo(named)
         if continue_final_message:

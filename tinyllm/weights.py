@@ -28,8 +28,10 @@ from tinyllm.files.gguf_weights import GGUFWeights, open_weights
 
 Weights = Mapping[str, NDArray[np.float32]]
 
-TEXT_PREFIX = "model.text_model."  # of the language model inside an Idefics3 checkpoint
-OF_EYES = ("model.vision_model.", "model.connector.")  # what isn't the language model's there
+# Of the language model inside a checkpoint that also sees: Idefics3's, Gemma 3's new and old one.
+TEXT_PREFIXES = ("model.text_model.", "model.language_model.", "language_model.model.")
+OF_EYES = ("model.vision_model.", "model.connector.", "vision_tower.", "model.vision_tower.",
+           "multi_modal_projector.", "model.multi_modal_projector.")  # fmt: skip
 
 expected_shapes = expected
 HEAD_WEIGHT = f"{HEAD}.weight"
@@ -212,11 +214,14 @@ def is_text_tensor(name: str) -> bool:
 
 def plain_names(stored: Mapping[str, Stored], prefixes: tuple[str, ...]) -> dict[str, Stored]:
     """The same tensors; a language model that is part of a larger one gets its own names back."""
-    if any(name.startswith(TEXT_PREFIX) for name in stored):
-        return {
-            f"model.{name.removeprefix(TEXT_PREFIX)}" if name.startswith(TEXT_PREFIX) else name: s
-            for name, s in stored.items()
-        }
+    for prefix in TEXT_PREFIXES:
+        if any(name.startswith(prefix) for name in stored):
+            return {
+                f"model.{name.removeprefix(prefix)}"
+                if name.startswith(prefix)
+                else name.removeprefix("language_model."): s
+                for name, s in stored.items()
+            }
     for prefix in prefixes:
         if any(name.startswith(prefix) for name in stored):
             return {name.removeprefix(prefix): s for name, s in stored.items()}

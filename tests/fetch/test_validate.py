@@ -11,7 +11,8 @@ import pytest
 from tests.fetch.files import write_gguf
 from tinyllm.errors import ConfigError, TinyllmError, TokenizerError, WeightsError
 from tinyllm.fetch.convert import convert
-from tinyllm.fetch.validate import sees_images, validate
+from tinyllm.fetch.validate import validate
+from tinyllm.vision.whole import sees_images
 
 
 @pytest.fixture

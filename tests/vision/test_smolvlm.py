@@ -165,7 +165,8 @@ def test_encoded_images_are_kept_within_a_bound(lm: LM) -> None:
     calls = []
 
     class Counting:
-        image_token = vision.embedder.image_token
+        image_token = row_token = vision.embedder.image_token
+        around, whole = "", False
 
         def encode(self, image: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
             calls.append(image.shape)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tinyllm.engine.lookup import Lookup
 from tinyllm.engine.types import Event, FinishReason, Guess, Guide, Request
 from tinyllm.kv_cache import Cache
+from tinyllm.runner import behind_image
 from tinyllm.sampler import Sampler
 
 
@@ -98,6 +99,14 @@ class Job:
         """Prompt tokens that are still to be prefilled."""
         done = self.prompt_cache.length if self.prompt_cache is not None else 0
         return 0 if self.choices else len(self.ids) - done
+
+    def uncut(self, n_tokens: int) -> int:
+        """How many of the next prompt tokens to take: so many, or more to part no image."""
+        prompt = self.request.prompt
+        if not prompt.whole_images:
+            return n_tokens
+        done = len(self.ids) - self.n_left
+        return behind_image(prompt.image_positions, done + n_tokens) - done
 
     @property
     def live(self) -> list[LiveChoice]:

@@ -166,7 +166,7 @@ class Scheduler:
             context = len(job.ids) - job.n_left
             budget = min(budget, self.pace.prefill_tokens(len(decodes), context))
             if taken < budget:
-                n_tokens = min(job.n_left, budget - taken)
+                n_tokens = job.uncut(min(job.n_left, budget - taken))
                 taken += n_tokens
                 prefills.append(Prefill(job, n_tokens, context))
         if self._lookup and not prefills and 0 < len(decodes) < FULL:

@@ -52,10 +52,11 @@ FAMILIES: tuple[Family, ...] = (
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
-# Models of images and text whose language model, under text_config, is one of these.
-SEEING = {
-    "Idefics3ForConditionalGeneration": "llama",
-    "SmolVLMForConditionalGeneration": "llama",
+# Models of images and text: the language model under text_config, and what images change in it.
+SEEING: dict[str, tuple[str, Fields]] = {
+    "Idefics3ForConditionalGeneration": ("llama", {}),
+    "SmolVLMForConditionalGeneration": ("llama", {}),
+    "Gemma3ForConditionalGeneration": ("gemma3_text", {"images_see_ahead": True}),
 }
 
 
@@ -65,6 +66,7 @@ def describe(raw: Mapping[str, Any]) -> Fields:
     Raises:
         ConfigError: an unknown architecture, with the nearest known; a key that isn't understood.
     """
+    changed = seeing(raw)
     raw = language_part(raw)
     family = find(raw)
     check_quantisation(raw)
@@ -72,6 +74,7 @@ def describe(raw: Mapping[str, Any]) -> Fields:
     keys.pass_over("quantization_config")
     fields = family.read(keys)
     # In order: a set's differs from process to process, and hashes of a config must not.
+    fields |= changed
     fields |= {"family": family.model_type, "biases": tuple(sorted(fields.get("biases", ())))}
     if unread := keys.unread():
         raise ConfigError(
@@ -120,23 +123,29 @@ def architectures(raw: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def seeing(raw: Mapping[str, Any]) -> Fields:
+    """What a model that also sees images changes in its language model's fields."""
+    return next((SEEING[name][1] for name in architectures(raw) if name in SEEING), {})
+
+
 def language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys of the language model: `raw` itself, or text_config of a model that sees images."""
-    seeing = [name for name in architectures(raw) if name in SEEING]
-    if not seeing:
+    names = [name for name in architectures(raw) if name in SEEING]
+    if not names:
         return raw
-    wanted = SEEING[seeing[0]]
+    wanted, _ = SEEING[names[0]]
     inner = raw.get("text_config")
     if not isinstance(inner, Mapping):
         raise ConfigError(f"text_config must be an object, not {inner!r}")
     if (kind := inner.get("model_type", wanted)) != wanted:
         raise ConfigError(f"text_config: model_type is {kind!r}; only {wanted!r} is supported")
     outer = ("bos_token_id", "eos_token_id")
+    tied = BY_TYPE[wanted].defaults.get("tie_word_embeddings", False)
     return {
         **inner,
         "model_type": wanted,
         # Checkpoints name training code's own class here.
         "architectures": [BY_TYPE[wanted].architecture],
         **{key: raw[key] for key in outer if raw.get(key) is not None},
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", False)),
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings", tied)),
     }

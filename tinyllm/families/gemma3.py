@@ -40,7 +40,8 @@ def read(keys: Keys) -> Fields:
 
 GEMMA3 = Family(
     "Gemma 3 (text)", "gemma3_text", "Gemma3ForCausalLM", read,
-    defaults={"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131_072,
+    defaults={"vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4,
+              "head_dim": 256, "max_position_embeddings": 131_072,
               "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
               "query_pre_attn_scalar": 256, "sliding_window": 4096},
     names=SANDWICH,

@@ -159,7 +159,7 @@ def _thinks(template: str) -> bool:
 
 
 def _card(repo: str, name: str, info: ModelInfo, folder: Path) -> dict[str, Any]:
-    from tinyllm.fetch.validate import sees_images
+    from tinyllm.vision.whole import sees_images
 
     created = info.created_at if isinstance(info.created_at, datetime) else None
     license = info.card_data.get("license") if info.card_data else None

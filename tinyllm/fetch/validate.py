@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinyllm.config import ModelConfig, read_json_object
+from tinyllm.config import ModelConfig
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision.smolvlm import MODEL_TYPES, SmolVLM
+from tinyllm.vision.whole import eyes_of, sees_images
 from tinyllm.weights import Checkpoint
 
 
@@ -18,10 +18,5 @@ def validate(folder: Path) -> None:
     config = ModelConfig.from_folder(folder)
     tokenizer = Tokenizer.from_folder(folder)
     if sees_images(folder):
-        SmolVLM.from_folder(folder, tokenizer)
+        eyes_of(folder, tokenizer)
     Checkpoint(folder, config)
-
-
-def sees_images(folder: Path) -> bool:
-    """Whether the folder's model takes images beside text."""
-    return read_json_object(folder / "config.json").get("model_type") in MODEL_TYPES

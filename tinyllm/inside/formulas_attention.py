@@ -37,7 +37,7 @@ def before(e: Entry, letter: str) -> tuple[str, NDArray[np.float64]]:
     assert e.layer is not None
     order = stages(e.config, e.layer, letter)
     at = order.index(e.suffix) - 1 if e.suffix in order else len(order) - 1
-    return order[at], cut(e.config, order[at], e.row(order[at]))
+    return order[at], cut(e.config, order[at], e.row(order[at])).astype(np.float64)
 
 
 def normed_heads(e: Entry) -> Worked:

@@ -191,11 +191,13 @@ def attention_scores(
     scale: float | None = None,
     cap: float | None = None,
     window: int | None = None,
+    seen: NDArray[np.int64] | None = None,
 ) -> Array:
     """q·k · scale for every query and key, masked with -inf; → (H, T, S).
 
     q (T, H, head_dim); keys (S, KV, head_dim); scale: by default 1 / sqrt(head_dim); cap: scores
-    go through `soft_cap`; window: a query sees its own and the window - 1 positions before.
+    go through `soft_cap`; window: a query sees its own and the window - 1 positions before;
+    seen: (T,) how many keys each query may see, by default those up to its own.
     Query head h reads key head h // (H / KV): grouped-query attention,
     https://arxiv.org/abs/2305.13245.
     """
@@ -210,7 +212,9 @@ def attention_scores(
     scores *= 1.0 / math.sqrt(head_dim) if scale is None else scale
     if cap is not None:
         scores = soft_cap(scores, cap)
-    if n_tokens > 1:
+    if seen is not None:
+        np.copyto(scores, -np.inf, where=np.arange(n_visible) >= seen[:, None])
+    elif n_tokens > 1:
         np.copyto(scores, -np.inf, where=~causal_mask(n_tokens, n_visible))
     if window is not None and n_visible > window:
         np.copyto(scores, -np.inf, where=~window_mask(n_tokens, n_visible, window))

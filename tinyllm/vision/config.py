@@ -18,6 +18,7 @@ KINDS: dict[str, Kind] = {
     "dinov2": "dinov2",
     "siglip": "siglip",
     "siglip_vision_model": "siglip",
+    "gemma3": "siglip",
     "clip": "clip",
     "clip_vision_model": "clip",
     "idefics3": "idefics3",

@@ -52,7 +52,8 @@ class ConnectedEncoder:
     ) -> None:
         self.encoder = encoder
         self.connector = connector
-        self.image_token = image_token
+        self.image_token = self.row_token = image_token
+        self.around, self.whole = "", False
         self._layout = (image_id,) * connector.n_rows
 
     def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:

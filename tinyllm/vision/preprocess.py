@@ -48,6 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "BitImageProcessor": _SHORTEST_AND_CROP | _CLIP,
     "CLIPImageProcessor": _SHORTEST_AND_CROP | _CLIP,
     "SiglipImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 3} | _HALF,
+    "Gemma3ImageProcessor": {"size": {"height": 224, "width": 224}, "resample": 2} | _HALF,
     "Idefics3ImageProcessor": _TILES | _HALF,
     "SmolVLMImageProcessor": _TILES | _HALF,
 }
@@ -93,6 +94,8 @@ class ImageProcessor:
                 f"image_processor_type is {raw.get('image_processor_type')!r}; "
                 f"tinyllm has {', '.join(DEFAULTS)}"
             )
+        if raw.get("do_pan_and_scan"):
+            raise ConfigError("do_pan_and_scan is set; images go in whole here: set it to false")
         raw = DEFAULTS[kind] | {k: v for k, v in raw.items() if v is not None}
         tiled = "max_image_size" in DEFAULTS[kind]
         try:

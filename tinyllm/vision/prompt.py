@@ -50,6 +50,9 @@ class ImageEmbedder(Protocol):
     """What one family of vision models does with an image."""
 
     image_token: str  # what stands for an image in a rendered chat
+    row_token: str  # what stands for one of its rows in a layout; often the same
+    around: str  # text on both sides of an image
+    whole: bool  # an image's rows see one another, so that one forward has to take them all
 
     def encode(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], NDArray[np.float32]]:
         """(H, W, 3) RGB → the layout in tokens, and a row (dim,) for each image token in it."""
@@ -72,17 +75,23 @@ class ImagePrompts:
     ) -> None:
         self.embedder = embedder
         self.tokenizer = tokenizer
-        self.image_id = tokenizer.special_tokens.get(embedder.image_token, -1)
-        if self.image_id < 0:
-            raise ImageError(
-                f"the tokenizer has no control token {embedder.image_token}, which stands for an "
-                "image in this model's prompts; take tokenizer.json from the same checkpoint"
-            )
+        self.image_id, self.row_id = (
+            self._id(name) for name in (embedder.image_token, embedder.row_token)
+        )
         self._cache_bytes = cache_bytes
         self._kept: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._kept_bytes = 0
         self._seen: OrderedDict[bytes, Seen] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _id(self, name: str) -> int:
+        found = self.tokenizer.special_tokens.get(name)
+        if found is None:
+            raise ImageError(
+                f"the tokenizer has no control token {name}, which stands for an "
+                "image in this model's prompts; take tokenizer.json from the same checkpoint"
+            )
+        return found
 
     @property
     def kept_bytes(self) -> int:
@@ -107,7 +116,10 @@ class ImagePrompts:
             TokenizerError: the template refuses the messages.
         """
         ids = self.tokenizer.apply_chat_template(
-            messages, image_token=self.embedder.image_token, **extra
+            messages,
+            image_token=self.embedder.image_token,
+            around_images=self.embedder.around,
+            **extra,
         )
         places = ids.count(self.image_id)
         if places != len(images):
@@ -171,7 +183,7 @@ class ImagePrompts:
         array = np.array(tokens, np.int32)
         if not images:
             return Prompt(array)
-        where = [s.start + np.flatnonzero(array[s.start : s.stop] == self.image_id) for s in spans]
+        where = [s.start + np.flatnonzero(array[s.start : s.stop] == self.row_id) for s in spans]
         # Distinct along the image, so that no shifted copy of it can be taken for it.
         keys = [-1 - (image.digest + j) % (1 << KEY_BITS)
                 for image in images for j in range(len(image.rows))]  # fmt: skip
@@ -181,6 +193,7 @@ class ImagePrompts:
             image_rows=np.concatenate([image.rows for image in images]),
             image_keys=np.array(keys, np.int64),
             images=tuple(spans),
+            whole_images=self.embedder.whole,
         )
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:

@@ -41,6 +41,14 @@ class Seen:
     looked: Sequence[tuple[str, NDArray[np.float32]]] = ()
 
 
+def grid(box: Box, rows: int, cols: int) -> list[Box]:
+    """A box cut into rows × cols, row by row."""
+    left, top, right, bottom = box
+    x, y = np.linspace(left, right, cols + 1), np.linspace(top, bottom, rows + 1)
+    return [(float(x[c]), float(y[r]), float(x[c + 1]), float(y[r + 1]))
+            for r in range(rows) for c in range(cols)]  # fmt: skip
+
+
 @few_threads()
 def nearest_words(
     rows: NDArray[np.float32], table: NDArray[np.float32], k: int = 3

@@ -23,7 +23,7 @@ from tinyllm.vision.config import VisionConfig
 from tinyllm.vision.encoder import Encoder, tensor_of
 from tinyllm.vision.load import load_encoder
 from tinyllm.vision.preprocess import ImageProcessor
-from tinyllm.vision.seen import WHOLE_IMAGE, Box, Seen
+from tinyllm.vision.seen import WHOLE_IMAGE, Seen, grid
 from tinyllm.weights import read_folder
 
 MODEL_TYPES = ("idefics3", "smolvlm")
@@ -43,7 +43,8 @@ class SmolVLM:
         tokenizer: has the tokens around images.
     """
 
-    image_token = "<image>"
+    image_token = row_token = "<image>"
+    around, whole = "", False
 
     def __init__(
         self,
@@ -105,12 +106,12 @@ class SmolVLM:
     def seen(self, image: NDArray[np.uint8]) -> Seen:
         """(H, W, 3) RGB → its tiles, the whole last; a row stands for a square of patches."""
         tiles = self.processor.tiles(image)
-        squares = [*_grid(WHOLE_IMAGE, tiles.rows, tiles.cols), WHOLE_IMAGE]
+        squares = [*grid(WHOLE_IMAGE, tiles.rows, tiles.cols), WHOLE_IMAGE]
         rows = int(self.rows_a_tile**0.5)
         return Seen(
             squares=tuple(squares),
             side=rows * self.scale_factor,
-            places=tuple(place for square in squares for place in _grid(square, rows, rows)),
+            places=tuple(place for square in squares for place in grid(square, rows, rows)),
         )
 
     def layout(self, rows: int, cols: int) -> tuple[int, ...]:
@@ -122,14 +123,6 @@ class SmolVLM:
         )
         text += ("\n" if rows else "") + FAKE_TOKEN + GLOBAL_TOKEN + image + FAKE_TOKEN
         return tuple(self.tokenizer.encode(text, allow_special=True))
-
-
-def _grid(box: Box, rows: int, cols: int) -> list[Box]:
-    """A box cut into rows × cols, row by row."""
-    left, top, right, bottom = box
-    x, y = np.linspace(left, right, cols + 1), np.linspace(top, bottom, rows + 1)
-    return [(float(x[c]), float(y[r]), float(x[c + 1]), float(y[r + 1]))
-            for r in range(rows) for c in range(cols)]  # fmt: skip
 
 
 def _rows_a_tile(processor: ImageProcessor, config: VisionConfig, scale_factor: int) -> int:
