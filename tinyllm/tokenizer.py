@@ -212,9 +212,9 @@ class Tokenizer(TokenTexts):
         `messages` are OpenAI's: `role`, `content` (a string or parts), `tool_calls`. Where the
         template takes strings only, parts are joined line by line, and `image_token` is written
         for each image among them; `around_images` comes on both sides of each. `extra` goes to the
-        template. Only the template (and `image_token`) can write control tokens. With `continue_final_message` the ids end where the
-        last message's text does, so that it is gone on with. Raises `TokenizerError` when there is
-        no template, or it refuses.
+        template. Only the template (and `image_token`) can write control tokens. With
+        `continue_final_message` the ids end where the last message's text does, so that it is gone
+        on with. Raises `TokenizerError` when there is no template, or it refuses.
         """
         if continue_final_message:
             *before, last = messages
