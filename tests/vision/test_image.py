@@ -328,3 +328,31 @@ def test_mutated_files_are_images_or_errors_that_say_why() -> None:
             assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
             outcomes["image"] += 1
     assert outcomes["image"] > 100 and outcomes["error"] > 100
+
+
+MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "1": ("PNG", {}), "L": ("PNG", {}), "LA": ("PNG", {}), "P": ("PNG", {"transparency": 3}),
+    "RGB": ("JPEG", {"quality": 95}), "RGBA": ("PNG", {}), "I;16": ("PNG", {}),
+    "CMYK": ("JPEG", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+@pytest.mark.parametrize("mode", MODES)
+def test_shrinking_while_decoding_shows_the_same(mode: str, turn: int) -> None:
+    """Beside the whole picture, decoded, turned and then shrunk: other roundings, same picture."""
+    kind, options = MODES[mode]
+    smooth = Image.fromarray(picture(6, 8)).resize((320, 240), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(smooth.convert("L")).astype(np.uint16) << 8)
+    else:
+        image = smooth.quantize(64) if mode == "P" else smooth.convert(mode)
+    notes = Image.Exif()
+    notes[image_module.ORIENTATION_TAG] = turn
+    data = encoded(image, kind, exif=notes, **options)
+    small = decode_image(data, max_side=80)
+    whole = Image.fromarray(decode_image(data))
+    whole.thumbnail((80, 80))
+    wanted = np.asarray(whole)
+    assert small.shape == wanted.shape == ((60, 80, 3) if turn in (1, 3) else (80, 60, 3))
+    assert np.abs(small.astype(int) - wanted.astype(int)).mean() < 2.5

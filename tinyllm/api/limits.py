@@ -14,6 +14,7 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 MAX_CONNECTIONS = 2048  # connections; fewer where the system gives us fewer descriptors
 BACKLOG = 2048  # connections that the system keeps until we accept them
 SPARE_DESCRIPTORS = 64  # descriptors that aren't for connections: files, images, the access log
+MAX_READ = 16 * KiB  # bytes read from a connection at a time: of chunks of one byte, 50 ms of work
 MAX_BODIES = 256 * MiB  # of all bodies that are being read, or whose requests are being planned
 MAX_BODY_TEXT = 4 * MiB  # of a body without its images: many contexts of text
 BIG_BODY = 64 * KiB  # of a body; reading more than that leaves the event loop alone

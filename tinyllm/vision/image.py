@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,6 @@ MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 mega
 # A progressive JPEG repeats its whole picture in scans, each a pass over every pixel. Encoders
 # write about ten; a file of ten thousand ten-byte scans would keep the decoder busy for hours.
 MAX_JPEG_SCANS: Final = 100
-
-SHRINKABLE: Final = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")  # before they are converted
 
 ORIENTATION_TAG: Final = 0x0112
 # EXIF 2.32, section 4.6.4: how to turn the stored rows and columns upright.
@@ -68,15 +67,8 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(*image.size, max_pixels)
-            if max_side is not None and image.mode in SHRINKABLE:
-                image.thumbnail((max_side, max_side))  # in the decoder, as far as that can
-            image.load()
-            pixels = _to_rgb(_upright(image))
-            if max_side is not None and max(pixels.shape) > max_side:
-                small = Image.fromarray(pixels)
-                small.thumbnail((max_side, max_side))
-                pixels = np.array(small)
-            return pixels
+            upright = _upright if max_side is None else partial(_shrunk, max_side=max_side)
+            return _to_rgb(upright(image))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -169,20 +161,41 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise ImageError("the WEBP file is truncated or damaged")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # a picture whose notes are damaged is still a picture
-        return image
-    turn = ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
+    """Upright, and its longer side at most `max_side`; of the whole there is one copy at a time."""
+    turn = _turn(image)
+    if max(image.size) > max_side and image.mode in ("1", "P", "PA"):
+        clear = image.mode == "PA" or "transparency" in image.info
+        image = image.convert("RGBA" if clear else "RGB")
+    elif image.mode.startswith("I"):
+        image = Image.fromarray(_high_byte(image))
+    image.thumbnail((max_side, max_side))  # in the decoder, as far as that can
     return image if turn is None else image.transpose(turn)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes it upright, if its notes say so."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # a picture whose notes are damaged is still a picture
+        return None
+    return ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
+    """(height, width) of 16-bit grey: Pillow's own conversion would clip at 255, not scale."""
+    high: NDArray[np.int64] = np.asarray(image) >> 8
+    return high.clip(0, 255).astype(np.uint8)
+
+
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grey: Pillow's own conversion would clip at 255 instead of scaling.
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode.startswith("I"):
+        return np.repeat(_high_byte(image)[:, :, None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from tinyllm.api.answer.asking import Caller, failed, out_of_time, stopped, submit
+from tinyllm.api.answer.echo import Echo, echo
 from tinyllm.api.answer.event_queue import ClientGone, LoopWaker
-from tinyllm.api.answer.reader import ChoiceReader, Echo, Piece, echo
+from tinyllm.api.answer.reader import ChoiceReader, Piece
 from tinyllm.api.answer.tracing import Inside, StepWriter, TraceWorker, engine_params
 from tinyllm.api.contract.answers import Finish, Usage
 from tinyllm.api.contract.errors import (
@@ -161,8 +162,9 @@ class Generation:
                 if isinstance(event, Done):
                     return
                 if isinstance(event, Started) and self.plan.echo:
+                    begin = await self._echo(event)
                     for index in range(self.plan.n):
-                        yield Update(index, Piece(echo=self._echo(event)))
+                        yield Update(index, Piece(echo=begin))
                 update = self._read(event)
                 if update is None:
                     continue
@@ -226,10 +228,10 @@ class Generation:
             return self._finish(event)
         return None
 
-    def _echo(self, event: Started) -> Echo:
+    async def _echo(self, event: Started) -> Echo:
         """The prompt as the beginning of an answer."""
         plan = self.plan
-        return echo(plan.prompt, plan.model.tokenizer, event if plan.score_prompt else None)
+        return await echo(plan.prompt, plan.model.tokenizer, event if plan.score_prompt else None)
 
     def _finish(self, event: Finished) -> Update:
         self._check(event)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinyllm.api.answer.echo import Echo
 from tinyllm.api.constraints.call_reader import (
     CallArguments,
     CallReader,
@@ -20,18 +21,9 @@ from tinyllm.api.constraints.call_reader import (
 from tinyllm.api.constraints.stops import StopStrings
 from tinyllm.api.constraints.thinking import Thinking, ThinkSpec
 from tinyllm.api.contract.answers import TokenLogprob, TopLogprob
-from tinyllm.engine.types import Prompt, Started, Token
+from tinyllm.engine.types import Token
 from tinyllm.inside.trace_file import StepRecord
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
-
-
-@dataclass(frozen=True)
-class Echo:
-    """A prompt, shown as the beginning of an answer; its tokens only if they were scored."""
-
-    text: str
-    first_token: str = ""  # nothing comes before it that could make it likely
-    logprobs: Sequence[TokenLogprob] = ()  # of the tokens after it
 
 
 @dataclass
@@ -171,23 +163,6 @@ class ChoiceReader:
             text = text.lstrip()
             self._blank = not text
         return Piece(content=text, logprobs=ready)
-
-
-def echo(prompt: Prompt, tokenizer: Tokenizer, scored: Started | None) -> Echo:
-    """A prompt as an answer's beginning, with its tokens' log-probabilities if it was `scored`."""
-    ids = prompt.tokens.tolist()
-    text = tokenizer.decode(ids)
-    if scored is None:
-        return Echo(text)
-    tops: Sequence[list[tuple[int, float]]] = scored.prompt_top
-    if not tops:
-        tops = [[] for _ in scored.prompt_logprobs]
-    entries = zip(ids[1:], scored.prompt_logprobs, tops, strict=True)
-    return Echo(
-        text,
-        shown(ids[0], 0.0, tokenizer)["token"],
-        [scored_token(id, logprob, top, tokenizer) for id, logprob, top in entries],
-    )
 
 
 def scored_token(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tinyllm.api.answer.generation import Update
-from tinyllm.api.answer.reader import Echo
 from tinyllm.api.answer.run import Run
 from tinyllm.api.contract.answers import (
     TextChoice,
@@ -50,8 +49,8 @@ class TextChunkWriter:
             "logprobs": None,
             "finish_reason": "stop" if update.finish == "tool_calls" else update.finish,
         }
-        if piece.echo is not None and self._plan.score_prompt:
-            choice["logprobs"] = _of_prompt(piece.echo)
+        if piece.echo is not None:
+            choice["logprobs"] = piece.echo.own_columns()
         elif piece.logprobs:
             choice["logprobs"] = _columns(piece.logprobs, offset)
         if piece.steps:
@@ -76,17 +75,6 @@ class TextChunkWriter:
             "choices": choices,
             "system_fingerprint": self._plan.model.fingerprint,
         }
-
-
-def _of_prompt(echo: Echo) -> TextLogprobs:
-    """An echoed prompt's columns; its first token has no log-probability."""
-    columns = _columns(echo.logprobs, len(echo.first_token))
-    return {
-        "tokens": [echo.first_token, *columns["tokens"]],
-        "token_logprobs": [None, *columns["token_logprobs"]],
-        "top_logprobs": [None, *columns["top_logprobs"]],
-        "text_offset": [0, *columns["text_offset"]],
-    }
 
 
 def _columns(entries: Sequence[TokenLogprob], offset: int) -> TextLogprobs:

@@ -24,6 +24,7 @@ from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
+from tinyllm.api.limits import MAX_READ
 from tinyllm.api.prompt.defaults import told
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.errors import printable
@@ -161,6 +162,8 @@ class TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        with contextlib.suppress(AttributeError):  # other loops read in pieces of their own
+            transport.max_size = MAX_READ  # type: ignore[attr-defined]
         self._wait_for_head()
         address = self.client[0] if self.client else ""
         if self.places.take(address, 1):
