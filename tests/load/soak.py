@@ -224,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "load": {"median": _at(tally.loads, 0.5), "largest": _at(tally.loads, 1)},
         "left": tally.left,
         "growth_percent": round(100 * growth, 2),
+        "growth_percent_of_second_half": round(100 * tally.growth(seconds / 2), 2),
         "faults": tally.faults[:20],
     }
     print(json.dumps(report, indent=2))
