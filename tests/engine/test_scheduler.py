@@ -108,6 +108,24 @@ def test_a_flood_of_short_prompts_is_not_ahead_of_anothers_longer_one() -> None:
     assert taken[:3] == [10, 10, 10]
 
 
+def test_a_newcomers_step_is_not_filled_up_by_those_who_are_served() -> None:
+    runner = FakeRunner()
+    scheduler = Scheduler(max_batch=50, n_pages=10**6, prefill_chunk=100)
+    running = job(0, 10, key="flood")
+    running.choices = [LiveChoice(running, 0, None, None, None, None)]  # type: ignore[arg-type]
+    scheduler.add(running)
+    for i in range(1, 6):
+        scheduler.add(job(i, 5, key="flood"))
+    scheduler.pace.prefill_tokens = lambda *_: 100  # type: ignore[method-assign]
+    list(scheduler.admit())
+    assert len(scheduler.plan(opener(runner))) == 6  # nobody else is there
+    scheduler.add(job(6, 30, key="polite"))
+    scheduler.add(job(7, 10, key="other"))
+    list(scheduler.admit())
+    works = scheduler.plan(opener(runner))
+    assert [w.job.order for w in works if isinstance(w, Prefill)] == [7, 6]
+
+
 def test_a_chunk_is_filled_from_several_prompts() -> None:
     scheduler = Scheduler(max_batch=5, n_pages=100, prefill_chunk=10)
     for i, n_prompt in enumerate([20, 4, 3]):

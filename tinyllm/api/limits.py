@@ -32,6 +32,7 @@ READ_TWICE = 1 * MiB  # letters of a broken document in which the fault's field 
 # -- what one request may ask for
 
 MAX_PROMPT_LIST = 128  # prompts of a text completion
+MAX_PROMPTS_TOGETHER = 65_536  # tokens of all its prompts: minutes of work, whoever waits for it
 PROMPTS_AT_ONCE = 8  # prompts of one request that wait or run in the engine; the others follow
 MAX_TOOLS = 128  # tools of a request, as OpenAI has it
 MAX_FUNCTION_NAME = 64  # letters of a function's name, its namespace's included

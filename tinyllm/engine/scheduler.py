@@ -150,7 +150,7 @@ class Scheduler:
         if budget:
             self._steps += 1
         prefills: list[Work] = []
-        taken = 0
+        taken, newcomer = 0, False
         while taken < budget and prompts:
             # Shares that nothing is decoded of go first: else a flood of short prompts is always
             # ahead of somebody's longer one. Among equals the shortest first gives the earliest
@@ -160,6 +160,8 @@ class Scheduler:
                 job = min(prompts, key=lambda j: j.order)
             else:
                 job = min(prompts, key=lambda j: (decoding[j.share], j.n_left))
+            if newcomer and decoding[job.share]:
+                break  # its first token comes out of a step that nobody else makes longer
             prompts.remove(job)
             if job.prompt_cache is None and not open_prompt(job):
                 continue
@@ -168,6 +170,7 @@ class Scheduler:
             if taken < budget:
                 n_tokens = job.uncut(min(job.n_left, budget - taken))
                 taken += n_tokens
+                newcomer |= bool(decodes) and not decoding[job.share]
                 prefills.append(Prefill(job, n_tokens, context))
         if self._lookup and not prefills and 0 < len(decodes) < FULL:
             return self._with_guesses(choices)

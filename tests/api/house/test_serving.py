@@ -85,6 +85,21 @@ def test_a_client_that_goes_away_in_prefill_frees_its_slot(slow: Live) -> None:
 # -- waiting ---------------------------------------------------------------------------------
 
 
+def test_many_prompts_begin_with_one_place(slow: Live) -> None:
+    """The others follow as places come free: eight at once find room for two here."""
+    body = {"model": MODEL, "prompt": ["One", "Two"] * 4, "max_tokens": 2}
+    response = slow.post("/v1/completions", body)
+    assert response.status_code == 200, response.text
+    assert [choice["index"] for choice in response.json()["choices"]] == list(range(8))
+
+
+def test_prompts_that_are_too_long_together(slow: Live) -> None:
+    body = {"model": MODEL, "prompt": [[1] * 1000] * 66, "max_tokens": 2}
+    response = slow.post("/v1/completions", body)
+    assert response.status_code == 400
+    assert "65536 tokens together: send them in several" in response.text
+
+
 def test_a_full_queue_is_429_with_retry_after(slow: Live) -> None:
     first = raw(slow, request_bytes({"stream": True}))
     until(lambda: slow.service.models[0].engine.stats().running == 1)

@@ -44,6 +44,7 @@ class Run:
     ) -> None:
         self.plans, self.id = plans, id
         self._caller, self._waker = caller, waker
+        self._submitted = 0  # prompts that the engine was asked for at the beginning
         self._generations = [
             Generation(
                 plan,
@@ -63,7 +64,13 @@ class Run:
         Waits `timeout` seconds at most. Of many prompts those beyond PROMPTS_AT_ONCE follow.
         """
         for generation in self._generations[:PROMPTS_AT_ONCE]:
-            generation.submit(self._waker, self._caller)
+            try:
+                generation.submit(self._waker, self._caller)
+            except ApiError as error:
+                if error.status != 429 or not self._submitted:
+                    raise
+                break  # one place is enough to begin with
+            self._submitted += 1
         await self._generations[0].begun(timeout)
 
     async def updates(self, ping: float | None) -> AsyncIterator[Update | None]:
@@ -109,7 +116,7 @@ class Run:
         generation = self._generations[place]
         try:
             async with places:
-                if place >= PROMPTS_AT_ONCE:
+                if place >= self._submitted:
                     await self._submit_late(generation)
                 async for update in generation.updates():
                     if update is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from tinyllm.api.constraints.call_forms import HERMES
 from tinyllm.api.constraints.call_reader import CallSpec, texts_of
 from tinyllm.api.constraints.thinking import ThinkSpec
+from tinyllm.api.constraints.trial import GivenUp
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
 from tinyllm.api.contract.dialect import Dialect
@@ -21,7 +22,12 @@ from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import Tool
-from tinyllm.api.limits import MAX_IMAGES, MAX_INSIDE_PROMPT, MAX_LISTED_TOOLS
+from tinyllm.api.limits import (
+    MAX_IMAGES,
+    MAX_INSIDE_PROMPT,
+    MAX_LISTED_TOOLS,
+    MAX_PROMPTS_TOGETHER,
+)
 from tinyllm.api.prompt.chat import (
     Conversation,
     Layout,
@@ -249,12 +255,15 @@ class Planner:
     ) -> list[Plan]:
         """The plans of a completion's prompts, in their order. Raises ApiError."""
         ignored = self._ignored(request, model)
+        together = 0
         for where, given in request.prompts():
             n_tokens = len(given)
             if isinstance(given, str):
                 n_tokens = model.tokenizer.least_tokens(len(given))
             if n_tokens > _n_ctx(model):
                 raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
+            together += n_tokens
+        _check_together(together)
         request, dropped = relaxed(request)
         pictures = await self.pictures(request.images, model, request.model)
         workers = self._pools.for_conversation(bool(pictures), request.response_format is not None)
@@ -277,12 +286,16 @@ class Planner:
         params, n = _sampling(request, dialect, model), self._n(request)
         format, _ = wanted_format(request.response_format, model, gone)
         shortest = format.shortest() if format is not None else 0
-        plans = []
+        plans, together = [], 0
         for where, given in request.prompts():
+            if gone():
+                raise GivenUp
             prompt = around_pictures(_bare_prompt(given, where, model), pictures, model)
             n_prompt = len(prompt.tokens)
             if n_prompt > _n_ctx(model):
                 raise context_length_exceeded(n_prompt, _n_ctx(model), *where)
+            together += n_prompt
+            _check_together(together)
             self._check_trace(request, model, n_prompt, n)
             max_tokens = self._room(request.limit, prompt, model)
             if 0 < max_tokens < shortest:
@@ -365,6 +378,16 @@ class Planner:
                 "trace",
                 field,
             )
+
+
+def _check_together(n_tokens: int) -> None:
+    """ApiError where the prompts of one request are too many tokens, or are so at least."""
+    if n_tokens > MAX_PROMPTS_TOGETHER:
+        raise invalid(
+            f"The prompts have over {MAX_PROMPTS_TOGETHER} tokens together: send them in several "
+            "requests.",
+            "prompt",
+        )
 
 
 TOO_SHORT = "max_tokens_too_small"
