@@ -11,7 +11,6 @@ import numpy as np
 
 from tinyllm.api.constraints.call_forms import HERMES
 from tinyllm.api.constraints.call_reader import CallSpec, texts_of
-from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.constraints.trial import GivenUp
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.completions import CompletionRequest
@@ -20,13 +19,11 @@ from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, 
 from tinyllm.api.contract.fields import unknown_fields
 from tinyllm.api.contract.messages import ImagePart, Message, UserMessage
 from tinyllm.api.contract.sampling import SampledRequest
-from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.limits import (
     MAX_IMAGES,
     MAX_INSIDE_PROMPT,
     MAX_LISTED_TOOLS,
-    MAX_PROMPTS_TOGETHER,
 )
 from tinyllm.api.prompt.chat import (
     Conversation,
@@ -41,6 +38,7 @@ from tinyllm.api.prompt.formats import answer_format, wanted_format
 from tinyllm.api.prompt.images import ImageSource, bad_image, read_url
 from tinyllm.api.prompt.plan import Plan
 from tinyllm.api.prompt.relax import relaxed
+from tinyllm.api.prompt.room import TOO_SHORT, check_together, too_short
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Client, WorkerPools
 from tinyllm.engine.types import Prompt
@@ -224,7 +222,7 @@ class Planner:
         self._check_trace(request, model, len(prompt.tokens), n)
         shortest = format.shortest() if format is not None and max_tokens else 0
         if max_tokens < shortest + (len(think.close) + 1 if think is not None and shortest else 0):
-            raise _too_short(max_tokens, shortest, think, request)
+            raise too_short(max_tokens, shortest, think, request)
         return Plan(
             model=model,
             named=request.model,
@@ -263,7 +261,7 @@ class Planner:
             if n_tokens > _n_ctx(model):
                 raise context_length_exceeded(n_tokens, _n_ctx(model), *where, at_least=True)
             together += n_tokens
-        _check_together(together)
+        check_together(together)
         request, dropped = relaxed(request)
         pictures = await self.pictures(request.images, model, request.model)
         workers = self._pools.for_conversation(bool(pictures), request.response_format is not None)
@@ -295,11 +293,11 @@ class Planner:
             if n_prompt > _n_ctx(model):
                 raise context_length_exceeded(n_prompt, _n_ctx(model), *where)
             together += n_prompt
-            _check_together(together)
+            check_together(together)
             self._check_trace(request, model, n_prompt, n)
             max_tokens = self._room(request.limit, prompt, model)
             if 0 < max_tokens < shortest:
-                raise _too_short(max_tokens, shortest, None, request)
+                raise too_short(max_tokens, shortest, None, request)
             plans.append(
                 Plan(
                     model=model,
@@ -378,34 +376,6 @@ class Planner:
                 "trace",
                 field,
             )
-
-
-def _check_together(n_tokens: int) -> None:
-    """ApiError where the prompts of one request are too many tokens, or are so at least."""
-    if n_tokens > MAX_PROMPTS_TOGETHER:
-        raise invalid(
-            f"The prompts have over {MAX_PROMPTS_TOGETHER} tokens together: send them in several "
-            "requests.",
-            "prompt",
-        )
-
-
-TOO_SHORT = "max_tokens_too_small"
-
-
-def _too_short(
-    max_tokens: int, shortest: int, think: ThinkSpec | None, request: StructuredRequest
-) -> ApiError:
-    thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
-    other = "max_completion_tokens"  # a chat's
-    name = other if getattr(request, other, None) is not None else "max_tokens"
-    return ApiError(
-        400,
-        f"{name} leaves {max_tokens} tokens; the shortest answer that fits the schema takes "
-        f"{shortest}{thought}.",
-        code=TOO_SHORT,
-        loc=(name,),
-    )
 
 
 def _n_ctx(model: ServedModel) -> int:

@@ -1,0 +1,36 @@
+"""Where there is too little room, or too much is asked for at once: what is said then."""
+
+from __future__ import annotations
+
+from tinyllm.api.constraints.thinking import ThinkSpec
+from tinyllm.api.contract.errors import ApiError, invalid
+from tinyllm.api.contract.structured import StructuredRequest
+from tinyllm.api.limits import MAX_PROMPTS_TOGETHER
+
+TOO_SHORT = "max_tokens_too_small"
+
+
+def check_together(n_tokens: int) -> None:
+    """ApiError where the prompts of one request are too many tokens, or are so at least."""
+    if n_tokens > MAX_PROMPTS_TOGETHER:
+        raise invalid(
+            f"The prompts have over {MAX_PROMPTS_TOGETHER} tokens together: send them in several "
+            "requests.",
+            "prompt",
+        )
+
+
+def too_short(
+    max_tokens: int, shortest: int, think: ThinkSpec | None, request: StructuredRequest
+) -> ApiError:
+    """The error where `max_tokens` leaves less than the shortest answer takes."""
+    thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
+    other = "max_completion_tokens"  # a chat's
+    name = other if getattr(request, other, None) is not None else "max_tokens"
+    return ApiError(
+        400,
+        f"{name} leaves {max_tokens} tokens; the shortest answer that fits the schema takes "
+        f"{shortest}{thought}.",
+        code=TOO_SHORT,
+        loc=(name,),
+    )
