@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
 
 import axe_playwright_python
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+import tinyllm.api.house.web
 from tests.api.support import Live, live, scripted_model
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.fetch.progress import progress
-from tinyllm.inside.trace_file import load_trace
+from tinyllm.inside.trace_file import load_trace, rows_of
+from tinyllm.vision.image import read_image
 
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 DROP = """() => {
@@ -115,6 +119,50 @@ def test_a_lesson_from_its_address(page: Page, server: Live) -> None:
     expect(page.locator("table.lens")).to_be_visible()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "lesson", ["tokens", "temperature", "attention", "cache", "depths", "break"]
+)
+def test_a_whole_lesson(page: Page, server: Live, lesson: str) -> None:
+    page.goto(f"{server.url}/?lesson={lesson}")
+    guide = page.locator("#guide")
+    steps = int((guide.locator("b").text_content() or "").split(" of ")[1])
+    for step in range(1, steps + 1):
+        expect(guide).to_contain_text(f"{step} of {steps}")
+        ask = guide.locator("button:has-text('Ask')")
+        if ask.count():
+            ask.click()
+            expect(page.locator("#strip .tile:not(.prompt)").first).to_be_visible()
+            expect(page.locator("#stop")).to_be_hidden()
+        expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+        if step < steps:
+            guide.locator("button:has-text('Next')").click()
+    assert not guide.locator("button:has-text('Next')").count()
+    guide.locator("button:has-text('Close')").click()
+    expect(guide).to_be_hidden()
+
+
+def test_a_view_is_added_by_the_ten_lines_of_the_readme(page: Page, server: Live) -> None:
+    web = Path(tinyllm.api.house.web.__file__).parents[1] / "web"
+    view = (web / "README.md").read_text(encoding="utf-8").split("```js\n")[1].split("```")[0]
+    assert len(view.splitlines()) <= 10
+    main = (web / "main.js").read_text(encoding="utf-8")
+    main = 'import * as entropy from "./views/entropy.js";\n' + main
+    main = main.replace("const VIEWS = { ", "const VIEWS = { entropy, ")
+    changed = {"main.js": main, "entropy.js": view}
+    page.route(
+        re.compile("/web/(main|views/entropy).js"),
+        lambda route: route.fulfill(
+            body=changed[route.request.url.rpartition("/")[2]], content_type="text/javascript"
+        ),
+    )
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("ready")
+    talk(page)
+    page.click("#tabs button:has-text('Entropy')")
+    expect(page.locator("#view")).to_contain_text("nats")
+
+
 def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     talk(page)
     page.click("#share")
@@ -189,7 +237,7 @@ PASTE = """() => {
 
 
 def test_a_conversation_with_images_is_seen_looked_into_and_forked(
-    page: Page, tmp_path: Path
+    page: Page, server: Live, tmp_path: Path
 ) -> None:
     use(page, "seeing")
     page.evaluate(PASTE)
@@ -221,6 +269,17 @@ def test_a_conversation_with_images_is_seen_looked_into_and_forked(
     expect(page.locator("#stop")).to_be_hidden()
     expect(page.locator(".strip-name")).to_have_count(2)
     expect(page.locator("#strip .picture")).to_have_count(2)
+    with page.expect_download() as waiting:
+        page.select_option("#export", "trace")
+    trace = load_trace(waiting.value.path())
+    where, rows = rows_of(trace)
+    assert trace.images and len(trace.images) == 2 and trace.images[1].png
+    assert rows is not None and where is not None and len(rows) == len(where)
+    assert server.service.models[1].vision is not None
+    images = [read_image(tmp_path / "red.png")]
+    again = server.service.models[1].vision.around(trace.prompt[start:], images)
+    assert again.image_rows is not None
+    np.testing.assert_array_equal(again.image_rows, rows[-len(again.image_rows) :])
     page.click("#share")  # a link holds its images
     page.goto(page.evaluate("location.href"))
     page.reload()

@@ -201,6 +201,7 @@ def _image(
     lengths = np.linalg.norm(shown, axis=1)
     word = served.tokenizer.token_text
     return {
+        **({"values": packed(shown.astype(np.float32))} if wanted.values else {}),
         "index": wanted.index, "start": span.start, "stop": span.stop,
         "squares": seen.squares, "side": seen.side,
         "caption": seen.caption,

@@ -55,6 +55,7 @@ class LookNumber(Open):
 
 class LookImage(Open):
     index: Natural = Field(0, description="Which of `images`")
+    values: bool | None = Field(None, description="With the rows' own numbers, in float32")
     start: Natural = Field(
         0, description=f"The first row that is told of; {MAX_LOOK_ROWS} at most are"
     )

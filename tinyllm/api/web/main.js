@@ -205,7 +205,7 @@ $("text").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", stop);
 $("share").addEventListener("click", () => { history.replaceState(null, "", link()); navigator.clipboard?.writeText(location.href).then(() => tell("The link is copied; it holds everything that is needed."), () => tell("The link stands in the address bar.")); });
-$("export").addEventListener("change", () => { save($("export").value); $("export").value = ""; });
+$("export").addEventListener("change", () => { save($("export").value).catch(failed); $("export").value = ""; });
 $("retry").addEventListener("click", () => { tell(""); retry().catch(failed); });
 $("more").addEventListener("click", () => { tell(""); goOn().catch(failed); });
 $("model").addEventListener("change", () => use($("model").value).catch(failed));

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { h, percent, visible } from "./dom.js";
 import { changed, newWorld, select, state, world } from "./store.js";
+import { lookAt } from "./looks.js";
 import { use } from "./talk.js";
 
 /** Ids, parameters and selection in the fragment, which no server sees. */
@@ -31,14 +32,44 @@ export async function openLink() {
   select(told.s);
 }
 
+/** The rows that stand for a world's images, as they went into its forwards, and what they look like. */
+async function imagesOf(at) {
+  const images = [], positions = [], values = [];
+  let dim = 0;
+  for (const [index, one] of at.images.entries()) {
+    images.push({ start: one.start, stop: one.stop, png: await thumbnail(one.url) });
+    for (let start = 0, n = 1; start < n; ) {
+      const { image } = await lookAt({ image: { index, start, values: true } }, undefined, at, at.images.at(-1).stop);
+      [n, dim] = [image.n_rows, image.values.shape[1]];
+      positions.push(...image.rows.map((row) => row.position));
+      values.push(atob(image.values.data));
+      start += image.rows.length;
+    }
+  }
+  return { images, image_rows: { positions, dim, data: btoa(values.join("")) } };
+}
+
+/** A small PNG of an image, in base64. */
+async function thumbnail(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  const scale = Math.min(1, 96 / Math.max(image.naturalWidth, image.naturalHeight));
+  const side = (pixels) => Math.max(1, Math.round(pixels * scale));
+  const canvas = h("canvas", { width: side(image.naturalWidth), height: side(image.naturalHeight) });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/png").split(",")[1];
+}
+
 /** The trace as `tinyllm inspect` and a notebook read it: see inside/trace_file.py. */
-export function trace() {
+export async function trace() {
   const at = world();
+  const more = at.images.length ? await imagesOf(at) : {};
   const sampling = at.params;
   const steps = [...at.steps].sort(([a], [b]) => a - b).filter(([, step]) => step.candidates.length).map(([, step]) => ({ ...step, sampling }));
   return { format: "tinyllm-trace", version: 1, model: at.model, fingerprint: state.fingerprint, dtype: state.inside.dtype,
     n_layers: state.inside.n_layers, n_heads: state.inside.n_heads, sampling, prompt: at.ids.slice(0, at.nPrompt),
-    tokens: at.ids, texts: at.pieces.map((piece) => piece.text), steps };
+    tokens: at.ids, texts: at.pieces.map((piece) => piece.text), steps, ...more };
 }
 
 /** The lines of Python that go to the selected step again. */
@@ -47,11 +78,16 @@ export function notebookLines() {
   const { temperature, top_k, top_p, seed } = at.params;
   const first = Math.min(at.nPrompt, Math.max(1, state.selected));
   const broken = at.broken ? `, broken=${JSON.stringify(at.broken)}` : "";
+  const images = at.images.filter((one) => one.stop <= first);
   return [
     "import tinyllm",
+    ...(images.length ? ["from urllib.request import urlopen", "from tinyllm.vision.image import read_image"] : []),
     `lm = tinyllm.load(${JSON.stringify(at.model)})`,
     `ids = ${JSON.stringify(at.ids.slice(0, state.selected + 1))}`,
-    `session = lm.session(ids[:${first}], temperature=${temperature}, top_k=${top_k}, top_p=${top_p}, seed=${seed}${broken})`,
+    ...(images.length ? [
+      `images = ${JSON.stringify(images.map((one) => one.url))}`,
+      `prompt = lm.vision.around(ids[:${first}], [read_image(urlopen(url).read()) for url in images])`] : [`prompt = ids[:${first}]`]),
+    `session = lm.session(prompt, temperature=${temperature}, top_k=${top_k}, top_p=${top_p}, seed=${seed}${broken})`,
     "steps = [session.step(token, beyond_end=True) for token in ids[len(session.prompt):]]",
     "steps[-1]",
   ].join("\n");
@@ -75,9 +111,9 @@ export function page() {
   return `<!doctype html>\n${new XMLSerializer().serializeToString(doc.documentElement)}`;
 }
 
-export function save(kind) {
+export async function save(kind) {
   if (!world()) return;
-  if (kind === "trace") download("trace.json", "application/json", JSON.stringify(trace()));
+  if (kind === "trace") download("trace.json", "application/json", JSON.stringify(await trace()));
   if (kind === "page") download("tinyllm.html", "text/html", page());
   if (kind === "notebook") download("step.py", "text/x-python", `${notebookLines()}\n`);
 }
