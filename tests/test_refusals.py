@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import CONFIG, EOS, bytes_tokenizer, tiny_model
-from tinyllm.decode import Session
+from tinyllm.decode import SETTINGS, Session
 from tinyllm.errors import CacheFull, HookError, TurnEnded
 from tinyllm.inside.hooks import HookSet, make_hooks
 from tinyllm.sampler import SamplingParams
@@ -81,6 +82,50 @@ def test_a_refused_call_leaves_everything(name: str, n_steps: int) -> None:
     with pytest.raises(REFUSED):
         CALLS[name](session)
     assert state(session) == before
+
+
+JUNK = st.sampled_from(
+    [None, True, -1, 0, 1, 2, 7, 99, 258, 1.5, float("nan"), float("inf"), "", "x", "ab", "東",
+     b"a", [], [1], {}, {"a": 1}, np.float32(2), np.int64(1), np.zeros(3), object(), len]
+)  # fmt: skip
+
+
+def public_calls(session: Session) -> dict[str, Callable[..., Any]]:
+    """Every public method of a session, of what comes next, of its newest step and its cache."""
+    step = session.steps[-1]
+    found: dict[str, Callable[..., Any]] = {}
+    for owner in (session, session.peek(), step, step.cache):
+        for name in dir(owner):
+            method = getattr(type(owner), name, None)
+            if not name.startswith("_") and callable(method) and not isinstance(method, type):
+                found[f"{type(owner).__name__}.{name}"] = getattr(owner, name)
+    return found
+
+
+ROOM = 400  # a run of 99 steps fits: one that fills the cache keeps what it has written
+N_CALLS = len(public_calls(opened(2)))
+
+
+@settings(max_examples=150)
+@given(which=st.integers(0, N_CALLS - 1), data=st.data())
+def test_any_public_call_with_anything_changes_nothing_if_it_refuses(
+    which: int, data: st.DataObject
+) -> None:
+    session = opened(2, capacity=ROOM)
+    calls = public_calls(session)
+    assert len(calls) == N_CALLS > 25
+    call = calls[sorted(calls)[which]]
+    words = {}
+    for one in inspect.signature(call).parameters.values():
+        if one.kind is one.VAR_KEYWORD:
+            words |= data.draw(st.dictionaries(st.sampled_from(SETTINGS), JUNK, max_size=2))
+        elif one.default is one.empty or data.draw(st.booleans()):
+            words[one.name] = data.draw(JUNK, label=one.name)
+    before = state(session)
+    try:
+        call(**words)
+    except Exception:
+        assert state(session) == before
 
 
 def test_a_full_context_refuses_and_stays_as_it_was() -> None:

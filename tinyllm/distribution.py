@@ -96,8 +96,8 @@ class Distribution:
 
     def best(self, k: int) -> list[Standing]:
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
-        if k < 0:
-            raise ValueError(f"k must not be negative, not {k}")
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+            raise ValueError(f"k must be a whole number from 0 up, not {k!r}")
         return [self.standing(int(t), rank) for rank, t in enumerate(best_ids(self.logits, k))]
 
     def standing(self, token: int, rank: int | None = None) -> Standing:

@@ -30,7 +30,7 @@ from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
 from tinyllm.runner import Array, Runner, images_between
-from tinyllm.sampler import SamplingParams
+from tinyllm.sampler import sampling_params
 from tinyllm.step import Step
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.image import ImageSource, list_of_images, read_image, thumbnail
@@ -76,6 +76,8 @@ def load(
         format_of(dtype)
     if backend not in ("auto", "reference", "compiled"):
         raise ValueError(f"backend must be auto, reference or compiled, not {backend!r}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be a number from 1 up, or None, not {threads!r}")
     if backend == "auto":
         backend = "reference" if dtype in ("auto", "f32") else "compiled"
     if backend == "reference" and dtype not in ("auto", "f32"):
@@ -90,12 +92,7 @@ def load(
     )
 
 
-def reopen(
-    trace: TraceLike,
-    at: int | None = None,
-    *,
-    threads: int | None = None,
-) -> Session:
+def reopen(trace: TraceLike, at: int | None = None, *, threads: int | None = None) -> Session:
     """The session of a saved trace, with the model that the trace names; see `LM.reopen`.
 
     Raises:
@@ -238,7 +235,7 @@ class LM:
             self.model if under else self.runner,
             self.tokenizer,
             prompt.tokens.tolist(),
-            SamplingParams(**sampling),
+            sampling_params(sampling),
             capacity=capacity,
             image_positions=prompt.image_positions,
             image_rows=prompt.image_rows,

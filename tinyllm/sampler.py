@@ -14,7 +14,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -369,6 +369,17 @@ class Sampler:
         twin = Sampler(self.params, self.stream, tuple(self._prompt))
         twin.seed, twin.picked, twin._counts = self.seed, list(picked), dict(Counter(picked))
         return twin
+
+
+def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
+    """Parameters by name; ValueError names one that isn't there, or is out of its range."""
+    known = [f.name for f in fields(SamplingParams)]
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"there is no sampling parameter {name!r}; there are {', '.join(known)}"
+            )
+    return SamplingParams(**given)
 
 
 class Draws(NamedTuple):

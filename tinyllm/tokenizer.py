@@ -187,7 +187,9 @@ class Tokenizer(TokenTexts):
         known = self._known_bytes.get(token_id)
         if known is not None:
             return known
-        piece = self._full.id_to_token(token_id) if token_id >= 0 else None
+        if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
+            raise TypeError(f"a token's id must be an integer, not {token_id!r}")
+        piece = self._full.id_to_token(int(token_id)) if token_id >= 0 else None
         if piece is None:
             return b""
         raw = self._pieces.bytes_of(piece)
@@ -254,6 +256,14 @@ class Tokenizer(TokenTexts):
     ) -> tuple[str, StandIns]:
         if image_token is not None and image_token not in self.special_tokens:
             raise TokenizerError(f"image_token {image_token!r} is no control token of this model")
+        if not isinstance(messages, (list, tuple)) or not all(
+            isinstance(message, Mapping) for message in messages
+        ):
+            raise TypeError(
+                'messages must be a list such as [{"role": "user", "content": "Hello"}], not '
+                f"{type(messages).__name__}"
+                + (" with something else in it" if isinstance(messages, (list, tuple)) else "")
+            )
         return self._templates.render(messages, tools, add_generation_prompt, image_token, extra)
 
 

@@ -18,8 +18,13 @@ from tests.api.support import Live, live, scripted_model
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.fetch.progress import progress
+<<<<<<< HEAD
 from tinyllm.inside.trace_file import load_trace, rows_of
 from tinyllm.vision.image import read_image
+=======
+from tinyllm.inside.reopen import draws_of, prompt_of
+from tinyllm.inside.trace_file import load_trace
+>>>>>>> 24b92c4 (Mistakes are named (hooks, images, traces, tokens, names), any public call that refuses changes nothing, and what the page saves can be gone on from)
 
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 DROP = """() => {
@@ -394,6 +399,10 @@ def test_a_trace_is_saved_as_python_reads_it(page: Page) -> None:
     trace = load_trace(waiting.value.path())
     assert "".join(trace.texts[len(trace.prompt) :]).startswith("Tokyo")
     assert trace.steps and trace.steps[0].candidates
+    # And as it goes on: nothing is missing between the prompt and the end, and the draws are known.
+    assert trace.tokens == [*trace.prompt, *(step.token for step in trace.steps)]
+    assert draws_of(trace.sampling, "sampling", trace.stream).params.temperature == 0
+    assert prompt_of(trace).tokens.tolist() == trace.prompt
     assert trace.dtype == "f32" and trace.n_layers
     with page.expect_download() as waiting:
         page.select_option("#export", "page")

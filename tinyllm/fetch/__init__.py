@@ -68,6 +68,8 @@ def resolve(name_or_path: str | os.PathLike[str], *, accept_license: bool = Fals
     Takes everything the module's first lines list. Raises `FetchError`; `LicenseError` where a
     licence must be accepted first.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"name_or_path must be a name or a path, not {type(name_or_path).__name__}")
     text = os.fspath(name_or_path)
     if text.startswith("hf:"):
         from tinyllm.fetch.hub import ensure as ensure_from_hub

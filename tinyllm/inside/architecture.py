@@ -97,7 +97,10 @@ def compare(a: HasConfig | ModelConfig, b: HasConfig | ModelConfig) -> Compariso
 def _architecture(model: HasConfig | ModelConfig) -> Architecture:
     if isinstance(model, ModelConfig):
         return Architecture.of(model)
-    return Architecture.of(model.config, getattr(model, "name", ""))
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"compare takes loaded models or their configs, not {type(model).__name__}")
+    return Architecture.of(config, getattr(model, "name", ""))
 
 
 def describe(config: ModelConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ goes on with what the tap returns: first what a broken part makes of it, then wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -136,7 +136,7 @@ def make_hooks(
     positions: Positions = "all",
 ) -> list[Hook]:
     """Resolve (names, function) pairs against a model; raises HookError for an unknown name."""
-    if isinstance(hooks, Mapping) or not all(
+    if not isinstance(hooks, (list, tuple)) or not all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in hooks
     ):
         raise HookError('hooks are a list of pairs, as in [("blocks.5.attn.hook_z", function)]')

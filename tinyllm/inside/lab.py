@@ -53,7 +53,12 @@ def breakages(broken: Broken) -> tuple[Breakage, ...]:
     """What a caller's broken= names: a breakage, its name, several, or none."""
     if broken is None:
         return ()
-    given = [broken] if isinstance(broken, (str, Breakage)) else list(broken)
+    given = [broken] if isinstance(broken, (str, Breakage)) else broken
+    if not isinstance(given, (list, tuple)) or not {type(b) for b in given} <= {str, Breakage}:
+        raise TypeError(
+            f"broken must be a breakage, its name, or a list of them, not {broken!r}; there are "
+            f"{', '.join(BREAKAGES)}"
+        )
     return tuple(break_it(b) if isinstance(b, str) else b for b in given)
 
 

@@ -284,8 +284,14 @@ def match_names(config: ModelConfig, names: NamesFilter) -> list[str]:
         if not chosen:
             raise HookError("the names filter selects no hook point; lm.hook_points() lists them")
     else:
+        patterns = [names] if isinstance(names, str) else names
+        if not isinstance(patterns, Iterable) or not all(isinstance(p, str) for p in patterns):
+            raise HookError(
+                "names are a hook point's name or glob, several of them, or a function of the "
+                f"name, not {names!r}"
+            )
         chosen = set()
-        for pattern in [names] if isinstance(names, str) else list(names):
+        for pattern in patterns:
             found = [name for name in known if fnmatchcase(name, pattern)]
             if not found:
                 raise HookError(_unknown(pattern, known, config))

@@ -182,7 +182,7 @@ class LooksInside:
         """
         token = self._asked_token if token is None else token
         check_token(token, len(self._distribution.logits))
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"k must be at least 1, not {k!r}")
         tokenizer = self.rerun.tokenizer
         begun = tokenizer.unfinished(self.rerun.tokens)

@@ -217,7 +217,11 @@ def record_step(
     for name, number in (("candidates", candidates), ("lens", lens)):
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
             raise ValueError(f"{name} must be a number from 0 up, not {number!r}")
-    if attention is not None and (not isinstance(attention, Sequence) or len(attention) != 2):
+    if attention is not None and not (
+        isinstance(attention, (tuple, list))
+        and len(attention) == 2
+        and (attention[1] is None or isinstance(attention[1], (tuple, list, range)))
+    ):
         raise TypeError(
             "attention must be a layer and which of its heads, such as (3, [0, 2]), or (3, None) "
             f"for all of them; not {attention!r}"

@@ -149,6 +149,8 @@ def strings(value: object) -> Iterator[str]:
 
 def check_unicode(text: str) -> None:
     """Raise `TokenizerError` on a lone half of a surrogate pair, which no tokenizer can take."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, not {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

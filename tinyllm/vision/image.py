@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -123,6 +123,11 @@ def list_of_images(images: ImageSource | Sequence[ImageSource] | None) -> list[I
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise ImageError(
+            "images must be a PIL image, an array, a path, bytes, or a list of them, not "
+            f"{type(images).__name__}"
+        )
     return list(images)
 
 

@@ -61,11 +61,22 @@ async function thumbnail(url) {
   return canvas.toDataURL("image/png").split(",")[1];
 }
 
-/** The trace as `tinyllm inspect` and a notebook read it: see inside/trace_file.py. */
+/**
+ * The trace as `tinyllm inspect` and a notebook read it: see inside/trace_file.py. What the server
+ * drew last is its steps, and all before it the prompt, so that `tinyllm.reopen` goes on from any.
+ */
 export async function trace() {
   const at = world();
+  const said = [];
+  for (let i = at.began; at.steps.has(i); i++) said.push(at.steps.get(i));
+  const start = said[0]?.start;
+  if (start) {
+    return { format: "tinyllm-trace", version: 1, ...start, steps: said,
+      tokens: [...start.prompt, ...said.map((step) => step.token)], texts: [...start.texts, ...said.map((step) => step.text)],
+      deltas: [...start.deltas, ...said.map((step) => step.text_delta)] };
+  }
   const more = at.images.length ? await imagesOf(at) : {};
-  const sampling = at.params;
+  const sampling = at.params; // of tokens that were drawn here, from looks
   const steps = [...at.steps].sort(([a], [b]) => a - b).filter(([, step]) => step.candidates.length).map(([, step]) => ({ ...step, sampling }));
   return { format: "tinyllm-trace", version: 1, model: at.model, fingerprint: state.fingerprint, dtype: state.inside.dtype,
     n_layers: state.inside.n_layers, n_heads: state.inside.n_heads, sampling, prompt: at.ids.slice(0, at.nPrompt),

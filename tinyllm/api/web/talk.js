@@ -94,7 +94,8 @@ export async function goOn() {
 /** Tokens as the server draws them, from its own format of the weights. */
 async function stream(at, signal) {
   at.params = { ...state.params };
-  const asked = { model: at.model, prompt: at.ids, max_tokens: MOST, ...at.params, trace: { candidates: 12, stages: true } };
+  const asked = { model: at.model, prompt: at.ids, max_tokens: MOST, ...at.params, trace: { candidates: 12, stages: true, whole: true } };
+  at.began = at.ids.length;
   if (at.images.length) asked.images = at.images.map((one) => one.url);
   for await (const chunk of api.complete(asked, signal)) {
     if (chunk.usage) at.cached = chunk.usage.prompt_tokens_details?.cached_tokens ?? 0;
