@@ -18,13 +18,9 @@ from tests.api.support import Live, live, scripted_model
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.fetch.progress import progress
-<<<<<<< HEAD
+from tinyllm.inside.reopen import draws_of, prompt_of
 from tinyllm.inside.trace_file import load_trace, rows_of
 from tinyllm.vision.image import read_image
-=======
-from tinyllm.inside.reopen import draws_of, prompt_of
-from tinyllm.inside.trace_file import load_trace
->>>>>>> 24b92c4 (Mistakes are named (hooks, images, traces, tokens, names), any public call that refuses changes nothing, and what the page saves can be gone on from)
 
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 DROP = """() => {

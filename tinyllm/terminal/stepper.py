@@ -86,18 +86,22 @@ class Stepper:
             ids[self.session.image_positions] = -1
         return Lookup(ids, 1).guesses(MOST_GUESSED)[0]
 
+    def _shown(self, guess: list[int]) -> list[str]:
+        """Guessed tokens for display: what they make of a character that the text has begun."""
+        last = self.session.tokens[-3:]  # a character is at most four tokens
+        return self.session.tokenizer.token_texts([*last, *guess])[len(last) :]
+
     # What keys do.
 
     def take(self) -> None:
         """Step: the sampler's choice where that is marked, else force the marked token."""
         token = self.view.candidates[self.view.marked].token
-        guess = self.view.guess
+        guess, shown = self.view.guess, self._shown(self.view.guess)
         self.session.step(None if token == self.view.drawn else token, beyond_end=True)
         self.view = self._look()
         if guess and not self.view.note:
             verdict = "kept" if guess[0] == token else "thrown away, and what was guessed behind it"
-            text = visible(self.session.tokenizer.token_text(guess[0]))
-            self.view.note = f"the guess {text} is {verdict}"
+            self.view.note = f"the guess {visible(shown[0])} is {verdict}"
 
     def mark(self, by: int) -> None:
         """Move the mark up or down."""
@@ -237,7 +241,7 @@ class Stepper:
         entropy = f"entropy {self.view.choice.entropy:.2f} nats"
         out: StyleAndTextTuples = [("class:faint", f"  {' → '.join(words)};  {entropy}")]
         if guess := self.view.guess:
-            text = "".join(self.session.tokenizer.token_texts(guess))
+            text = "".join(self._shown(guess))
             out += [("class:faint", ";  guessed from the text: "), ("class:raw", visible(text))]
         return out
 

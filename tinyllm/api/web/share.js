@@ -71,7 +71,9 @@ export async function trace() {
   for (let i = at.began; at.steps.has(i); i++) said.push(at.steps.get(i));
   const start = said[0]?.start;
   if (start) {
-    return { format: "tinyllm-trace", version: 1, ...start, steps: said,
+    const seen = await Promise.all(at.images.map((one) => thumbnail(one.url)));
+    const images = start.images.map((image, i) => ({ ...image, png: seen[i] ?? "" }));
+    return { format: "tinyllm-trace", version: 1, ...start, images, steps: said,
       tokens: [...start.prompt, ...said.map((step) => step.token)], texts: [...start.texts, ...said.map((step) => step.text)],
       deltas: [...start.deltas, ...said.map((step) => step.text_delta)] };
   }
