@@ -38,7 +38,7 @@ def threads(timeline: Timeline, layers: Sequence[int] | None = None) -> Picture:
     left, band, part_h = 64, 26, 40 + n_threads * 32
     sheet = _Sheet(left + WIDTH + 20, 64 + len(parts) * part_h)
     microseconds = timeline.nanoseconds / 1e3
-    sheet.text(10, 8, f"one call, {microseconds:,.0f} µs, {n_threads} threads", size=13)
+    sheet.text(10, 8, f"one call, {microseconds:,.0f} microseconds, {n_threads} threads", size=13)
     x = 10.0
     for name, colour in [*colours.items(), ("waiting", WAIT)]:
         sheet.box(x, 33, 9, 9, colour)
@@ -60,7 +60,7 @@ def threads(timeline: Timeline, layers: Sequence[int] | None = None) -> Picture:
         below = top + 16 + n_threads * 32
         for mark in ticks(0, (stop - start) / 1e3):
             if mark * 1e3 <= stop - start:
-                sheet.text(left + mark * 1e3 * scale, below, f"{mark:,.4g} µs", size=9,
+                sheet.text(left + mark * 1e3 * scale, below, f"{mark:,.0f}", size=9,
                            colour=FAINT, anchor="ma")  # fmt: skip
     return Picture(sheet.image, f"{n_threads} threads over {microseconds:,.0f} µs")
 

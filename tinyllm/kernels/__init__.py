@@ -9,6 +9,7 @@ To read the compiled path, in this order:
     vectors.py         sixteen lanes as numba values, bundles.py several of them; emit.py: as LLVM
     processor.py       kinds of processor, and all that differs by kind
     dispatch.py        picks the kernels
+    once.py            a kernel optimised once, as a whole, by LLVM
     threads.py         a team of threads that walks through regions of work together
     timeline.py        what each thread of a team did when, measured
     arrays.py          all arrays of a forward pass by name

@@ -16,6 +16,7 @@ import numba
 
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.cache import KernelCache, writable
+from tinyllm.kernels.once import optimised_once
 from tinyllm.kernels.processor import JIT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,8 +93,9 @@ def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
         _say(f"compiling the {name} kernels for this processor, {kept}")
         compiling.append(name)
     try:
-        for function, types in wanted:
-            function.compile(types)
+        with optimised_once():
+            for function, types in wanted:
+                function.compile(types)
     finally:
         if not known:
             compiling.remove(name)

@@ -73,6 +73,7 @@ from tinyllm.kernels.vectors import (
     store,
     store_int8,
     sub,
+    sum_integers,
     times_power_of_two,
     zero_below,
 )
@@ -160,8 +161,9 @@ def put_int8(
         if not scale < np.float32(1.1754944e-38):
             inverse = np.float32(1.0) / scale
         begin = ((tile * n_groups + column // GROUP + g) * TILE + lane) * GROUP
-        total = store_int8(add(mul(a, splat(inverse)), rounder), rows.values, begin)
-        total += store_int8(add(mul(b, splat(inverse)), rounder), rows.values, begin + BLOCK)
+        a, b = add(mul(a, splat(inverse)), rounder), add(mul(b, splat(inverse)), rounder)
+        first = store_int8(a, rows.values, begin)
+        total = sum_integers(first, store_int8(b, rows.values, begin + BLOCK))
         rows.scales[tile, column // GROUP + g, lane] = scale
         rows.starts[tile, column // GROUP + g, lane] = -128 * total
         rows.sums[tile, column // GROUP + g, lane] = scale * np.float32(total)

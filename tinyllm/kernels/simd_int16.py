@@ -42,6 +42,8 @@ from tinyllm.kernels.vectors import (
     splat,
     store_int8,
     sub,
+    sum_integers,
+    whole_integers,
 )
 
 Array = NDArray[Any]
@@ -64,11 +66,14 @@ def put_int16(
         begin = ((tile * n_groups + column // GROUP + g) * TILE + lane) * GROUP
         a, b = mul(a, splat(inverse)), mul(b, splat(inverse))
         whole_a, whole_b = add(a, rounder), add(b, rounder)
-        total = REST * store_int8(whole_a, rows.values, begin)
-        total += REST * store_int8(whole_b, rows.values, begin + BLOCK)
+        value_a = store_int8(whole_a, rows.values, begin)
+        value_b = store_int8(whole_b, rows.values, begin + BLOCK)
         a, b = sub(a, sub(whole_a, rounder)), sub(b, sub(whole_b, rounder))
-        total += store_int8(add(mul(a, parts), rounder), rows.rest, begin)
-        total += store_int8(add(mul(b, parts), rounder), rows.rest, begin + BLOCK)
+        rest_a = store_int8(add(mul(a, parts), rounder), rows.rest, begin)
+        rest_b = store_int8(add(mul(b, parts), rounder), rows.rest, begin + BLOCK)
+        total = sum_integers(
+            whole_integers(REST, value_a, rest_a), whole_integers(REST, value_b, rest_b)
+        )
         scale = np.float32(step * np.float32(1 / REST))
         rows.scales[tile, column // GROUP + g, lane] = scale
         rows.starts[tile, column // GROUP + g, lane] = -128 * total

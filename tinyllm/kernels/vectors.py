@@ -344,16 +344,39 @@ def store_int8(typing_context, value, array, offset):  # type: ignore[no-untyped
     """array[offset : offset + 16] = the low byte of each lane.
 
     `value` is a float vector to which 1.5 · 2²³ was added: its low byte is the rounded integer.
-    Returns the sum of the sixteen integers, int32.
+    Returns the sixteen integers, int32.
     """
     del typing_context
 
     def code(builder: Any, v: Any, data: Any, at: Any) -> Any:
         narrow = builder.trunc(builder.bitcast(v, I32X16), ir.VectorType(I8, LANES))
         emit.store(builder, narrow, data, at)
-        wide = builder.sext(narrow, I32X16)
-        return emit.call(builder, "llvm.vector.reduce.add.v16i32", I32, wide)
+        return builder.sext(narrow, I32X16)
 
     if array.dtype != types.int8:
         raise TypingError(f"store_int8 writes int8, not {array}")
-    return op(types.int32, [value, array, offset], code)
+    return op(i32x16, [value, array, offset], code)
+
+
+@operation
+def sum_integers(typing_context, a, b):  # type: ignore[no-untyped-def]
+    """The sum of all lanes of both, int32."""
+    del typing_context
+
+    def code(builder: Any, x: Any, y: Any) -> Any:
+        name = "llvm.vector.reduce.add.v16i32"
+        return emit.call(builder, name, I32, builder.add(x, y))
+
+    return op(types.int32, [a, b], code)
+
+
+@operation
+def whole_integers(typing_context, parts, value, rest):  # type: ignore[no-untyped-def]
+    """parts · value + rest, int32; `parts` is a compile-time constant."""
+    del typing_context
+    factor = literal(parts)
+
+    def code(builder: Any, _: Any, v: Any, r: Any) -> Any:
+        return builder.add(builder.mul(v, constant(I32X16, factor)), r)
+
+    return op(i32x16, [parts, value, rest], code)
