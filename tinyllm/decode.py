@@ -55,6 +55,7 @@ class Session(LooksAlong):
         said: what the model has said already: the next draw is the one that comes after these.
         cache: one that holds the first tokens of prompt and `said` already, fewer than all; the
             session goes on with it instead of a new one.
+        logits: (vocab_size,) of what comes next, where the cache holds all tokens already.
 
     A call that is refused leaves the session as it was.
 
@@ -80,6 +81,7 @@ class Session(LooksAlong):
         name: str = "",
         said: Sequence[int] = (),
         cache: Cache | None = None,
+        logits: Logits | None = None,
     ) -> None:
         if not len(prompt):
             raise ValueError("the prompt is empty; give at least one token")
@@ -105,8 +107,10 @@ class Session(LooksAlong):
         self._rerun: tuple[Moment, Rerun] | None = None
         self._decoder = self._decoder_so_far()
         self._under = self._conditions()
-        unseen = self._tokens[self.cache.length :]
-        self._logits = self._forwards.run(unseen, self.cache, self._under)  # of what comes next
+        if logits is None:
+            unseen = self._tokens[self.cache.length :]
+            logits = self._forwards.run(unseen, self.cache, self._under)
+        self._logits = logits  # of what comes next
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and "_logits" in self.__dict__:

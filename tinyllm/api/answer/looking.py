@@ -24,9 +24,11 @@ from tinyllm.errors import HookError
 from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.broken_texts import BrokenTexts
 from tinyllm.inside.causal import effects_of_zeroing
+from tinyllm.inside.hooks import Conditions
 from tinyllm.inside.lab import break_it
 from tinyllm.inside.look import MAX_TERMS, Want, look, packed
 from tinyllm.inside.prefixes import Prefixes
+from tinyllm.inside.replay import replay_token
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
@@ -112,17 +114,24 @@ class Looks:
         before = text.first(position)
         n_prompt = min(asked.n_prompt or position, position)
         breakage = None if asked.break_ is None else break_it(asked.break_)
+        broken = () if breakage is None else (breakage,)
+        _, row = before.images_between(position - 1, position)
         if breakage is not None and (why := breakage.lacking(model.config)):
             raise invalid(f"{breakage.name} can't be broken in this model: {why}.", "break")
         try:
             with texts.before(text, n_prompt, position - 1, breakage, go_on) as cache:
+                replay = replay_token(  # the one forward that every view is read off
+                    model, tokens[position - 1], cache, under=Conditions(broken=broken),
+                    n_prompt=n_prompt, image_row=None if row is None else row[0],
+                )  # fmt: skip
                 session = Session(
                     model, served.tokenizer, tokens[:n_prompt], _params(asked),
-                    said=tokens[n_prompt:position], cache=cache, name=served.id,
+                    said=tokens[n_prompt:position], cache=cache, logits=replay.logits,
                     image_positions=before.image_positions, image_rows=before.image_rows,
-                    broken=() if breakage is None else (breakage,),
+                    name=served.id, broken=broken,
                 )  # fmt: skip
                 step = session.step(tokens[position], beyond_end=True)
+                step.rerun.replay = replay
                 out = look(step, _want(asked))
                 if asked.want.causal:
                     parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
