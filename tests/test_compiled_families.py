@@ -77,17 +77,17 @@ def is_refused(config: ModelConfig) -> bool:
     """Whether a model has parts that the kernels lack."""
     longrope = config.rope_scaling is not None and config.rope_scaling.kind == "longrope"
     readable_alone = bool(READABLE_ALONE & set(config.beyond_llama()))
-    return readable_alone or config.qk_norm == "whole" or longrope
+    return readable_alone or longrope
 
 
 REFUSED = [name for name in FAMILIES if is_refused(configuration(name))]
 # Between them: biases, norms of q and k, windows, two rotary tables, layer norms, learned
 # positions, partial rotary, parallel blocks, multipliers.
-IN_SHORT = {"qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox", "granite"}
+IN_SHORT = {"qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox", "granite", "olmo2"}
 
 
 def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
-    assert {"mixtral", "gpt_oss", "olmo2", "phi3 longrope"} <= set(REFUSED)
+    assert {"mixtral", "gpt_oss", "olmoe", "phi3 longrope"} <= set(REFUSED)
     for name in REFUSED:
         config = configuration(name)
         with pytest.raises(ConfigError, match="reference"):

@@ -275,8 +275,8 @@ def plan_call(segments: Sequence[Segment], done: Sequence[int]) -> list[tuple[in
 def check_shape(config: ModelConfig) -> None:
     """Raise ConfigError for parts and shapes that the kernels don't do."""
     missing = [part for part in config.beyond_llama() if part in READABLE_ALONE]
-    if config.qk_norm == "whole":
-        missing.append("norms of whole queries and keys")
+    if config.qk_norm == "whole" and config.norm != "rms":
+        missing.append("layer norms of whole queries and keys")
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
         missing.append("longrope")

@@ -86,6 +86,9 @@ class Scratch(NamedTuple):
 
     x: Array  # (R, dim) float32, the residual stream
     added: Array  # (R, dim): what a sublayer adds, where that is normed first; else one row
+    whole: (
+        Array  # (R, queries and keys): all of a row, where they are normed together; else one row
+    )
     normed: Any  # activations of width dim: shared tiles, then one private tile a thread
     mixed: Any  # of width n_heads · head_dim: what attention gives
     hidden: Any  # of width hidden_dim: the MLP between its matrices
@@ -129,9 +132,11 @@ def make_scratch(config: ModelConfig, dtype: str, threads: int) -> Scratch:
     """Room for all that a call writes on its way."""
     head_dim, empty_rows = config.head_dim, FORMATS[dtype].empty_rows
     n_chunks = -(-config.max_seq_len // CHUNK)
+    whole, n_turned = config.qk_norm == "whole", config.n_heads + config.n_kv_heads
     return Scratch(
         x=np.zeros((MAX_ROWS, config.dim), np.float32),
         added=np.zeros((MAX_ROWS if config.norm_after else 1, config.dim), np.float32),
+        whole=np.zeros((MAX_ROWS if whole else 1, n_turned * head_dim), np.float32),
         normed=empty_rows(MAX_ROWS + TILE * threads, config.dim),
         mixed=empty_rows(MAX_ROWS, config.n_heads * head_dim),
         hidden=empty_rows(MAX_ROWS, config.hidden_dim),

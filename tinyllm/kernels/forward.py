@@ -38,7 +38,7 @@ from tinyllm.kernels.attention import (
 )
 from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
-from tinyllm.kernels.heads import place_head
+from tinyllm.kernels.heads import place_normed, take_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
 from tinyllm.kernels.parts import FamilyParts, add_bias, add_position
 from tinyllm.kernels.rows import embed_row, finish_logits, hidden_row, norm_one, norm_tile
@@ -52,8 +52,10 @@ HEAD_BLOCKS = 24  # blocks of 16 outputs in a chunk of the logits
 
 # Regions by number: the embedding's, then these of each layer, then two for the logits. A call may
 # leave some out.
-ATTN_NORM, QKV, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, GATE_UP, DOWN, DOWN_ADD = range(10)
-LAYER_REGIONS = 10
+LAYER_REGIONS = 11
+ATTN_NORM, QKV, HEADS_NORM, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, GATE_UP, DOWN, DOWN_ADD = range(
+    LAYER_REGIONS
+)
 
 
 def n_regions(n_layers: int) -> int:
@@ -90,6 +92,8 @@ def run(
             norm_rows(worker, region(layer, ATTN_NORM), call, model.attn_norm,
                       model.parts.attn_bias, layer, model.norm_eps, s, own)  # fmt: skip
             queries_keys_values(worker, call, layer, model, pool, batch, s, own)
+            place_normed(worker, region(layer, HEADS_NORM), call, layer, model, pool, batch, s,
+                         own, model.parts.q_whole)  # fmt: skip
             if call.n_spans == 0:
                 attend_parts(worker, call, layer, model.parts, pool, batch, s, own)
             else:
@@ -212,7 +216,8 @@ def queries_keys_values(
             matmul(model.qkv, layer, unit * n_blocks, n_blocks, s.normed, call.normed + tile, n,
                    own.out, 0, 0)  # fmt: skip
             add_bias(model.parts.qkv_bias, layer, unit * call.head_dim, own.out, n, call.head_dim)
-            place_head(unit, call, layer, tile * TILE, n, model, pool, batch, s, own)
+            take_head(unit, call, layer, tile * TILE, n, model, pool, batch, s, own,
+                      model.parts.q_whole)  # fmt: skip
 
 
 @part

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyllm.kernels.arrays import Batch, Call, ModelArrays, Own, Pages, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import append_key, append_value, rope
 from tinyllm.kernels.layout import PAGE
 from tinyllm.kernels.parts import clipped, head_normed
+from tinyllm.kernels.threads import Worker, chunks
+
+Array = NDArray[Any]
 
 
 @part
@@ -41,6 +46,56 @@ def place_head(
             head = unit - call.n_heads - call.n_kv_heads
             clipped(parts.clip, own.out, lane, call.head_dim)
             append_value(pool.cells, page, layer, head, slot, own.out, lane)
+
+
+@part
+def take_head(
+    unit: int, call: Call, layer: int, first: int, n: int, model: ModelArrays, pool: Pages,
+    batch: Batch, s: Scratch, own: Own, whole: Any,
+) -> None:  # fmt: skip
+    """Place a head; or keep it, if it waits for the others of its row to be normed with them."""
+    if whole is None:
+        place_head(unit, call, layer, first, n, model, pool, batch, s, own)
+    elif unit < call.n_heads + call.n_kv_heads:
+        for lane in range(n):
+            for d in range(call.head_dim):
+                s.whole[first + lane, unit * call.head_dim + d] = own.out[lane, d]
+    else:
+        place_head(unit, call, layer, first, n, model, pool, batch, s, own)
+
+
+@part
+def place_normed(
+    worker: Worker, at: int, call: Call, layer: int, model: ModelArrays, pool: Pages,
+    batch: Batch, s: Scratch, own: Own, whole: Any,
+) -> None:  # fmt: skip
+    """Norm all queries of a row together, and all keys; then place them."""
+    if whole is not None:
+        for r in chunks(worker, at, call.n_rows):
+            norm_run(model.parts.q_whole, layer, s.whole, r, 0, model.norm_eps)
+            norm_run(model.parts.k_whole, layer, s.whole, r, call.n_heads, model.norm_eps)
+            for unit in range(call.n_heads + call.n_kv_heads):
+                for d in range(call.head_dim):
+                    own.out[0, d] = s.whole[r, unit * call.head_dim + d]
+                place_head(unit, call, layer, r, 1, model, pool, batch, s, own)
+
+
+@part
+def norm_run(weight: Any, layer: int, x: Array, r: int, first: int, eps: float) -> None:
+    """RMS norm of neighbouring heads of x[r], from `first` on; weight (layers, heads, head_dim)."""
+    n_heads, width = weight.shape[1], weight.shape[2]
+    total = np.float32(0.0)
+    for head in range(n_heads):
+        of_head = np.float32(0.0)  # short sums keep float32's rounding small
+        for d in range(width):
+            value = x[r, (first + head) * width + d]
+            of_head += value * value
+        total += of_head
+    scale = np.float32(1.0 / math.sqrt(total / (n_heads * width) + eps))
+    for head in range(n_heads):
+        for d in range(width):
+            at = (first + head) * width + d
+            x[r, at] = x[r, at] * scale * weight[layer, head, d]
 
 
 @part

@@ -114,7 +114,8 @@ def vectors(config: ModelConfig, weights: Weights) -> dict[str, Array]:
     if config.qk_norm != "no":
         order = head_order(config)
         for n in "qk":
-            for suffix, ours in (("weight", f"{n}_norm"), ("bias", f"{n}_norm_bias")):
+            name = f"{n}_whole" if config.qk_norm == "whole" else f"{n}_norm"
+            for suffix, ours in (("weight", name), ("bias", f"{n}_norm_bias")):
                 if suffix == "bias" and config.norm == "rms":
                     continue
 

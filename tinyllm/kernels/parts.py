@@ -35,6 +35,8 @@ class FamilyParts(NamedTuple):
     qkv_bias: Array | None  # (n_layers, rows of qkv)
     q_norm: Array | None  # (n_layers, 1 or n_heads, head_dim)
     k_norm: Array | None
+    q_whole: Array | None  # (n_layers, n_heads, head_dim): all queries of a row are normed together
+    k_whole: Array | None
     q_norm_bias: Array | None  # with it, those norms take out the mean
     k_norm_bias: Array | None
     norm_last: Array | None  # (1,): they come after the turn
@@ -64,9 +66,9 @@ class FamilyParts(NamedTuple):
 
 KINDS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "relu2": 3, "xielu": 4, "silu": 5}
 # Parts that are tensors of the checkpoint, kept beside its matrices.
-TENSORS = ("positions", "qkv_bias", "q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "sinks",
-           "act", "up_bias", "out_bias", "down_bias", "attn_bias", "mlp_bias", "final_bias",
-           "after_attn", "after_mlp", "head_bias")  # fmt: skip
+TENSORS = ("positions", "qkv_bias", "q_norm", "k_norm", "q_whole", "k_whole", "q_norm_bias",
+           "k_norm_bias", "sinks", "act", "up_bias", "out_bias", "down_bias", "attn_bias",
+           "mlp_bias", "final_bias", "after_attn", "after_mlp", "head_bias")  # fmt: skip
 
 
 def head_order(config: ModelConfig) -> NDArray[np.intp] | None:

@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from tinyllm.compiled import CompiledModel
 
 # By the numbers that `forward.py` gives them.
-OF_A_LAYER = ("norm", "qkv", "attention", "merge", "out", "add", "norm", "gate_up", "down", "add")
+OF_A_LAYER = (
+    "norm",
+    "qkv",
+    "norm of heads",
+    "attention",
+    "merge",
+    "out",
+    "add",
+    "norm",
+    "gate_up",
+    "down",
+    "add",
+)
 OF_THE_END = ("norm", "head")
 
 
