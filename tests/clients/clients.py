@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 
@@ -29,6 +30,10 @@ ENVIRONMENTS = {  # pip requirements; what can't be installed together stands ap
 }  # fmt: skip
 
 NODE = "node"  # the environment of package.json
+# An environment of npm packages without those that they call optional: 265 MB instead of 2.6 GB.
+PROMPTFOO = "promptfoo"
+_MACHINE = "arm64" if platform.machine() == "aarch64" else "x64"
+PROMPTFOO_PACKAGES = ("promptfoo@0.121.20", f"@libsql/linux-{_MACHINE}-gnu@0.5.29")
 
 _BY_VARIABLE = "`OPENAI_BASE_URL`"
 _BY_ARGUMENT = "`api_base=…`"
@@ -48,6 +53,7 @@ CLIENTS = (
     Client("lm-eval", "lm_eval_.py", "newest", "`base_url=…/v1/completions`"),
     Client("openai-node", "openai_node.mjs", NODE, _BY_VARIABLE),
     Client("AI SDK", "ai_sdk.mjs", NODE, "`baseURL: …`"),
+    Client("promptfoo", "promptfoo.mjs", PROMPTFOO, "`apiBaseUrl: …` of a provider"),
     Client(
         "Codex CLI",
         "codex.mjs",

@@ -25,7 +25,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.clients.clients import CLIENTS, ENVIRONMENTS, NODE, Client
+from tests.clients.clients import (
+    CLIENTS,
+    ENVIRONMENTS,
+    NODE,
+    PROMPTFOO,
+    PROMPTFOO_PACKAGES,
+    Client,
+)
 from tests.load import servers
 from tinyllm.fetch import catalog, resolve
 
@@ -44,6 +51,8 @@ def make_environment(folder: Path, name: str) -> Path:
     """The Python (or node) of an environment, made if it isn't there."""
     if name == NODE:
         return make_node(folder / name)
+    if name == PROMPTFOO:
+        return make_promptfoo(folder / name, make_node(folder / NODE))
     python = folder / name / "bin" / "python"
     if not python.exists():
         uv = [sys.executable, "-m", "uv"]
@@ -56,8 +65,8 @@ def make_environment(folder: Path, name: str) -> Path:
 def make_node(folder: Path) -> Path:
     """A folder with the scripts, the packages beside them, and a node that is new enough."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (HERE / "package.json", *HERE.glob("*.mjs")):  # imports are looked up from a script
-        shutil.copy(file, folder)
+    shutil.copy(HERE / "package.json", folder)
+    copy_scripts(folder)
     node = folder / "node_modules" / ".bin" / "node"
     if not node.exists():
         npm = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
@@ -65,15 +74,33 @@ def make_node(folder: Path) -> Path:
     return node
 
 
+def make_promptfoo(folder: Path, node: Path) -> Path:
+    """A folder with the scripts and promptfoo beside them; the node that runs it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_scripts(folder)
+    if not (folder / "node_modules" / "promptfoo").exists():
+        npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--omit=optional",
+               "--omit=dev", "--ignore-scripts", *PROMPTFOO_PACKAGES]  # fmt: skip
+        subprocess.run(npm, cwd=folder, check=True)
+    return node
+
+
+def copy_scripts(folder: Path) -> None:
+    """Imports are looked up from where a script is."""
+    for file in HERE.glob("*.mjs"):
+        shutil.copy(file, folder)
+
+
 def run(client: Client, folder: Path, url: str) -> list[dict[str, Any]]:
     """What a client's script says, a line each; a script that breaks off says so."""
-    here = folder / NODE if client.environment == NODE else HERE
+    of_npm = client.environment in (NODE, PROMPTFOO)
+    here = folder / client.environment if of_npm else HERE
     command = [make_environment(folder, client.environment), here / client.script]
     environment = {
         **os.environ, **QUIET, "OPENAI_BASE_URL": url, "OPENAI_API_BASE": url,
         "TINYLLM_MODEL": catalog.DEFAULT, "TINYLLM_VISION": catalog.DEFAULT_VISION,
         "TINYLLM_MODEL_FOLDER": str(resolve(catalog.DEFAULT)), "TINYLLM_PYTHON": sys.executable,
-        "NODE_MODULES": str(folder / NODE / "node_modules"),
+        "NODE_MODULES": str(here / "node_modules"),
     }  # fmt: skip
     start = time.monotonic()
     try:

@@ -65,7 +65,8 @@ def test_min_p_is_a_stage_of_the_trace(scripted: Live, prefix: str) -> None:
 @pytest.mark.parametrize(
     "more",
     [{"guided_json": SCHEMA}, {"guided_json": json.dumps(SCHEMA)},
-     {"structured_outputs": {"json": SCHEMA}}],
+     {"structured_outputs": {"json": SCHEMA}}, {"json_schema": SCHEMA},
+     {"response_format": {"type": "json_object", "schema": SCHEMA}}],
 )  # fmt: skip
 def test_other_names_of_a_schema(scripted: Live, prefix: str, more: dict[str, Any]) -> None:
     assert set(json.loads(content(scripted, prefix, **more))) == {"ok"}
@@ -135,7 +136,8 @@ def text_of(answer: dict[str, Any]) -> str:
     "more",
     [{"min_p": 0.1}, {"repetition_penalty": 1.1}, {"min_tokens": 2}, {"ignore_eos": True},
      {"stop_token_ids": [5]}, {"chat_template_kwargs": {"enable_thinking": False}},
-     {"guided_json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}],
+     {"guided_json": SCHEMA}, {"structured_outputs": {"json": SCHEMA}}, {"json_schema": SCHEMA},
+     {"response_format": {"type": "json_object", "schema": SCHEMA}}],
 )  # fmt: skip
 def test_every_shape_knows_them(
     scripted: Live, prefix: str, path: str, more: dict[str, Any]
@@ -145,7 +147,7 @@ def test_every_shape_knows_them(
     ignored = response.headers.get("x-ignored-params", "")
     template = path == "completions" and "chat_template_kwargs" in more  # there is none
     assert ignored == ("chat_template_kwargs" if template else "")
-    if more.keys() & {"guided_json", "structured_outputs"}:
+    if more.keys() & {"guided_json", "structured_outputs", "json_schema", "response_format"}:
         assert set(json.loads(text_of(response.json()))) == {"ok"}
 
 
@@ -156,6 +158,9 @@ def test_every_shape_knows_them(
      ({"min_tokens": -1}, "min_tokens"), ({"ignore_eos": "yes"}, "ignore_eos"),
      ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"), ({"guided_json": "{"}, "guided_json"),
      ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
+     ({"guided_regex": "a+"}, "guided_regex"), ({"guided_choice": ["a"]}, "guided_choice"),
+     ({"guided_grammar": "a"}, "guided_grammar"), ({"grammar": "a"}, "grammar"),
+     ({"json_schema": {}, "response_format": {"type": "text"}}, "response_format"),
      ({"response_format": {"type": "grammar", "grammar": "a"}}, "response_format")],
 )  # fmt: skip
 def test_every_shape_refuses_by_name(

@@ -316,7 +316,7 @@ def _options(request: ResponsesRequest, n_ctx: int) -> Json:
 
 
 # Fields of the chat request's that are read here already.
-_READ = {"stream_options", "response_format", "guided_json", "structured_outputs"}
+_READ = {"stream_options", "response_format", "guided_json", "json_schema", "structured_outputs"}
 
 
 def _named(functions: Functions, name: str) -> Json:
@@ -324,7 +324,7 @@ def _named(functions: Functions, name: str) -> Json:
 
 
 def _place_of_format(request: ResponsesRequest) -> Loc:
-    for name in ("guided_json", "structured_outputs", "response_format"):
+    for name in ("guided_json", "json_schema", "structured_outputs", "response_format"):
         if getattr(request, name) is not None:
             return (name,)
     return ("text", "format")

@@ -12,12 +12,18 @@ from tinyllm.api.contract.fields import fail
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.contract.tools import ResponseFormat
 
+# Other servers' ways to say what an answer must be, that aren't a schema.
+NOT_HELD = ("guided_regex", "guided_choice", "guided_grammar", "grammar")
+
 
 class StructuredRequest(SampledRequest):
     """A request whose answer may have to fit a JSON Schema."""
 
     response_format: ResponseFormat | None = None
     guided_json: dict[str, Any] | str | None = Field(
+        None, description="Another name of response_format: a JSON Schema"
+    )
+    json_schema: dict[str, Any] | None = Field(
         None, description="Another name of response_format: a JSON Schema"
     )
     structured_outputs: dict[str, Any] | None = Field(
@@ -27,10 +33,26 @@ class StructuredRequest(SampledRequest):
     @model_validator(mode="before")
     @classmethod
     def _other_names(cls, body: Any) -> Any:
-        """`guided_json` and `structured_outputs.json` as the response_format that they are."""
+        """Other servers' names of a schema as the response_format that they are.
+
+        What else they can hold an answer to (a choice, an expression, a grammar) is refused: an
+        answer that is anything at all would look like one that was held to it.
+        """
         if not isinstance(body, Mapping):
             return body
-        schema, outputs = body.get("guided_json"), body.get("structured_outputs")
+        for name in NOT_HELD:
+            if body.get(name) is not None:
+                raise fail("Only a JSON Schema can be followed", name)
+        given = [name for name in ("guided_json", "json_schema") if body.get(name) is not None]
+        format = body.get("response_format")
+        if isinstance(format, Mapping) and format.get("type") == "json_object" and not given:
+            schema = format.get("schema")  # as llama-server has it
+            if isinstance(schema, Mapping):
+                body, given = (
+                    {**body, "response_format": None, "guided_json": schema},
+                    ["guided_json"],
+                )
+        schema, outputs = body.get(given[0]) if given else None, body.get("structured_outputs")
         if isinstance(outputs, Mapping):
             for name in outputs.keys() - {"json"}:
                 if outputs[name] is not None:
@@ -44,6 +66,6 @@ class StructuredRequest(SampledRequest):
             try:
                 schema = json.loads(schema)
             except ValueError:
-                raise fail("It must be a JSON Schema", "guided_json") from None
+                raise fail("It must be a JSON Schema", given[0]) from None
         named = {"name": "guided", "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": named}}
