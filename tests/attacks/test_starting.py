@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import json
 import shutil
@@ -39,23 +40,29 @@ def started(weights: Path, before: str = "true") -> Iterator[servers.Server]:
 
 def test_control_c_says_at_once_what_it_waits_for(weights_folder: Path) -> None:
     with started(weights_folder) as server:
+        told: list[bytes] = []
 
         def read_a_story() -> None:
-            with contextlib.suppress(OSError):
-                ask(server.port, chat("A story.", max_tokens=3000, logit_bias={"2": -100}))
+            body = chat("A story.", max_tokens=3000, stream=True, logit_bias={"2": -100})
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                told.append(ask(server.port, body)[1])
 
-        asked = threading.Thread(target=read_a_story)
-        asked.start()
-        time.sleep(1.5)
+        asked = [threading.Thread(target=read_a_story) for _ in range(3)]
+        for thread in asked:
+            thread.start()
+        time.sleep(2)
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        said = "stopping; a request that runs may take 30 s more, a second signal ends it"
+        said = "stopping; 3 requests that run may take 30 s more, a second signal ends it"
         assert said in server.log()
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGINT)
         server.process.wait(20)
-        asked.join(20)
+        for thread in asked:
+            thread.join(20)
         assert "Traceback" not in server.log()
+        for stream in told:  # those that were told: at the end, with an error event
+            assert stream.rstrip().endswith(b"[DONE]") and b'"error"' in stream[-1000:]
 
 
 def test_out_of_descriptors_is_quiet_and_passes(weights_folder: Path) -> None:
@@ -88,7 +95,11 @@ def test_out_of_descriptors_is_quiet_and_passes(weights_folder: Path) -> None:
     [
         (("--access-log", "/nonexistent/x"), "--access-log /nonexistent/x"),
         (("--api-key", ""), "--api-key is blank"),
+        (("--access-log", "/tmp"), "--access-log /tmp: Is a directory"),
+        (("--api-key-file", "/nonexistent"), "--api-key-file /nonexistent"),
         (("--model", "/proc/1/root"), "can't be served"),
+        (("--model", "/etc/passwd"), "/etc/passwd is not a model"),
+        (("--host", "203.0.113.9", "--api-key", "x"), "doesn't have that address"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(flags: tuple[str, ...], words: str) -> None:
@@ -97,6 +108,16 @@ def test_what_is_wrong_is_one_sentence(flags: tuple[str, ...], words: str) -> No
     said = (ended.stdout + ended.stderr).strip()
     assert ended.returncode != 0 and words in said
     assert "Traceback" not in said and said.count("\n") == 0, said
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "server.py", "--port", str(port)]
+        ended = subprocess.run(command, cwd=servers.ROOT, capture_output=True, text=True)
+    said = (ended.stdout + ended.stderr).strip()
+    assert ended.returncode == 1 and f"can't listen on 127.0.0.1 port {port}: another" in said
+    assert said.count("\n") == 0, said
 
 
 PAGE = """<!doctype html><body><script>
