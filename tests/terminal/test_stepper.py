@@ -246,6 +246,14 @@ def test_guesses_are_shown_and_judged() -> None:
     assert "the guess w is kept" in plain(stepper.status())
 
 
+def test_a_guess_is_what_it_makes_of_a_begun_character() -> None:
+    prompt = "东 and 东 and ".encode() + "东".encode()[:2]
+    stepper = Stepper(Session(MODEL, bytes_tokenizer(), list(prompt), SamplingParams(seed=1)))
+    assert "guessed from the text: 东⟨9c⟩·an" in plain(stepper.stages())
+    press(stepper, "\r")
+    assert "the guess 东⟨9c⟩ is" in plain(stepper.status())
+
+
 def test_past_the_end_one_goes_on() -> None:
     stepper = Stepper(open_session(temperature=0))
     stepper.session.step(token=256)
