@@ -112,10 +112,18 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         """A matrix as a GGUF file's own integers and scales; None where it isn't stored as such."""
         found = self._sources[ours]
         stored = self._stored.get(self._present(found)[0])
-        whole = found.taken is None and found.expert is None and not found.plus_one
-        if not isinstance(stored, StoredInGGUF) or not whole or stored.shape != self._shapes[ours]:
+        by_rows = found.taken is None or "columns" not in found.taken.layout
+        if not isinstance(stored, StoredInGGUF) or found.plus_one or not by_rows:
             return None
-        return stored.weights.blocks(stored.name)
+        if found.expert is not None or len(stored.shape) != 2:
+            return None
+        which = take(np.arange(stored.shape[0]), found, ours, self.config)  # a fused matrix's rows
+        if (len(which), stored.shape[1]) != self._shapes[ours]:
+            return None
+        blocks = stored.weights.blocks(stored.name)
+        if blocks is None or len(which) == stored.shape[0]:
+            return blocks
+        return blocks.rows(which)
 
     def _present(self, found: Source) -> list[str]:
         """Which of a tensor's names the checkpoint has."""

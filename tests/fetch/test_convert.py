@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.fetch.files import (
 )
 from tinyllm.config import ModelConfig
 from tinyllm.errors import FetchError
+from tinyllm.families.tensors import GATE_UP, Source, Taken
 from tinyllm.fetch.convert import convert
 from tinyllm.files.blocks import KINDS, Blocks
 from tinyllm.files.gguf import GGUF
@@ -294,3 +296,23 @@ def test_a_tensor_without_a_place(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "m.gguf", weights={**tensors(), **more})
     with pytest.raises(FetchError, match=r"'blk\.0\.attn_z\.weight' has no place in a LlamaFor"):
         convert(source, tmp_path)
+
+
+def test_blocks_of_a_fused_matrix_are_its_rows(tmp_path: Path) -> None:
+    """Gate and up in one tensor, as Phi-3 has them: each is handed over unrounded."""
+    convert(write_gguf(tmp_path / "m.gguf", Kind.Q5_1), tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    stored, fused = Checkpoint(tmp_path, config), "model.layers.0.mlp.gate_proj"
+    values = stored[f"{fused}.weight"]
+    stored.config = replace(config, hidden_dim=config.hidden_dim // 2)
+    for part, name in enumerate(GATE_UP):
+        ours = f"model.layers.0.{name}.weight"
+        stored._sources[ours] = Source(
+            (f"{fused}.weight",), taken=Taken(fused, part, "rows", GATE_UP)
+        )
+        stored._shapes[ours] = (len(values) // 2, values.shape[1])
+        blocks = stored.blocks(ours)
+        assert blocks is not None
+        half = slice(part * len(values) // 2, (part + 1) * len(values) // 2)
+        np.testing.assert_array_equal(values_of(blocks), values[half])
+        np.testing.assert_array_equal(stored[ours], values[half])
