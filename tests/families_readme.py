@@ -10,9 +10,12 @@ from tests.families_folder import config_keys
 from tinyllm.compiled import READABLE_ALONE
 from tinyllm.config import ModelConfig
 from tinyllm.families import FAMILIES
+from tinyllm.families.catalogue import SEEING
 from tinyllm.files.gguf_families import FAMILIES as GGUF
 
 PATH = Path(__file__).parent.parent / "tinyllm" / "families" / "README.md"
+# Families under another name inside of a model that sees.
+INSIDE = {"qwen3": ["qwen3_vl_text"], "qwen3_moe": ["qwen3_vl_moe_text"]}
 BEGIN, END = "<!-- families -->", "<!-- end -->"
 
 
@@ -33,17 +36,26 @@ def gguf_names(model_type: str) -> str:
     return ", ".join(f"`{name}`" for name in names) or "—"
 
 
+def seen(model_type: str) -> str:
+    """Which models that see images have the family inside; "—" where none."""
+    own = {model_type, *INSIDE.get(model_type, ())}
+    names = [name.removesuffix("ForConditionalGeneration")
+             for name, (kind, _) in SEEING.items() if kind in own]  # fmt: skip
+    return ", ".join(names) or "—"
+
+
 def table() -> str:
     """A row a family."""
-    rows = ["| family | model_type | architecture | GGUF | compiled | differs from Llama in |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ("family", "model_type", "architecture", "GGUF", "compiled", "seen",
+             "differs from Llama in")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for family in FAMILIES:
         config = small(family.model_type)
         differing = ", ".join(part.replace("_", " ") for part in config.beyond_llama()) or "—"
         rows.append(
             f"| {family.name} | `{family.model_type}` | `{family.architecture}` | "
             f"{gguf_names(family.model_type)} | "
-            f"{'yes' if compiles(config) else 'no'} | {differing} |"
+            f"{'yes' if compiles(config) else 'no'} | {seen(family.model_type)} | {differing} |"
         )
     return "\n".join(rows)
 

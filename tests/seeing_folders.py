@@ -16,6 +16,7 @@ from tests.smolvlm_folder import N_TEXT_TOKENS
 from tests.vision_models import seeded_weights
 from tinyllm.config import ModelConfig
 from tinyllm.vision.config import VisionConfig
+from tinyllm.vision.qwen3vl import Shape
 from tinyllm.weights import expected_shapes
 
 GEMMA_TOKENS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>",
@@ -94,6 +95,89 @@ def write_gemma(folder: Path, language_model: Path) -> None:
     tensors[f"{projector}mm_input_projection_weight"] = drawn("projection", (vision.dim, text.dim))
     tensors[f"{projector}mm_soft_emb_norm.weight"] = drawn("soft norm", (vision.dim,))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+QWEN_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "vision_start_token_id": N_TEXT_TOKENS,
+    "image_token_id": N_TEXT_TOKENS + 1,
+    "vision_end_token_id": N_TEXT_TOKENS + 2,
+    "video_token_id": N_TEXT_TOKENS + 3,
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "vocab_size": N_TEXT_TOKENS + 64, "max_position_embeddings": 1024,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                            "mrope_interleaved": True, "mrope_section": [4, 2, 2]},
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl", "hidden_size": 32, "intermediate_size": 48, "depth": 3,
+        "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "out_hidden_size": 32, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2],
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+}  # fmt: skip
+QWEN_MOE: dict[str, Any] = QWEN | {
+    "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+    "model_type": "qwen3_vl_moe",
+    "text_config": QWEN["text_config"] | {
+        "model_type": "qwen3_vl_moe_text", "num_experts": 5, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+    "vision_config": QWEN["vision_config"] | {"model_type": "qwen3_vl_moe"},
+}  # fmt: skip
+QWEN_PREPROCESSOR: dict[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": 8, "merge_size": 2,
+    "temporal_patch_size": 2, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 2048, "longest_edge": 8192},
+}  # fmt: skip
+# As Qwen3-VL's own lays a chat out.
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_qwen(folder: Path, language_model: Path, config: dict[str, Any] = QWEN) -> None:
+    """Write the folder of a Qwen3-VL."""
+    _write_tokenizer(folder, language_model, QWEN_TOKENS)
+    for name, content in {
+        "config.json": config,
+        "preprocessor_config.json": QWEN_PREPROCESSOR,
+        "chat_template.json": {"chat_template": QWEN_TEMPLATE},
+        "tokenizer_config.json": {"eos_token": "<|im_end|>"},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    text = ModelConfig.from_hf(config)
+    tensors = {
+        f"model.visual.{name}": drawn(f"visual {name}", shape)
+        for name, shape in Shape.from_hf(config["vision_config"]).tensors().items()
+    }
+    for ours, shape in expected_shapes(text).items():
+        if ".experts." not in ours:
+            name = ours.replace("model.", "model.language_model.", 1)
+            name = name.replace("mlp.router", "mlp.gate")
+            tensors[name] = drawn(name, shape)
+    if text.experts is not None:
+        n, wide = text.experts.n, text.experts.hidden_dim
+        for i in range(text.n_layers):
+            at = f"model.language_model.layers.{i}.mlp.experts."
+            tensors[f"{at}gate_up_proj"] = drawn(f"{at}up", (n, text.dim, 2 * wide))
+            tensors[f"{at}down_proj"] = drawn(f"{at}down", (n, wide, text.dim))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_qwen_moe(folder: Path, language_model: Path) -> None:
+    """The same with experts."""
+    write_qwen(folder, language_model, QWEN_MOE)
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, images_between, weights_fingerprint
 
 # Parts that the kernels don't do.
-READABLE_ALONE = {"experts", "act_alpha", "act_limit", "images_see_ahead"}
+READABLE_ALONE = {"experts", "act_alpha", "act_limit", "images_see_ahead", "axes", "deep_rows"}
 
 Array = NDArray[np.float32]
 

@@ -47,6 +47,9 @@ class ModelConfig:
         attention_scale: what q·k is multiplied by; None: 1 / sqrt(head_dim).
         score_cap, logit_cap: cap · tanh(x / cap) of attention scores, of logits.
         sinks: every head has a score that takes weight and gives nothing.
+        axes: how many rotary pairs turn by time, height and width (M-RoPE, interleaved); in a text
+            the three are one. An image's rows bring their places along, see `runner.places`.
+        deep_rows: early layers to whose output an image's rows are added, each its own.
         images_see_ahead: positions of one image see all of it, the later ones too.
         qk_norm, qk_norm_last: norms of queries and keys; after the rotation.
         norm_before, norm_after: norms of what a sublayer reads, and of what it adds.
@@ -84,6 +87,8 @@ class ModelConfig:
     score_cap: float | None = None
     sinks: bool = False
     images_see_ahead: bool = False
+    axes: tuple[int, int, int] | None = None
+    deep_rows: int = 0
     qk_norm: QKNorm = "no"
     qk_norm_last: bool = False
     qkv_clip: float | None = None

@@ -80,6 +80,8 @@ class KVCache:
         shape = (config.n_layers, capacity, config.n_kv_heads, config.head_dim)
         self._k: NDArray[np.floating[Any]] = np.zeros(shape, dtype)
         self._v: NDArray[np.floating[Any]] = np.zeros(shape, dtype)
+        # By which position a text would go on behind each token: images take fewer than they are.
+        self._after = np.arange(1, capacity + 1)
         self._length = 0
 
     def __repr__(self) -> str:
@@ -105,6 +107,24 @@ class KVCache:
         """Bytes that a token's keys and values take."""
         n_layers, _, n_kv_heads, head_dim = self._k.shape
         return 2 * int(n_layers * n_kv_heads * head_dim) * self._k.itemsize
+
+    @property
+    def next_place(self) -> int:
+        """The rotary position of a text that goes on here: the length, unless images stand before.
+
+        Qwen3-VL's images take as many positions as their longer side has rows.
+        """
+        return int(self._after[self._length - 1]) if self._length else 0
+
+    @property
+    def after(self) -> NDArray[np.int64]:
+        """The same behind each token that is held, (length,)."""
+        return self._after[: self._length]
+
+    def place(self, after: NDArray[np.int64], start: int | None = None) -> None:
+        """Note where a text would go on behind each of the next tokens, (T,)."""
+        start = self._length if start is None else start
+        self._after[start : start + len(after)] = after
 
     def keys(self, layer: int) -> NDArray[np.floating[Any]]:
         """View of one layer's keys, rotated: (length, n_kv_heads, head_dim)."""
@@ -183,6 +203,7 @@ class KVCache:
         twin._k[:, :length] = self._k[:, :length]
         twin._v[:, :length] = self._v[:, :length]
         twin._length = length
+        twin.place(self._after[:length], 0)
         return twin
 
     def free(self) -> None:

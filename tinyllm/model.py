@@ -28,6 +28,8 @@ from tinyllm.runner import (
     Wanted,
     behind_image,
     images_between,
+    places,
+    seen_with_images,
     weights_fingerprint,
 )
 
@@ -69,17 +71,6 @@ class Rotation:
 def scaled(x: Array, factor: float) -> Array:
     """x times a family's multiplier; untouched where it has none."""
     return x if factor == 1.0 else x * x.dtype.type(factor)
-
-
-def seen_with_images(n_tokens: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of these tokens each sees, (T,): those up to its own, and the whole of its image.
-
-    images: (M,) where image rows stand; those that follow one another are one image.
-    """
-    seen = np.arange(1, n_tokens + 1)
-    for image in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
-        seen[image] = image[-1] + 1
-    return seen
 
 
 PREFILL_CHUNK = 512  # tokens a forward: bounds the (n_heads, T, S) score matrices
@@ -140,17 +131,24 @@ class Model:
         x = w["model.embed_tokens.weight"][ids]  # (T, dim)
         x = scaled(x, cfg.embedding_scale)
         if image_positions is not None and image_rows is not None:
-            x[image_positions] = image_rows
+            x[image_positions] = image_rows[:, : cfg.dim]
         x = tap("hook_embed", x)
         if cfg.learned_positions:
             x = x + w["model.embed_positions.weight"][positions]
         seen = None
         if cfg.images_see_ahead and image_positions is not None:
             seen = positions[0] + seen_with_images(len(ids), image_positions)
+        if cfg.axes is not None:
+            positions, after = places(len(ids), cache.next_place, image_positions, image_rows)
+            cache.place(after)
         turn = self._rotations(positions, cache, x.dtype, seen)
 
         for layer in range(cfg.n_layers):
             x = self._block(layer, x, turn[cfg.layer(layer).rotary], cache, tap)
+            if layer < cfg.deep_rows and image_positions is not None and image_rows is not None:
+                deep = image_rows[:, cfg.dim * (layer + 1) : cfg.dim * (layer + 2)]
+                x = x.copy()  # what the tap was given stays as it was
+                x[image_positions] += deep
         cache.advance(len(ids))
 
         if logits == "none":

@@ -70,6 +70,48 @@ def behind_image(positions: NDArray[np.int64] | None, cut: int) -> int:
     return cut
 
 
+def seen_with_images(n_tokens: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of these tokens each sees, (T,): those up to its own, and the whole of its image.
+
+    images: (M,) where image rows stand; those that follow one another are one image.
+    """
+    seen = np.arange(1, n_tokens + 1)
+    for image in np.split(images, np.flatnonzero(np.diff(images) != 1) + 1):
+        seen[image] = image[-1] + 1
+    return seen
+
+
+def places(
+    n_tokens: int,
+    first: int,
+    images: NDArray[np.int64] | None,
+    rows: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where tokens stand by time, height and width, (3, T), and where a text goes on behind each.
+
+    A text goes on by one in all three. An image stands at one time, its rows lie on a grid, and
+    what follows goes on behind its longer side.
+
+    Args:
+        first: where a text would stand now.
+        images: (M,) where image rows stand.
+        rows: (M, …) whose last three numbers are a row's height, width, and the longer side.
+    """
+    where, after = np.zeros((3, n_tokens), np.int64), np.zeros(n_tokens, np.int64)
+    of_row = {} if images is None or rows is None else dict(zip(images, rows[:, -3:], strict=True))
+    for i in range(n_tokens):
+        if i not in of_row:
+            where[:, i] = first
+            first += 1
+        else:
+            down, right, longer = (int(n) for n in of_row[i])
+            start = first if down == right == 0 else first - longer
+            where[:, i] = start, start + down, start + right
+            first = start + longer
+        after[i] = first
+    return where, after
+
+
 class Runner(Protocol):
     """What generation needs of a model, whichever path computes it."""
 

@@ -28,10 +28,12 @@ from tinyllm.files.gguf_weights import GGUFWeights, open_weights
 
 Weights = Mapping[str, NDArray[np.float32]]
 
-# Of the language model inside a checkpoint that also sees: Idefics3's, Gemma 3's new and old one.
+# Of the language model inside a checkpoint that also sees: Idefics3's, then Gemma 3's and
+# Qwen3-VL's, new and old.
 TEXT_PREFIXES = ("model.text_model.", "model.language_model.", "language_model.model.")
-OF_EYES = ("model.vision_model.", "model.connector.", "vision_tower.", "model.vision_tower.",
-           "multi_modal_projector.", "model.multi_modal_projector.")  # fmt: skip
+OF_EYES = ("model.visual.", "visual.", "model.vision_model.", "model.connector.", "vision_tower.",
+           "model.vision_tower.", "multi_modal_projector.",
+           "model.multi_modal_projector.")  # fmt: skip
 
 expected_shapes = expected
 HEAD_WEIGHT = f"{HEAD}.weight"

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.seeing_folders import GEMMA_TEMPLATE, write_gemma
+from tests.seeing_folders import (
+    GEMMA_TEMPLATE,
+    QWEN_TEMPLATE,
+    write_gemma,
+    write_qwen,
+    write_qwen_moe,
+)
 from tests.smolvlm_folder import CHATS
 from tests.vision_models import picture
 
@@ -59,7 +65,44 @@ def gemma_logits(folder: Path, inputs: Any) -> np.ndarray:
     return logits
 
 
-FAMILIES = {"gemma": (write_gemma, gemma_inputs, gemma_logits)}
+def qwen_inputs(folder: Path, messages: list[dict[str, Any]], sizes: list[tuple[int, int]]) -> Any:
+    """The same of Qwen3-VL; its processor wants torchvision for videos, so parts are used alone."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    tokenizer.chat_template = QWEN_TEMPLATE
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs: dict[str, Any] = {}
+    if sizes:
+        images = [Image.fromarray(picture(*size)) for size in sizes]
+        inputs = dict(
+            Qwen2VLImageProcessorPil.from_pretrained(folder)(images=images, return_tensors="pt")
+        )
+        for grid in inputs["image_grid_thw"]:
+            n_rows = int(grid.prod()) // 4
+            text = text.replace("<|image_pad|>", "<|placeholder|>" * n_rows, 1)
+        text = text.replace("<|placeholder|>", "<|image_pad|>")
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return {**inputs, "input_ids": ids, "mm_token_type_ids": (ids == pad).int()}
+
+
+@torch.no_grad()
+def qwen_logits(folder: Path, inputs: Any) -> np.ndarray:
+    """(T, vocab_size), of the model with experts or without."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
+    logits: np.ndarray = model.eval()(**inputs).logits[0].numpy()
+    return logits
+
+
+FAMILIES = {
+    "gemma": (write_gemma, gemma_inputs, gemma_logits),
+    "qwen": (write_qwen, qwen_inputs, qwen_logits),
+    "qwen_moe": (write_qwen_moe, qwen_inputs, qwen_logits),
+}
 
 
 def main() -> None:
@@ -72,8 +115,11 @@ def main() -> None:
                 golden[f"{family}/{name}/ids"] = inputs["input_ids"][0].numpy().astype(np.int32)
                 logits = logits_of(Path(tmp), inputs)
                 golden[f"{family}/{name}/logits"] = logits[-LAST:, ::EVERY]
-                if sizes:  # the pixels of the last image, one grey level is 2 / 255
+                if sizes and family == "gemma":  # of the last image; a grey level is 2 / 255
                     golden[f"{family}/{name}/pixels"] = inputs["pixel_values"][-1, :, ::5, ::5]
+                elif sizes:  # patches of all images, their first frames, thinned
+                    patches = inputs["pixel_values"].reshape(-1, 3, 2, 8, 8)[:, :, 0]
+                    golden[f"{family}/{name}/pixels"] = patches[::3, :, ::4, ::4]
     np.savez_compressed(HERE / "seeing.npz", **golden)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyllm.errors import ConfigError
+from tinyllm.families import qwen3_vl
 from tinyllm.families.apertus import APERTUS
 from tinyllm.families.arcee import ARCEE
 from tinyllm.families.cohere import COHERE
@@ -49,11 +50,15 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE, OLMO, OLMO2, OLMO3, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, GPT2, GPT_NEOX, PHI, STABLELM,
     STARCODER2, COHERE, COHERE2, GLM, GLM4, EXAONE4, ARCEE, ERNIE4_5, HUNYUAN, NEMOTRON, APERTUS,
 )  # fmt: skip
-BY_TYPE = {family.model_type: family for family in FAMILIES}
+# Language models that come inside of others alone.
+INNER = (qwen3_vl.QWEN3_VL, qwen3_vl.QWEN3_VL_MOE)
+BY_TYPE = {family.model_type: family for family in (*FAMILIES, *INNER)}
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 
 # Models of images and text: the language model under text_config, and what images change in it.
 SEEING: dict[str, tuple[str, Fields]] = {
+    "Qwen3VLForConditionalGeneration": ("qwen3_vl_text", {}),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe_text", {}),
     "Idefics3ForConditionalGeneration": ("llama", {}),
     "SmolVLMForConditionalGeneration": ("llama", {}),
     "Gemma3ForConditionalGeneration": ("gemma3_text", {"images_see_ahead": True}),
@@ -125,7 +130,10 @@ def architectures(raw: Mapping[str, Any]) -> list[str]:
 
 def seeing(raw: Mapping[str, Any]) -> Fields:
     """What a model that also sees images changes in its language model's fields."""
-    return next((SEEING[name][1] for name in architectures(raw) if name in SEEING), {})
+    names = [name for name in architectures(raw) if name in SEEING]
+    if not names:
+        return {}
+    return SEEING[names[0]][1] | (qwen3_vl.changes(raw) if "Qwen3VL" in names[0] else {})
 
 
 def language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -137,6 +145,8 @@ def language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = raw.get("text_config")
     if not isinstance(inner, Mapping):
         raise ConfigError(f"text_config must be an object, not {inner!r}")
+    if names[0].startswith("Qwen3VL"):
+        inner = qwen3_vl.text_keys(inner)
     if (kind := inner.get("model_type", wanted)) != wanted:
         raise ConfigError(f"text_config: model_type is {kind!r}; only {wanted!r} is supported")
     outer = ("bos_token_id", "eos_token_id")
@@ -144,8 +154,7 @@ def language_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         **inner,
         "model_type": wanted,
-        # Checkpoints name training code's own class here.
-        "architectures": [BY_TYPE[wanted].architecture],
+        "architectures": [],  # checkpoints name training code's own class here
         **{key: raw[key] for key in outer if raw.get(key) is not None},
         "tie_word_embeddings": bool(raw.get("tie_word_embeddings", tied)),
     }

@@ -222,7 +222,10 @@ def take(array: Array, found: Source, ours: str, config: ModelConfig) -> Array:
         return array
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
-    counts = [rows.get(stem, config.hidden_dim) for stem in taken.fused]
+    width = config.hidden_dim
+    if config.experts is not None and ".experts." in ours:
+        width = config.experts.hidden_dim
+    counts = [rows.get(stem, width) for stem in taken.fused]
     first = sum(counts[: taken.part])
     if len(array) != sum(counts):
         return array  # of a wrong shape, which the caller says by name

@@ -133,6 +133,7 @@ def explain(
             tokens=rerun.tokens,
             texts=rerun.texts,
             context=rerun.context,
+            place=rerun.place,
             layer=point.layer,
             suffix=point.kind.suffix,
             tensor=point.tensor,

@@ -63,6 +63,7 @@ class Entry:
         activations: by hook point, of the newest position alone (T = 1).
         keys, values: of one layer and all positions, (S, n_kv_heads, head_dim): the cache's.
         context: how long the sequence may become: longrope's angles hang on it.
+        place: the newest token's rotary position: its own, unless images stand before it.
         tokens: up to the newest.
         texts: all tokens, for display.
         layer: None at a point outside of layers.
@@ -78,6 +79,7 @@ class Entry:
     keys: Callable[[int], Array]
     values: Callable[[int], Array]
     context: int
+    place: int
     tokens: Sequence[int]
     texts: Sequence[str]
     layer: int | None
@@ -167,6 +169,12 @@ def carried(e: Entry) -> Worked:
     before = f"blocks.{e.layer - 1}.hook_resid_post" if e.layer else "hook_embed"
     value = float(e.activations[before][-1, e.dim])
     terms = [Term(before, short(value), value, {"name": before, "dim": e.dim})]
+    own = float(e.row("hook_resid_pre")[e.dim])
+    if e.layer and e.layer <= e.config.deep_rows and own != value:  # an image's row
+        terms.append(Term("the image's row for this layer", short(own - value), own - value))
+        terms.sort(key=lambda term: -abs(term.value))
+        filled = f"{short(value)} + {short(own - value)}"
+        return Worked(f"{before} + the image's row for this layer", filled, own, terms)
     if e.layer or not e.config.learned_positions:
         return Worked(before, short(value), value, terms)
     place = float(e.weights["model.embed_positions.weight"][e.position, e.dim])

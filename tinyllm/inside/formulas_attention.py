@@ -79,10 +79,10 @@ def rotated(e: Entry) -> Worked:
     first = e.dim % 2 == 0 if neighbours else e.dim < half
     apart = 1 if neighbours else half
     partner = e.dim + apart if first else e.dim - apart
-    positions = np.array([e.position])
+    positions = np.array([e.place])
     cos, sin = (float(t[0, i]) for t in ops.rope_tables(own, positions, np.float64))
     tables = [t[0].astype(np.float32) for t in ops.rope_tables(own, positions)]
-    angle = f"{e.position}·{short(float(ops.rope_frequencies(own)[i]))}"
+    angle = f"{e.place}·{short(float(ops.rope_frequencies(own)[i]))}"
     grown = own.rope_scaling.attention_factor if own.rope_scaling else 1.0
     times = "" if grown == 1.0 else f"·{short(grown)}"
     sign, symbol = (-1.0, "−") if first else (1.0, "+")

@@ -150,6 +150,8 @@ def clipped_cache(model: Model, cache: Cache, length: int, capacity: int) -> KVC
     for layer in range(model.config.n_layers):
         clipped.append(layer, cache.keys(layer)[:length], cache.values(layer)[:length])
     clipped.advance(length)
+    if isinstance(cache, KVCache):
+        clipped.place(cache.after[:length], 0)
     return clipped
 
 

@@ -116,6 +116,12 @@ class Rerun:
         with self._lend() as cache:
             return cache.context
 
+    @cached_property
+    def place(self) -> int:
+        """The newest token's rotary position: its own, unless images stand before it."""
+        with self._lend() as cache:
+            return cache.next_place if self.model.config.axes is not None else cache.length
+
     def keys(self, layer: int) -> Array:
         """A layer's keys up to the newest token's, rotated: (S, n_kv_heads, head_dim)."""
         own = self.replay.key[layer][None]

@@ -130,16 +130,30 @@ def rope_tables(
 ) -> tuple[Array, Array]:
     """cos and sin of every position's angles, each (T, config.turned / 2).
 
+    Positions are (T,), or (3, T): by time, height and width, of which each pair takes one.
+
     The angle is a float32 product, on purpose: models are trained and published with it
     (`transformers/models/llama/modeling_llama.py` forces float32 even in a float64 run), and at
     position 1,500 an exact angle already moves SmolLM2's logits by 3e-4. Yarn and longrope have
     both times a factor, which makes every score grow by its square.
     """
-    angles = positions.astype(np.float32)[:, None] * rope_frequencies(config)  # (T, turned / 2)
+    of_pairs = positions[:, None] if positions.ndim == 1 else positions[rope_axes(config)].T
+    angles = of_pairs.astype(np.float32) * rope_frequencies(config)  # (T, turned / 2)
     grown = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
     return (np.cos(angles, dtype=np.float64) * grown).astype(dtype), (
         np.sin(angles, dtype=np.float64) * grown
     ).astype(dtype)
+
+
+def rope_axes(config: ModelConfig) -> NDArray[np.intp]:
+    """By which axis each pair turns, (turned / 2,): 0 time, 1 height, 2 width, interleaved.
+
+    Bai et al. 2025 (Qwen3-VL), https://arxiv.org/abs/2511.21631.
+    """
+    axes = np.zeros(config.turned // 2, np.intp)
+    for axis in (1, 2):
+        axes[axis : 3 * (config.axes or (0, 0, 0))[axis] : 3] = axis
+    return axes
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

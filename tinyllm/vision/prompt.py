@@ -37,7 +37,7 @@ class EncodedImage:
     """
 
     layout: tuple[int, ...]
-    rows: NDArray[np.float32]  # (M, dim)
+    rows: NDArray[np.float32]  # (M, dim), or with more that the family's forward reads
 
     @cached_property
     def digest(self) -> int:

@@ -63,6 +63,7 @@ def nearest_words(
     Returns:
         ids (M, k), nearest first, and their cosines (M, k). A row of zeros is like none: 0.
     """
+    rows = rows[:, : table.shape[1]]  # what some families add further on isn't an embedding
     lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
     sizes = np.maximum(np.linalg.norm(table, axis=1), np.float32(1e-12))
     likeness = (rows / lengths) @ table.T / sizes  # (M, vocab_size)

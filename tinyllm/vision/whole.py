@@ -7,11 +7,12 @@ from typing import Any
 
 from tinyllm.config import read_json_object
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision import gemma3, smolvlm
+from tinyllm.vision import gemma3, qwen3vl, smolvlm
 from tinyllm.vision.prompt import ImageEmbedder
 
 EYES: dict[str, Any] = {
     **dict.fromkeys(smolvlm.MODEL_TYPES, smolvlm.SmolVLM),
+    **dict.fromkeys(qwen3vl.MODEL_TYPES, qwen3vl.Qwen3Eyes),
     **dict.fromkeys(gemma3.MODEL_TYPES, gemma3.Gemma3Eyes),
 }
 
