@@ -13,7 +13,10 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tests.api.support import Live, O, ScriptRunner, live, scripted_model
 from tests.downloads import llama_cpp_models
 from tinyllm.api.constraints.call_forms import (
+    DEEPSEEK,
+    DEEPSEEK_R1,
     FORMS,
+    GLM,
     GPT_OSS,
     HERMES,
     LLAMA3,
@@ -27,7 +30,8 @@ from tinyllm.api.prompt.tool_forms import form_of
 from tinyllm.tokenizer import Tokenizer
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "<|channel|>", "<|message|>",
-           "<|start|>", "<|end|>")  # fmt: skip
+           "<|start|>", "<|end|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+           "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")  # fmt: skip
 TURN = "{{ '<|im_start|>' + m.role + '\\n' }}"
 # Each writes an earlier call as its family does.
 CALLS = {
@@ -42,6 +46,17 @@ CALLS = {
             {{- '<parameter=' + k + '>\n' + (v if v is string else v | tojson) }}
             {{- '\n</parameter>\n' }}
         {%- endfor %}{{ '</function>\n</tool_call>' }}""",
+    DEEPSEEK.name: """{{ ('<｜tool▁calls▁begin｜>' if loop.first else '')
+        + '<｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + arguments + '<｜tool▁call▁end｜>'
+        + ('<｜tool▁calls▁end｜>' if loop.last else '') }}""",
+    DEEPSEEK_R1.name: """{{ ('<｜tool▁calls▁begin｜>' if loop.first else '\n')
+        + '<｜tool▁call▁begin｜>' + c.type + '<｜tool▁sep｜>' + f.name + '\n```json\n' + arguments
+        + '\n```<｜tool▁call▁end｜>' + ('<｜tool▁calls▁end｜>' if loop.last else '') }}""",
+    GLM.name: """{{ '<tool_call>' + f.name + '\n' }}
+        {%- for k, v in f.arguments.items() %}
+            {{- '<arg_key>' + k + '</arg_key>\n<arg_value>' }}
+            {{- (v if v is string else v | tojson) + '</arg_value>\n' }}
+        {%- endfor %}{{ '</tool_call>' }}""",
     GPT_OSS.name: """{{ ' to=functions.' + f.name + '<|channel|>commentary json<|message|>'
         + arguments }}""",
 }
@@ -184,6 +199,9 @@ REAL = {
     "meta-llama-Llama-3.3-70B-Instruct": LLAMA3, "unsloth-mistral-Devstral-Small-2507": MISTRAL,
     "mistralai-Ministral-3-14B-Reasoning-2512": MISTRAL,
     "mistralai-Mistral-Nemo-Instruct-2407": MISTRAL_LIST, "openai-gpt-oss-120b": GPT_OSS,
+    "deepseek-ai-DeepSeek-V3.1": DEEPSEEK,
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": DEEPSEEK_R1,
+    "GLM-4.6": GLM,
     "google-gemma-2-2b-it": None, "microsoft-Phi-3.5-mini-instruct": None,
 }  # fmt: skip
 

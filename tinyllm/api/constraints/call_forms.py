@@ -120,5 +120,39 @@ GPT_OSS = CallForm(
     closing="",
     several=False,
 )
+# DeepSeek V3.1: tokens around all calls, around each, and between a name and its arguments.
+DEEPSEEK = CallForm(
+    name="deepseek",
+    first="<｜tool▁calls▁begin｜>",
+    opening="<｜tool▁call▁begin｜>",
+    middle="<｜tool▁sep｜>",
+    closing="<｜tool▁call▁end｜>",
+    last="<｜tool▁calls▁end｜>",
+    marker="<｜tool▁calls▁begin｜>",
+)
+# DeepSeek V3 and R1, and what was distilled from it: the arguments in a fence.
+DEEPSEEK_R1 = CallForm(
+    name="deepseek r1",
+    first="<｜tool▁calls▁begin｜>",
+    opening="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    middle="\n```json\n",
+    closing="\n```<｜tool▁call▁end｜>",
+    between="\n",
+    last="<｜tool▁calls▁end｜>",
+    marker="<｜tool▁calls▁begin｜>",
+)
+# GLM-4.5 and 4.6: keys and values between tags, strings as they are.
+GLM = CallForm(
+    name="glm",
+    opening="<tool_call>",
+    middle="\n",
+    closing="</tool_call>",
+    between="\n",
+    marker="<tool_call>",
+    arguments="parameters",
+    pair_opening="<arg_key>",
+    pair_middle="</arg_key>\n<arg_value>",
+    pair_closing="</arg_value>\n",
+)
 
-FORMS = (QWEN3_CODER, HERMES, MISTRAL, MISTRAL_LIST, GPT_OSS, LLAMA3)
+FORMS = (QWEN3_CODER, GLM, HERMES, MISTRAL, MISTRAL_LIST, DEEPSEEK, DEEPSEEK_R1, GPT_OSS, LLAMA3)
