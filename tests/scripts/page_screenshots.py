@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-PATIENCE = 90_000  # milliseconds: the first look loads the readable model
+PATIENCE = 240_000  # milliseconds: the first look loads the readable model
 QUESTION = "What is the capital of France?"
 DROP = """(png) => {
     const data = new DataTransfer();
@@ -123,6 +123,7 @@ def broken(browser: Browser, address: str, said: list[str]) -> Page:
     settled(page)
     page.click("#view button:has-text('Look there')")
     expect(page.locator(".beside section")).to_have_count(2, timeout=PATIENCE)
+    page.locator(".beside").scroll_into_view_if_needed()
     return settled(page)
 
 

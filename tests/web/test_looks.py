@@ -71,3 +71,21 @@ def test_a_model_says_what_a_page_needs_to_know(server: Live, prefix: str) -> No
     assert told["breakages"] == {name: one.what for name, one in possible(CONFIG).items()}
     assert told["n_layers"] and told["n_heads"] and told["dtype"] == "f32"
     assert "inside" not in server.http.get(f"{prefix}/models").json()["data"][0]
+
+
+@pytest.mark.parametrize(("name", "last"), [("logits", False), ("p", True)])
+def test_the_terms_lead_from_what_is_drawn_to_the_embedding(
+    server: Live, name: str, last: bool
+) -> None:
+    more = {"temperature": 0.7, "top_k": 30, "top_p": 0.9}
+    number: dict[str, Any] = {"name": name, "dim": look(server)["candidates"][0]["token"]}
+    names = []
+    for _ in range(60):
+        found = look(server, want={"explain": number}, **more)["explain"]
+        names.append(found["name"])
+        opens = [term["opens"] for term in found["terms"] if term["opens"]]
+        if not opens:
+            break
+        number = opens[-1 if last else 0]
+    assert not opens and found["tensor"] == "model.embed_tokens.weight"
+    assert "ln_final.hook_normalized" in names and "logits" in names

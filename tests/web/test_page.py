@@ -197,6 +197,7 @@ def test_a_probability_opens_down_to_a_weight(page: Page) -> None:
     expect(pre).to_contain_text("unembedding")
     page.click("#view td button.opens >> nth=0")
     expect(pre).to_contain_text("ln_final.hook_normalized")
+    expect(page.locator("[aria-label=Number]")).to_have_value("ln_final.hook_normalized")
     page.click("#view button:has-text('Back to logits')")
     expect(pre).to_contain_text("unembedding")
 

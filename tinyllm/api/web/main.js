@@ -191,7 +191,8 @@ $("composer").addEventListener("submit", (event) => {
   const images = state.images;
   state.images = [];
   changed("images");
-  say(text, images).catch((error) => {
+  if (images.length) tell("The image is being read; the first one takes a while.");
+  say(text, images).then(() => tell(""), (error) => {
     if (!state.messages.some((m) => m.content === text)) { // it was refused: nothing is lost
       $("text").value ||= text;
       state.images = images;

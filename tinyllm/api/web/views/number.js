@@ -6,6 +6,7 @@ import { changed, state, world } from "../store.js";
 
 export const name = "One number";
 const CHOICE = ["p", "min_p", "top_p", "top_k", "temperature", "penalties", "p_raw", "logits"];
+const LAST = "ln_final.hook_normalized"; // stands in no layer
 const POINTS = ["hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"];
 
 /** @typedef {{name: string, head?: number, key?: number, dim?: number}} Asked */
@@ -57,6 +58,7 @@ function terms(told) {
 function chooser(layer, suffix) {
   const point = h("select", { "aria-label": "Number", onchange: (e) => go(e.target.value, layer) },
     ...CHOICE.map((p) => h("option", { value: p, selected: p === suffix }, p)),
+    h("option", { value: LAST, selected: suffix === LAST }, LAST),
     ...POINTS.map((p) => h("option", { value: p, selected: p === suffix }, p)));
   const number = (label, value, set) => h("label", {}, `${label} `, h("input", { class: "plain", type: "number", min: 0, value, onchange: (e) => { set(Number(e.target.value)); changed("selection"); } }));
   const inLayer = POINTS.includes(suffix);
@@ -65,9 +67,9 @@ function chooser(layer, suffix) {
   return h("div", { class: "row" }, point,
     inLayer && number("layer", layer, (v) => { asked = { ...asked, name: `blocks.${v}.${suffix}` }; }),
     perHead && number("head", asked.head ?? 0, (v) => { asked = { ...asked, head: v }; }),
-    inLayer && !overKeys && number("dim", asked.dim ?? 0, (v) => { asked = { ...asked, dim: v }; }));
+    (inLayer || suffix === LAST) && !overKeys && number("dim", asked.dim ?? 0, (v) => { asked = { ...asked, dim: v }; }));
 }
 
 function go(point, layer) {
-  openNumber({ name: CHOICE.includes(point) ? point : `blocks.${layer}.${point}` });
+  openNumber({ name: CHOICE.includes(point) || point === LAST ? point : `blocks.${layer}.${point}` });
 }
