@@ -77,12 +77,13 @@ async def waits_beside(
 ) -> tuple[list[tuple[int, float]], Counter[int]]:
     """`count` first tokens beside so many clients of the other key; and what those were told."""
     told: Counter[int] = Counter()
+    over = asyncio.Event()  # cancelling alone may come just when an answer does, and be lost
 
     rng = random.Random(seed)
     ready = [(path, json.dumps(body).encode()) for path, body in (make(rng) for _ in range(200))]
 
     async def flood(rng: random.Random) -> None:
-        while True:
+        while not over.is_set():
             path, data = rng.choice(ready)  # made before: a busy client would measure itself
             try:
                 status, _, _ = await fetch(
@@ -97,6 +98,7 @@ async def waits_beside(
     jobs = [asyncio.create_task(flood(random.Random(f"{seed}-{i}"))) for i in range(clients)]
     await asyncio.sleep(WARM)
     seen = [await first_token(port, rng) for _ in range(count)]
+    over.set()
     for job in jobs:
         job.cancel()
     faults = [r for r in await asyncio.gather(*jobs, return_exceptions=True) if r is not None]
