@@ -218,7 +218,8 @@ def _logits(config: ModelConfig) -> str:
 
 def _html(head: list[str], rows: list[list[str]]) -> str:
     def row(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        left = f'<{tag} style="text-align: left">'  # words; Jupyter would hang them right
+        return "<tr>" + "".join(f"{left}{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(row(cells, "td") for cells in rows)
     return f"<table><thead>{row(head, 'th')}</thead><tbody>{body}</tbody></table>"
