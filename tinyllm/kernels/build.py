@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 import numba
@@ -93,8 +94,9 @@ def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
         _say(f"compiling the {name} kernels for this processor, {kept}")
         compiling.append(name)
     try:
-        with optimised_once():
-            for function, types in wanted:
+        for function, types in wanted:
+            # What is on disk is whole: it is loaded as numba does it.
+            with nullcontext() if function._cache.holds(types) else optimised_once():
                 function.compile(types)
     finally:
         if not known:
