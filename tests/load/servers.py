@@ -37,7 +37,7 @@ class Server:
             command, stdout=self._log, stderr=subprocess.STDOUT, cwd=ROOT, env=os.environ
         )
 
-    def wait_ready(self, timeout: float = 120) -> None:
+    def wait_ready(self, timeout: float = 300) -> None:
         """Until /health says 200. Raises RuntimeError with the end of the log."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.process.poll() is None:
