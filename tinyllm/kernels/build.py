@@ -10,14 +10,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, TypeVar, cast
 
 import numba
 
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.cache import KernelCache, writable
-from tinyllm.kernels.once import optimised_once
+from tinyllm.kernels.once import PartCompiler
 from tinyllm.kernels.processor import JIT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,7 +53,9 @@ def uncached(function: F) -> F:
 
 def part(function: F) -> F:
     """As `uncached`, and not callable from Python: wrappers take half of the time to compile."""
-    return cast(F, _compile(**_NO_ALLOCATION, **_NO_WRAPPERS)(function))
+    return cast(
+        F, _compile(**_NO_ALLOCATION, **_NO_WRAPPERS, pipeline_class=PartCompiler)(function)
+    )
 
 
 def inlined(function: F) -> F:
@@ -95,9 +96,7 @@ def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
         compiling.append(name)
     try:
         for function, types in wanted:
-            # What is on disk is whole: it is loaded as numba does it.
-            with nullcontext() if function._cache.holds(types) else optimised_once():
-                function.compile(types)
+            function.compile(types)
     finally:
         if not known:
             compiling.remove(name)

@@ -3,80 +3,76 @@
 numba makes a module of machine code of every function that it meets, with copies of all that the
 function calls, optimises it and translates it, and then does so again for each caller. Nobody calls
 the parts of a kernel but the kernel: of them the bare LLVM text is enough, until the kernel's own
-module has all of it together. This takes from numba what it does for them beyond that.
+module has all of it together.
+
+numba lets a function choose the passes that compile it (`pipeline_class`; its manual, "Customizing
+the Compiler"). Those of a part are numba's own, but for the last one.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from numba.core import codegen as _codegen
-from numba.core.cpu import CPUContext as _CPUContext
+from numba.core import compiler as _compiler
+from numba.core import typed_passes as _typed_passes
+from numba.core.compiler_machinery import register_pass as _register_pass
 
 codegen: Any = _codegen  # numba is typed in parts
-CPUContext: Any = _CPUContext
+compiler: Any = _compiler
+typed_passes: Any = _typed_passes
+register_pass: Any = _register_pass
 make_function: Any = importlib.import_module("numba._dynfunc").make_function
 
 
-_one_at_a_time = threading.RLock()
+class PartLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
+    """A part's LLVM text, which its callers link in as it is; it never becomes machine code."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
 
 
-@contextmanager
-def optimised_once() -> Iterator[None]:
-    """Inside, functions without a wrapper for Python are linked into their callers as they are.
+@register_pass(mutates_CFG=True, analysis_only=False)
+class LowerPart(typed_passes.NativeLowering):  # type: ignore[misc]
+    """From numba's typed code to LLVM text, without an address to call."""
 
-    They can't be called then, and never could. One thread at a time, as numba compiles anyway.
-    """
-    with _one_at_a_time, _taken_over():
-        yield
+    _name = "lower_part"
 
-
-@contextmanager
-def _taken_over() -> Iterator[None]:
-    library, context = codegen.CPUCodeLibrary, CPUContext
-    optimise, finalise = library._optimize_final_module, library._finalize_final_module
-    first_passes = library._optimize_functions
-    executable = context.get_executable
-
-    def called_from_python(self: Any) -> bool:
-        return any(
-            function.name.startswith("_ZN7cpython") and not function.is_declaration
-            for function in self._final_module.functions
+    def run_pass(self, state: Any) -> bool:
+        context = state.targetctx
+        state.library = PartLibrary(context.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        state.flags.no_compile = True
+        super().run_pass(state)
+        state.flags.no_compile = False
+        lowered = state["cr"]
+        # As numba does it for what it compiles, but for the address: 0.
+        described = lowered.fndesc
+        name = described.qualname.split(".")[-1]
+        function = make_function(
+            described.lookup_module(), name, "a part of a kernel", 0, lowered.env, (state.library,)
         )
+        context.insert_user_function(function, described, [state.library])
+        state.reload_init.extend(state.library._reload_init)
+        state["cr"] = lowered._replace(cfunc=function)
+        return True
 
-    def keep_layout(self: Any, module: Any) -> None:
-        module.data_layout = self._codegen._data_layout  # its passes come again with the whole
 
-    def optimise_whole(self: Any) -> None:
-        if called_from_python(self):
-            optimise(self)
+class PartCompiler(compiler.CompilerBase):  # type: ignore[misc]
+    """numba's passes for a part of a kernel."""
 
-    def finalise_whole(self: Any) -> None:
-        if called_from_python(self):
-            finalise(self)
-        else:
-            self._finalized = True
-
-    def executable_of_whole(self: Any, code: Any, fndesc: Any, env: Any) -> Any:
-        code._ensure_finalized()
-        if called_from_python(code):
-            return executable(self, code, fndesc, env)
-        # As numba does it: a function object without an address.
-        name = fndesc.qualname.split(".")[-1]
-        return make_function(fndesc.lookup_module(), name, "a part", 0, env, (code,))
-
-    library._optimize_functions = keep_layout
-    library._optimize_final_module = optimise_whole
-    library._finalize_final_module = finalise_whole
-    context.get_executable = executable_of_whole
-    try:
-        yield
-    finally:
-        library._optimize_functions = first_passes
-        library._optimize_final_module = optimise
-        library._finalize_final_module = finalise
-        context.get_executable = executable
+    def define_pipelines(self) -> list[Any]:
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state, "part")
+        lowering = typed_passes.NativeLowering
+        passes.passes = [
+            (LowerPart if kind is lowering else kind, told) for kind, told in passes.passes
+        ]
+        passes.finalize()
+        return [passes]
