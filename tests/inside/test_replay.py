@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.errors import HookError
 from tinyllm.inside import replay as trace
-from tinyllm.inside.points import POINTS, hook_points, match_names
+from tinyllm.inside.points import hook_points, match_names
 from tinyllm.inside.replay import (
     LargeActivations,
     LogitLens,
@@ -105,7 +105,7 @@ def test_the_lens_norms_each_depth_by_itself() -> None:
 def test_timing_accounts_for_every_operation() -> None:
     replay = replay_token(MODEL, 65, MODEL.new_cache(1))
     timing = replay.timing
-    assert set(timing.seconds) == {*(p.operation for p in POINTS), "unembedding"}
+    assert set(timing.seconds) == {*(p.kind.operation for p in hook_points(CONFIG)), "unembedding"}
     assert all(s >= 0 for s in timing.seconds.values())
     assert 0 < timing.by_layer.sum() < timing.total
     assert "ms" in repr(timing)

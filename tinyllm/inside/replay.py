@@ -25,7 +25,7 @@ from tinyllm.inside.points import FINAL, NamesFilter, hook_points, match_names, 
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Model
 from tinyllm.runner import Array
-from tinyllm.sampler import probabilities, top_logprobs
+from tinyllm.sampler import best_ids, log_normalizer
 from tinyllm.tokenizer import Tokenizer
 
 LARGE_BYTES = 256 * 2**20  # an activation cache above this is warned about
@@ -185,19 +185,14 @@ class LogitLens:
     ) -> None:  # fmt: skip
         self.logits, self.target, self.k = logits, target, k
         self.target_text = tokenizer.token_text(target, begun)
-        self.rows = [
-            LensRow(
-                layer=i,
-                name=name,
-                top=[
-                    (t, tokenizer.token_text(t, begun), float(np.exp(logprob)))
-                    for t, logprob in top_logprobs(row, k)
-                ],
-                rank=int(np.count_nonzero(row > row[target])),
-                p=float(probabilities(row)[target]),
-            )
-            for i, (name, row) in enumerate(zip(names, logits, strict=True))
-        ]
+        self.rows = []
+        for i, (name, row) in enumerate(zip(names, logits, strict=True)):
+            norm = log_normalizer(row)
+            best = [int(token) for token in best_ids(row, k)] if k > 0 else []
+            p = {token: float(np.exp(float(row[token]) - norm)) for token in (*best, target)}
+            top = [(token, tokenizer.token_text(token, begun), p[token]) for token in best]
+            rank = int(np.count_nonzero(row > row[target]))
+            self.rows.append(LensRow(i, name, top, rank, p[target]))
 
     def __len__(self) -> int:
         return len(self.rows)

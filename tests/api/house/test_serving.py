@@ -16,7 +16,9 @@ import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, ScriptRunner, events_of, live, scripted_model
 from tinyllm.api.house.clocks import Clocks
+from tinyllm.api.house.serve import TimedProtocol
 from tinyllm.api.house.settings import Settings
+from tinyllm.api.limits import COSTLY_READ
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.tokenizer import Tokenizer
 
@@ -161,6 +163,23 @@ def test_a_slow_body_is_408(slow: Live) -> None:
     sock = raw(slow, request_bytes({})[:-5])
     assert slow.chat("/v1", {"max_tokens": 1}).status_code == 200  # meanwhile
     assert closed(sock, 30).startswith(b"HTTP/1.1 408")
+
+
+def test_chunks_of_a_byte_leave_room_for_others(
+    scripted: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    rest = TimedProtocol._rest
+    monkeypatch.setattr(TimedProtocol, "_rest", lambda *at: (rests.append(at[1]), rest(*at)))
+    whole = request_bytes({"max_tokens": 1, "metadata": {"a": "b"}})
+    head, _, body = whole.partition(b"\r\n\r\n")
+    length = f"Content-Length: {len(body)}".encode()
+    head = head.replace(length, b"Transfer-Encoding: chunked\r\nConnection: close")
+    body = b" " * 30_000 + body  # 180 kB: three reads of thousands of chunks
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    answer = closed(raw(scripted, head + b"\r\n\r\n" + chunks), 60)
+    assert answer.startswith(b"HTTP/1.1 200")  # nothing was lost
+    assert rests and all(seconds > COSTLY_READ for seconds in rests)
 
 
 def test_a_reader_that_does_not_read_is_let_go(slow: Live) -> None:

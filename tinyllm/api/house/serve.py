@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from types import FrameType
@@ -24,7 +25,7 @@ from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
-from tinyllm.api.limits import MAX_READ
+from tinyllm.api.limits import COSTLY_READ, MAX_READ, REST_AFTER_READ
 from tinyllm.api.prompt.defaults import told
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.errors import printable
@@ -152,13 +153,14 @@ def _samplings(models: Sequence[ServedModel]) -> str:
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP with clocks: for a head that doesn't come, and for an answer that isn't read."""
+    """HTTP with clocks: for a head that is late, an answer nobody reads, a read that costs."""
 
     clocks = Clocks()
     places: Budget  # for connections, shared by address
     _address: str | None = None  # whose place it has, if it has one
     _head_clock: asyncio.TimerHandle | None = None
     _send_clock: asyncio.TimerHandle | None = None
+    _rest_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -180,8 +182,11 @@ class TimedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._head_clock is None and (self.cycle is None or self.cycle.response_complete):
             self._wait_for_head()  # the next request on a kept connection
-        before = self.cycle
+        before, start = self.cycle, time.thread_time()
         super().data_received(data)
+        took = time.thread_time() - start
+        if took > COSTLY_READ:  # a body in chunks of a byte: the others come before its next bytes
+            self._rest(took * REST_AFTER_READ)
         if self.cycle is not before and self._head_clock is not None:
             self._head_clock.cancel()
             self._head_clock = None
@@ -221,8 +226,19 @@ class TimedProtocol(H11Protocol):
         if not self.transport.is_closing():
             self.transport.abort()
 
+    def _rest(self, seconds: float) -> None:
+        """Read nothing from this connection for so long."""
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._rest_clock = self.loop.call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        self._rest_clock = None
+        if not self.transport.is_closing() and not self.flow.read_paused:  # else uvicorn says when
+            self.transport.resume_reading()
+
     def _stop_clocks(self) -> None:
-        for clock in (self._head_clock, self._send_clock):
+        for clock in (self._head_clock, self._send_clock, self._rest_clock):
             if clock is not None:
                 clock.cancel()
-        self._head_clock = self._send_clock = None
+        self._head_clock = self._send_clock = self._rest_clock = None
