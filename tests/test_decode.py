@@ -262,7 +262,7 @@ def test_edges() -> None:
     with pytest.raises(CacheFull):
         small.step()
     assert new_session().peek().candidates(0) == []
-    with pytest.raises(ValueError, match="k must not be negative"):
+    with pytest.raises(ValueError, match="k must be a whole number from 0 up"):
         new_session().peek().candidates(-1)
 
 

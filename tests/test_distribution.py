@@ -46,7 +46,7 @@ def test_ties_rank_by_id_and_any_token_can_be_asked_about() -> None:
     assert [s.token for s in d.best_and(3, 2)] == [1, 0, 3]
     assert [s.token for s in d.best_and(0, 2)] == [1, 0]
     assert [s.token for s in d.best_and(2, 0)] == [2]
-    with pytest.raises(ValueError, match="k must not be negative"):
+    with pytest.raises(ValueError, match="k must be a whole number from 0 up"):
         d.best(-1)
 
 

@@ -117,7 +117,7 @@ def test_the_context_is_the_limit(lm: LM) -> None:
 def test_sampling_is_passed_on_and_checked(lm: LM) -> None:
     with pytest.raises(ValueError, match="temperature"):
         lm.generate("hello", temperature=3)
-    with pytest.raises(TypeError, match="top_q"):
+    with pytest.raises(ValueError, match="top_q"):
         lm.generate("hello", top_q=0.5)
 
 

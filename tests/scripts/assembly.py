@@ -25,10 +25,12 @@ import numba
 from numba.core import codegen as _codegen
 from numba.core import types as _types
 from numba.core.caching import NullCache
+from numba.core.compiler_lock import global_compiler_lock as _global_compiler_lock
 from numba.core.cpu import CPUContext
 
 codegen: Any = _codegen  # numba is typed in parts
 types: Any = _types
+global_compiler_lock: Any = _global_compiler_lock
 
 TARGETS = {
     "apple-m1": "aarch64-apple-darwin",
@@ -53,9 +55,11 @@ def take_llvm_text() -> list[str]:
         library._finalized = True
         found.append(str(library._final_module))
 
+    from tinyllm.kernels.once import PartLibrary
+
     library: Any = codegen.CPUCodeLibrary
     library._optimize_final_module = lambda self: None
-    library._finalize_final_module = keep
+    library._finalize_final_module = PartLibrary._finalize_final_module = keep
     context: Any = CPUContext
     context.get_executable = lambda self, library, *_: library.finalize()
     return found
@@ -66,6 +70,9 @@ def compile_in_part(function: Any, signature: tuple[Any, ...]) -> None:
     function._cache = NullCache()
     with contextlib.suppress(TypeError):  # there is nothing that could be called
         function.compile(signature)
+    for part in function.overloads.values():  # whose text is whole once a caller wants it
+        with global_compiler_lock:
+            part.library._ensure_finalized()
 
 
 def assembly(text: str, triple: str, cpu: str) -> str:
