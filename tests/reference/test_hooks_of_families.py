@@ -34,6 +34,10 @@ DOWN = ("mlp.down_proj", "mlp.fc2", "mlp.c_proj", "mlp.dense_4h_to_h")
 GATE = ("mlp.gate_proj",)
 UP = ("mlp.up_proj", "mlp.fc1", "mlp.c_fc", "mlp.dense_h_to_4h")
 FUSED = ("self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value")
+NORMS = {
+    "q": ("self_attn.q_norm", "self_attn.q_layernorm", "self_attn.query_layernorm"),
+    "k": ("self_attn.k_norm", "self_attn.k_layernorm", "self_attn.key_layernorm"),
+}
 # What stands between a part's last product and the residual stream, or before the MLP.
 AFTER_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
 AFTER_MLP = ("post_mlp_layernorm", "post_feedforward_layernorm")
@@ -42,8 +46,12 @@ BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm", "feedforw
 
 # What the reference has nowhere as an array of its own: Gemma's embedding before it is scaled (the
 # first layer's input is seen), half-turned heads that are put together later, gpt-oss's scores
-# without their sink.
+# without their sink; and of experts all but what comes out of them together: it goes through them
+# an expert at a time, and not a token.
 ROTARY = {"attn.hook_rot_q", "attn.hook_rot_k"}
+EXPERTS = {"mlp.hook_router", "mlp.hook_expert_weights"} | {
+    f"mlp.experts.hook_{name}" for name in ("pre", "pre_linear", "post", "out")
+}
 UNSEEN = {
     "gemma": {"hook_embed"}, "gemma2": {"hook_embed"}, "gemma3_text": {"hook_embed"},
     "stablelm": ROTARY, "phi": ROTARY,
@@ -116,6 +124,8 @@ class Listener:
             for letter, n in (("q", cfg.n_heads), ("k", cfg.n_kv_heads), ("v", cfg.n_kv_heads)):
                 module = self._at((f"self_attn.{letter}_proj",), block)
                 self._keep(module, heads(f"hook_{letter}", n))
+            for letter, n in (("q", cfg.n_heads), ("k", cfg.n_kv_heads)):
+                self._keep(self._at(NORMS[letter], block), self._normed(f"{at}.attn.{letter}", n))
             self._keep(self._at(FUSED, block), self._split(at))
             self._keep(self._at(OUT, block), heads("hook_z", cfg.n_heads), given=True)
             attn_out = self._at(AFTER_ATTENTION if cfg.norm_after else OUT, block)
@@ -137,6 +147,15 @@ class Listener:
             self._keep(self._at(DOWN, block), named("mlp.hook_post"), given=True)
             mlp_out = self._at(AFTER_MLP if cfg.norm_after else DOWN, block)
             self._keep(mlp_out, named("hook_mlp_out", scale))
+
+    def _normed(self, at: str, n: int) -> Any:
+        def normed(x: np.ndarray) -> dict[str, np.ndarray]:
+            x = x[0] if x.ndim == 4 else x
+            if x.ndim == 3 and x.shape[:2] == (n, N):
+                x = x.swapaxes(0, 1)  # some norm the heads behind one another
+            return {f"{at}_norm.hook_normalized": x.reshape(N, n, -1)}
+
+        return normed
 
     def _split(self, at: str) -> Any:
         cfg = self._config
@@ -244,4 +263,5 @@ def test_hook_points(name: str, tmp_path: Path) -> None:
     unseen = {point.kind.suffix for point in hook_points(config)} - {
         point.kind.suffix for point in hook_points(config) if point.name in expected
     }
-    assert unseen <= UNSEEN.get(config.family, set()), unseen
+    hidden = EXPERTS if any(config.layer(i).experts for i in range(config.n_layers)) else set()
+    assert unseen <= UNSEEN.get(config.family, set()) | hidden, unseen
