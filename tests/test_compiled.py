@@ -55,9 +55,7 @@ def readable(reference: Model, tokens: np.ndarray) -> tuple[np.ndarray, KVCache]
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(
-            name, marks=pytest.mark.long if name in ("bf16", "gguf", "q8a8", "q4a8") else ()
-        )
+        pytest.param(name, marks=() if name in ("f32", "q4") else pytest.mark.long)
         for name in FORMATS
     ],
 )

@@ -121,6 +121,7 @@ def test_the_trace_is_that_of_decode_steps(real: Live, lm: LM, prefix: str, stre
     assert [a["head"] for a in steps[0]["attention"]] == [0, 2]
 
 
+@pytest.mark.long
 def test_in_the_checkpoints_own_bits_too(weights_folder: Path) -> None:
     """How a token was drawn: every bit. Inside: the same float32 model, over a cache that the API
     fills in float32 and a session by the kernels; the likeliest token's probability agrees."""
