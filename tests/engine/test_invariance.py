@@ -153,6 +153,7 @@ def test_from_a_warm_prefix(
         engine.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 23, 64])
 def test_with_any_prefill_chunk(
     models: dict[int, CompiledModel],
@@ -195,6 +196,7 @@ def test_replay_proves_it(
     engine.stop()
 
 
+@pytest.mark.long
 def test_the_notebooks_session_draws_the_same_tokens(
     models: dict[int, CompiledModel],
     tokenizer: Tokenizer,

@@ -423,6 +423,7 @@ def wait_until(condition: object, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("phase", ["download", "conversion"])
 def test_stopped_half_way_then_run_again(index: Index, how: signal.Signals, phase: str) -> None:

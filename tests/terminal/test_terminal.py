@@ -103,6 +103,7 @@ def run(weights_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Terminal
         terminal.process.close(force=True)
 
 
+@pytest.mark.long
 def test_stepping_with_one_key_a_token(run: Callable[..., Terminal], tmp_path: Path) -> None:
     saved = tmp_path / "trace.json"
     t = run("step", QUESTION, "--save", str(saved))
@@ -240,6 +241,7 @@ def test_a_conversation(run: Callable[..., Terminal], tmp_path: Path) -> None:
     assert again.finished
 
 
+@pytest.mark.long
 def test_a_conversation_about_a_picture(
     run: Callable[..., Terminal], dinov2_folder: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_conversation_about_a_picture(
     assert t.ends() == 0
 
 
+@pytest.mark.long
 def test_control_c_before_the_first_token_keeps_the_conversation(
     run: Callable[..., Terminal],
 ) -> None:

@@ -105,6 +105,7 @@ def test_any_text_can_be_forced(page: Page) -> None:
     expect(page.locator(".message.assistant")).to_contain_text("Kyoto")
 
 
+@pytest.mark.long
 def test_parts_are_taken_out_one_by_one(page: Page) -> None:
     talk(page)
     page.click("[data-view=attention]")
@@ -143,6 +144,7 @@ def test_a_whole_lesson(page: Page, server: Live, lesson: str) -> None:
     expect(guide).to_be_hidden()
 
 
+@pytest.mark.long
 def test_a_view_is_added_by_the_ten_lines_of_the_readme(page: Page, server: Live) -> None:
     web = Path(tinyllm.api.house.web.__file__).parents[1] / "web"
     view = (web / "README.md").read_text(encoding="utf-8").split("```js\n")[1].split("```")[0]
@@ -164,6 +166,7 @@ def test_a_view_is_added_by_the_ten_lines_of_the_readme(page: Page, server: Live
     expect(page.locator("#view")).to_contain_text("nats")
 
 
+@pytest.mark.long
 def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     talk(page)
     page.click("#share")
@@ -175,6 +178,7 @@ def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     other.close()
 
 
+@pytest.mark.long
 def test_a_part_is_broken_beside_the_whole(page: Page) -> None:
     talk(page)
     page.click("[data-view=worlds]")
@@ -188,6 +192,7 @@ def test_a_part_is_broken_beside_the_whole(page: Page) -> None:
     expect(page.locator("#strip .tile.differs")).to_have_count(1)
 
 
+@pytest.mark.long
 def test_a_probability_opens_down_to_a_weight(page: Page) -> None:
     talk(page)
     page.click("#view tbody td .opens >> nth=0")
@@ -202,6 +207,7 @@ def test_a_probability_opens_down_to_a_weight(page: Page) -> None:
     expect(pre).to_contain_text("unembedding")
 
 
+@pytest.mark.long
 def test_a_question_is_asked_again_and_edited(page: Page) -> None:
     talk(page)
     page.click("#retry")
@@ -212,6 +218,7 @@ def test_a_question_is_asked_again_and_edited(page: Page) -> None:
     expect(page.locator(".message")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_an_image_is_dropped_shown_and_taken_away(page: Page) -> None:
     page.evaluate(DROP)
     expect(page.locator("#pictures img")).to_have_count(1)
@@ -238,6 +245,7 @@ PASTE = """() => {
 }"""
 
 
+@pytest.mark.long
 def test_a_conversation_with_images_is_seen_looked_into_and_forked(
     page: Page, server: Live, tmp_path: Path
 ) -> None:
@@ -288,6 +296,7 @@ def test_a_conversation_with_images_is_seen_looked_into_and_forked(
     expect(page.locator("#strip .picture")).to_have_count(2)
 
 
+@pytest.mark.long
 def test_a_system_prompt_is_part_of_what_is_asked(page: Page) -> None:
     page.click("#whom summary")
     page.fill("#system", "Answer like a pirate.")
@@ -296,6 +305,7 @@ def test_a_system_prompt_is_part_of_what_is_asked(page: Page) -> None:
     expect(page.locator("#strip")).to_contain_text("pirate")
 
 
+@pytest.mark.long
 def test_stop_ends_a_stream_and_keeps_what_came(page: Page, server: Live) -> None:
     assert server.runner is not None
     runner = server.runner
@@ -327,6 +337,7 @@ def tab_to(page: Page, what: str) -> None:
     raise AssertionError(f"no Tab leads to {what}")
 
 
+@pytest.mark.long
 def test_a_whole_session_by_keyboard_alone(page: Page) -> None:
     press, tiles = page.keyboard.press, page.locator("#strip .tile:not(.prompt)")
     tab_to(page, "[aria-label=Temperature]")
@@ -389,6 +400,7 @@ def test_a_refused_message_comes_back(browser: Browser, server: Live) -> None:
     page.close()
 
 
+@pytest.mark.long
 def test_a_trace_is_saved_as_python_reads_it(page: Page) -> None:
     talk(page)
     with page.expect_download() as waiting:
