@@ -74,24 +74,35 @@ def repeat(typing_context, n, vector):  # type: ignore[no-untyped-def]
     return _bundle_op(types.UniTuple(vector, count), [n, vector], count, lambda b, i, _, v: v)
 
 
-@operation
-def q8_starts(typing_context, n, starts, offset):  # type: ignore[no-untyped-def]
-    """n vectors of what a group's dot products begin with: starts[offset + i] for token i.
-
-    `Int8Rows.starts` takes back the 128 that is in every weight; nothing where weights are signed.
-    """
-    del typing_context
+def _starts(n: Any, starts: Any, offset: Any, nothing: bool) -> Any:
     count = literal(n)
 
     def code(builder: Any, i: int, size: Any, data: Any, at: Any) -> Any:
         del size
-        if processor.KIND.signed:
+        if nothing:
             return constant(I32X16, 0)
         return _operand(builder, data, at, ir.Constant(at.type, 1), i)
 
     if starts.dtype != types.int32:
-        raise TypingError(f"q8_starts reads int32, not {starts}")
+        raise TypingError(f"dot products start with int32, not {starts}")
     return _bundle_op(types.UniTuple(i32x16, count), [n, starts, offset], count, code)
+
+
+@operation
+def start_each(typing_context, n, starts, offset):  # type: ignore[no-untyped-def]
+    """n vectors of what a group's dot products begin with: starts[offset + i] for token i."""
+    del typing_context
+    return _starts(n, starts, offset, nothing=False)
+
+
+@operation
+def q8_starts(typing_context, n, starts, offset):  # type: ignore[no-untyped-def]
+    """As `start_each`, for Q8's weights alone.
+
+    `Int8Rows.starts` takes back the 128 that is in every weight; nothing where weights are signed.
+    """
+    del typing_context
+    return _starts(n, starts, offset, nothing=processor.KIND.signed)
 
 
 def _dots(

@@ -22,6 +22,7 @@ from tinyllm.kernels.bundles import (
     q8_starts,
     repeat,
     scale_each,
+    start_each,
     store_each,
     zeros,
 )
@@ -219,11 +220,11 @@ def _make_q6k_tile(n: int) -> Tile:
                 g = block * SUPER_GROUPS + j
                 begin, x = start + j * size, g * GROUP * TILE
                 of_group, of_tokens = behind + 2 * j * BLOCK, 2 * g * TILE
-                dots = q8_starts(n, halves, of_tokens)
+                dots = start_each(n, halves, of_tokens)
                 dots = q6_dots_of_both(dots, weights, begin, 0, tokens, rest, x)
                 scales = mul(d, load_signed_as_floats(weights, of_group))
                 acc = scale_each(acc, dots, scales, token_scales, g * TILE)
-                dots = q8_starts(n, halves, of_tokens + TILE)
+                dots = start_each(n, halves, of_tokens + TILE)
                 dots = q6_dots_of_both(dots, weights, begin, 1, tokens, rest, x)
                 scales = mul(d, load_signed_as_floats(weights, of_group + BLOCK))
                 acc = scale_each(acc, dots, scales, token_scales, g * TILE)
