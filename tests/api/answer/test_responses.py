@@ -236,6 +236,15 @@ def test_what_has_no_effect_is_named(scripted: Live) -> None:
                      "reasoning.summary"}  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["", "]", ".", "tools[9].x", "tools[99999999].x", "messages[4]"])
+def test_a_made_up_field_may_have_any_name(scripted: Live, name: str) -> None:
+    answer = scripted.post(f"{O}/responses", {"model": MODEL, "input": "x", name: 1})
+    assert answer.status_code == 200, answer.text
+    tool = {"type": "function", "name": "f", "parameters": {"type": "object"}, name: 1}
+    answer = scripted.post(f"{O}/responses", {"model": MODEL, "input": "x", "tools": [tool]})
+    assert answer.status_code == 200, answer.text
+
+
 def test_another_name_of_a_format_is_repeated_as_the_format(scripted: Live) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"],
               "additionalProperties": False}  # fmt: skip

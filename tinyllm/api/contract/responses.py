@@ -214,10 +214,16 @@ class Places:
         return replace(error, loc=self.of(error.loc))
 
     def name(self, name: str) -> str:
-        """The name of a chat request's field, as headers have it: `tools[0].function.strict`."""
-        keys = re.findall(r"[^.\[\]]+", name)
-        loc = self.of(tuple(int(key) if key.isdecimal() else key for key in keys))
-        return name if keys[0] not in ("tools", "response_format") else path_of(loc)
+        """The name of a chat request's field, as headers have it: `tools[0].function.strict`.
+
+        A name that the caller made up stays as it is: it may be anything.
+        """
+        found = re.findall(r"[^.\[\]]+", name)
+        keys = tuple(int(key) if re.fullmatch("[0-9]{1,4}", key) else key for key in found)
+        of_a_tool = keys[:1] == ("tools",) and keys[1:2] in [(i,) for i in range(len(self.tools))]
+        if not of_a_tool and keys[:1] != ("response_format",):
+            return name
+        return path_of(self.of(keys))
 
 
 @dataclass
