@@ -220,7 +220,7 @@ class Places:
         """
         found = re.findall(r"[^.\[\]]+", name)
         keys = tuple(int(key) if re.fullmatch("[0-9]{1,4}", key) else key for key in found)
-        of_a_tool = keys[:1] == ("tools",) and keys[1:2] in [(i,) for i in range(len(self.tools))]
+        of_a_tool = keys[:1] == ("tools",) and len(keys) > 1 and keys[1] in range(len(self.tools))
         if not of_a_tool and keys[:1] != ("response_format",):
             return name
         return path_of(self.of(keys))
