@@ -12,7 +12,7 @@ from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
 from tinyllm.inside.hooks import Conditions
-from tinyllm.inside.lab import break_it, breakages, first_difference, possible
+from tinyllm.inside.lab import break_it, breakages, broken_tap, first_difference, possible
 from tinyllm.inside.replay import run_with_cache
 from tinyllm.kernels import reference as ops
 from tinyllm.sampler import SamplingParams
@@ -103,6 +103,22 @@ def test_a_with_block_breaks_this_thread_alone() -> None:
     with pytest.raises(ZeroDivisionError), break_it("rope-pairing"):
         raise ZeroDivisionError
     np.testing.assert_array_equal(peeked(), right)
+
+
+def test_a_bare_forward_is_broken_by_its_tap() -> None:
+    """Notebook 05 runs a model without an LM: in a `with` block its mistakes did nothing."""
+    ids = [5, 6, 7, 8, 9, 10]
+    whole = MODEL.forward(ids, MODEL.new_cache(8))
+
+    def in_two(name: str | None) -> np.ndarray:
+        cache = MODEL.new_cache(8)
+        tap = broken_tap(MODEL, cache, name)
+        return np.concatenate([MODEL.forward(part, cache, tap=tap) for part in (ids[:3], ids[3:])])
+
+    np.testing.assert_allclose(in_two(None), whole, atol=1e-4)
+    for name in ("position-off-by-one", "mask-behind-cache"):
+        off = np.abs(in_two(name) - whole).max(axis=1)
+        assert off[:3].max() < 1e-4 and off[3:].max() > 0.01
 
 
 def test_two_parts_can_be_broken_at_once() -> None:

@@ -88,7 +88,7 @@ class Breakage:
         return f"break_it({self.name!r}): {self.what}"
 
     def __enter__(self) -> Breakage:
-        """Make it the default of `broken=` for what this thread runs inside the `with` block."""
+        """Make it the default of `broken=` for what this thread asks of an LM inside the block."""
         _entered.set((*_entered.get(), self))
         return self
 

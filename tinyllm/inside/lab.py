@@ -18,6 +18,7 @@ from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
 from tinyllm.inside.points import points_by_name
 from tinyllm.inside.wrong import BREAKAGES
+from tinyllm.kv_cache import Cache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.runner import Array
@@ -25,13 +26,23 @@ from tinyllm.runner import Array
 if TYPE_CHECKING:
     from tinyllm.lm import LM, Images, PromptLike
 
-__all__ = ["BREAKAGES", "Difference", "break_it", "breakages", "first_difference", "possible"]
+__all__ = [
+    "BREAKAGES",
+    "Difference",
+    "break_it",
+    "breakages",
+    "broken_tap",
+    "first_difference",
+    "possible",
+]
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
 
 def break_it(name: str) -> Breakage:
     """A classic bug: to be given to a call as broken=, or to a thread by `with break_it(name): …`.
+
+    Both are for what is asked of an `LM`. `Model.forward` knows of no mistakes: see `broken_tap`.
 
     Raises:
         ValueError: an unknown name; `lab.BREAKAGES` has all of them.
@@ -60,6 +71,20 @@ def breakages(broken: Broken) -> tuple[Breakage, ...]:
             f"{', '.join(BREAKAGES)}"
         )
     return tuple(break_it(b) if isinstance(b, str) else b for b in given)
+
+
+def broken_tap(model: Model, cache: Cache, broken: Broken, n_prompt: int = 0) -> HookTap:
+    """Something broken in a bare `model.forward(ids, cache, tap=broken_tap(model, cache, "…"))`.
+
+    Args:
+        model, cache: those of the forward, or forwards, that it is given to.
+        broken: as in `LM.generate`.
+        n_prompt: tokens of the prompt; mistakes alone don't ask for it.
+
+    Raises:
+        HookError: a mistake that can't be made in this family.
+    """
+    return HookTap(model, cache, Conditions(broken=breakages(broken)), n_prompt)
 
 
 @dataclass(frozen=True)
