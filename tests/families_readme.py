@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tests.families_folder import FAMILIES as SMALL
 from tests.families_folder import config_keys
-from tinyllm.compiled import READABLE_ALONE
+from tinyllm.compiled import check_parts
 from tinyllm.config import ModelConfig
+from tinyllm.errors import ConfigError
 from tinyllm.families import FAMILIES
 from tinyllm.families.catalogue import SEEING
 from tinyllm.files.gguf_families import FAMILIES as GGUF
@@ -27,7 +28,11 @@ def small(model_type: str) -> ModelConfig:
 
 def compiles(config: ModelConfig) -> bool:
     """Whether the compiled path has all its parts (of other shapes it may ask multiples of 32)."""
-    return config.qk_norm != "whole" and not READABLE_ALONE & set(config.beyond_llama())
+    try:
+        check_parts(config)
+    except ConfigError:
+        return False
+    return True
 
 
 def gguf_names(model_type: str) -> str:

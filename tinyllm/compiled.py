@@ -30,9 +30,11 @@ from tinyllm.kernels.arrays import (
 )
 from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.cache import sources_hash
+from tinyllm.kernels.expert_arrays import make_expert_arrays
 from tinyllm.kernels.formats import format_of
 from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
 from tinyllm.kernels.packed import load_packed, pack
+from tinyllm.kernels.packed_vectors import plain_mlps
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.parts import TENSORS, make_parts, rotation_tables
 from tinyllm.kernels.processor import JIT
@@ -40,7 +42,7 @@ from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, images_between, weights_fingerprint
 
 # Parts that the kernels don't do.
-READABLE_ALONE = {"experts", "act_alpha", "act_limit", "images_see_ahead", "axes", "deep_rows"}
+READABLE_ALONE = {"act_alpha", "act_limit", "images_see_ahead", "axes", "deep_rows"}
 
 Array = NDArray[np.float32]
 
@@ -102,6 +104,7 @@ class CompiledModel:
             norm_eps=config.norm_eps,
             score_scale=config.score_scale,
             parts=parts,
+            experts=make_expert_arrays(config, packed),
         )
 
         page_nbytes = page_bytes(config, self.kv_dtype)
@@ -136,8 +139,14 @@ class CompiledModel:
     @property
     def nbytes(self) -> int:
         """Bytes of weights that a decoded token reads."""
-        read = [self.arrays.head, *self.arrays[2:6]]
-        return sum(array.nbytes for matrix in read for array in matrix)
+        read = [m for m in (self.arrays.head, *self.arrays[2:6]) if m is not None]
+        whole: int = sum(array.nbytes for matrix in read for array in matrix)
+        experts = self.arrays.experts
+        if experts is None:
+            return whole
+        of_all: int = sum(array.nbytes for m in (experts.gate_up, experts.down) for array in m)
+        routers: int = experts.router.values.nbytes
+        return whole + routers + int(of_all * experts.k // experts.n)
 
     def new_cache(self, capacity: int | None = None) -> PagedCache:
         """An empty cache for one sequence; it draws pages as it grows, up to `capacity` tokens."""
@@ -272,23 +281,36 @@ def plan_call(segments: Sequence[Segment], done: Sequence[int]) -> list[tuple[in
     return plan
 
 
-def check_shape(config: ModelConfig) -> None:
-    """Raise ConfigError for parts and shapes that the kernels don't do."""
+def check_parts(config: ModelConfig) -> None:
+    """Raise ConfigError for parts that the kernels don't do."""
     missing = [part for part in config.beyond_llama() if part in READABLE_ALONE]
     if config.qk_norm == "whole" and config.norm != "rms":
         missing.append("layer norms of whole queries and keys")
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
         missing.append("longrope")
+    elsewhere = config.parallel != "no" or config.norm_after or not config.gated
+    if config.experts is not None and elsewhere:
+        missing.append("experts in another place than behind attention, or without a gate")
     if missing:
         raise ConfigError(
             f"{config.family}: the compiled kernels don't do {', '.join(missing)} yet; use "
             'backend="reference" (dtype f32) for this model'
         )
-    for name in ("dim", "hidden_dim", "head_dim"):
-        if getattr(config, name) % GROUP:
+
+
+def check_shape(config: ModelConfig) -> None:
+    """Raise ConfigError for parts and shapes that the kernels don't do."""
+    check_parts(config)
+    widths = {name: getattr(config, name) for name in ("dim", "hidden_dim", "head_dim")}
+    if config.experts is not None:
+        widths["an expert's hidden_dim"] = config.experts.hidden_dim
+        if not plain_mlps(config):
+            del widths["hidden_dim"]
+    for name, width in widths.items():
+        if width % GROUP:
             raise ConfigError(
-                f"{name} is {getattr(config, name)}; the compiled kernels need a multiple of "
+                f"{name} is {width}; the compiled kernels need a multiple of "
                 f'{GROUP}: use backend="reference" for this model'
             )
 

@@ -20,7 +20,8 @@ def regions_used(control: np.ndarray, n_threads: int, job: int) -> set[int]:
 
 def test_the_regions_are_counted() -> None:
     """Between one row behind a long context and a batch of many rows, every region is used, but
-    for those of norms of all heads and behind attention and MLP, which a Llama lacks."""
+    for those of norms of all heads and behind attention and MLP, and of experts, which a Llama
+    lacks."""
     model = tiny_compiled("q8", max_seq_len=1024)
     cache = model.new_cache()
     used = set()
@@ -29,10 +30,11 @@ def test_the_regions_are_counted() -> None:
         model.forward_batch([Segment(tokens, cache)])
         used |= regions_used(model._team.control, model.threads, model._team._job)
     n_layers = model.config.n_layers
+    of_experts = (forward.ROUTE, forward.CHOOSE, forward.GATHER)
     left_out = {
         1 + forward.LAYER_REGIONS * layer + part
         for layer in range(n_layers)
-        for part in (forward.HEADS_NORM, forward.OUT_ADD, forward.DOWN_ADD)
+        for part in (forward.HEADS_NORM, forward.OUT_ADD, *of_experts, forward.DOWN_ADD)
     }
     assert used == set(range(forward.n_regions(n_layers))) - left_out
 

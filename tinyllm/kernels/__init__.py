@@ -14,6 +14,7 @@ To read the compiled path, in this order:
     timeline.py        what each thread of a team did when, measured
     arrays.py          all arrays of a forward pass by name
     forward.py         the whole forward pass, region by region; attention.py its hardest part
+    experts.py         a layer's MLP where it is experts
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
     build.py           how all of it is compiled;  cache.py  where it is kept
     blas.py            how many threads numpy's own products take beside all this

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
+from tinyllm.kernels.expert_arrays import make_expert_scratch
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, PAGE, TILE, Softmax
 from tinyllm.kernels.parts import FamilyParts
@@ -17,6 +18,7 @@ Array = NDArray[Any]
 MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache
 MAX_LOGIT_ROWS = 64  # logits of one call
 SPREAD_ROWS = 32  # up to this many rows a long context is spread over the threads
+TILES = 8  # tiles of 8 rows that a chunk of a matrix product goes through
 OUT_BLOCKS = 3  # blocks of 16 outputs in a chunk of the output and down projections
 
 
@@ -28,7 +30,7 @@ class ModelArrays(NamedTuple):
     qkv: Any  # a matrix a layer: the rows of Q, then of K, then of V
     out: Any  # a matrix a layer, (dim, n_heads · head_dim)
     gate_up: Any  # a matrix a layer: 16 rows of gate, the same 16 of up, and so on
-    down: Any  # a matrix a layer, (dim, hidden_dim)
+    down: Any  # a matrix a layer, (dim, hidden_dim); both None where all layers have experts
     attn_norm: Any  # (n_layers, dim) float32; None where the stream itself is read
     mlp_norm: Any  # (n_layers, dim)
     final_norm: Array  # (1, dim)
@@ -39,6 +41,7 @@ class ModelArrays(NamedTuple):
     norm_eps: float
     score_scale: float  # what q·k is multiplied by
     parts: FamilyParts  # beyond a Llama's
+    experts: Any  # `ExpertArrays`, or None
 
 
 class Pages(NamedTuple):
@@ -95,6 +98,7 @@ class Scratch(NamedTuple):
     q: Array  # (n_kv_heads · R · group + 8, head_dim): the query heads of a key head lie together
     logits: Array  # (logit rows, padded vocab_size)
     spread: Softmax  # (SPREAD_ROWS · n_heads · chunks,): attention over each chunk of a context
+    experts: Any  # `ExpertScratch`, or None
 
 
 class Own(NamedTuple):
@@ -143,6 +147,7 @@ def make_scratch(config: ModelConfig, dtype: str, threads: int) -> Scratch:
         q=np.zeros((config.n_heads * MAX_ROWS + TILE, head_dim), np.float32),
         logits=np.zeros((MAX_LOGIT_ROWS, -(-config.vocab_size // BLOCK) * BLOCK), np.float32),
         spread=make_softmax((SPREAD_ROWS * config.n_heads * n_chunks,), head_dim),
+        experts=make_expert_scratch(config, empty_rows, MAX_ROWS, threads),
     )
 
 

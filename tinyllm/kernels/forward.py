@@ -7,6 +7,8 @@ walk through it together, region by region (`threads.py`):
     embed · [ norm · qkv + rotary + cache · attention · output + residual
               norm · gate, up, swiglu · down + residual ] × n_layers · norm · logits
 
+Where a layer has experts, `experts.py` stands in for the second line.
+
 The order of every float sum depends on the model's shape and a token's own position alone, never
 on the batch, the chunking or the threads. So a token's logits are the same bits however they come
 to be computed.
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from tinyllm.kernels.arrays import (
     OUT_BLOCKS,
     SPREAD_ROWS,
+    TILES,
     Batch,
     Call,
     ModelArrays,
@@ -38,6 +41,7 @@ from tinyllm.kernels.attention import (
 )
 from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
+from tinyllm.kernels.experts import add_experts
 from tinyllm.kernels.heads import place_normed, take_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
 from tinyllm.kernels.parts import FamilyParts, add_bias, add_position
@@ -47,15 +51,13 @@ from tinyllm.kernels.threads import Worker, begin, chunks, finish, next_job
 Array = NDArray[Any]
 
 OWN_ROWS = 2  # up to this many rows every thread norms for itself: less work than a region's wait
-TILES = 8  # tiles of 8 rows that a chunk of a matrix product goes through
 HEAD_BLOCKS = 24  # blocks of 16 outputs in a chunk of the logits
 
 # Regions by number: the embedding's, then these of each layer, then two for the logits. A call may
 # leave some out.
-LAYER_REGIONS = 11
-ATTN_NORM, QKV, HEADS_NORM, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, GATE_UP, DOWN, DOWN_ADD = range(
-    LAYER_REGIONS
-)
+LAYER_REGIONS = 14
+(ATTN_NORM, QKV, HEADS_NORM, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, ROUTE, CHOOSE, GATHER, GATE_UP,
+ DOWN, DOWN_ADD) = range(LAYER_REGIONS)  # fmt: skip
 
 
 def n_regions(n_layers: int) -> int:
@@ -99,7 +101,7 @@ def run(
             else:
                 attend_spans(worker, call, layer, model.parts, pool, batch, s, own)
             out_and_mlp(worker, call, layer, model, s, own, model.parts.one_norm,
-                        model.parts.side_by_side)  # fmt: skip
+                        model.parts.side_by_side, model.experts, model.gate_up)  # fmt: skip
         if call.n_logits > 0:
             logits(worker, call, model, batch, s, own)
 
@@ -111,7 +113,7 @@ def run(
 @part
 def out_and_mlp(
     worker: Worker, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, one_norm: Any,
-    side_by_side: Any,
+    side_by_side: Any, experts: Any, gate_up: Any,
 ) -> None:  # fmt: skip
     """The rest of a layer, behind attention; where the MLP stands beside it, before it is added."""
     parts = model.parts
@@ -119,17 +121,40 @@ def out_and_mlp(
         # Both read the stream as it entered the layer.
         norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
                   model.norm_eps, s, own)  # fmt: skip
-        gate_and_up(worker, call, layer, model, s, own, parts.act, parts.plain)
+        gate_and_up(worker, region(layer, GATE_UP), call, layer, model, s, own, parts.act,
+                    parts.plain)  # fmt: skip
     add_sublayer(worker, region(layer, OUT), call, model.out, parts.out_bias, parts.after_attn,
                  layer, model.norm_eps, s.mixed, s, own)  # fmt: skip
-    if side_by_side is None:
-        # x += down · (silu(gate · norm(x)) * (up · norm(x)))
-        if one_norm is None:
-            norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias, layer,
-                      model.norm_eps, s, own)  # fmt: skip
-        gate_and_up(worker, call, layer, model, s, own, parts.act, parts.plain)
-    add_sublayer(worker, region(layer, DOWN), call, model.down, parts.down_bias, parts.after_mlp,
-                 layer, model.norm_eps, s.hidden, s, own)  # fmt: skip
+    if experts is not None:
+        mix(worker, call, layer, model, experts, s, own, gate_up)
+    elif gate_up is not None:
+        if side_by_side is None:
+            # x += down · (silu(gate · norm(x)) * (up · norm(x)))
+            if one_norm is None:
+                norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, parts.mlp_bias,
+                          layer, model.norm_eps, s, own)  # fmt: skip
+            gate_and_up(worker, region(layer, GATE_UP), call, layer, model, s, own, parts.act,
+                        parts.plain)  # fmt: skip
+        add_sublayer(worker, region(layer, DOWN), call, model.down, parts.down_bias,
+                     parts.after_mlp, layer, model.norm_eps, s.hidden, s, own)  # fmt: skip
+
+
+@part
+def mix(
+    worker: Worker, call: Call, layer: int, model: ModelArrays, experts: Any, s: Scratch, own: Own,
+    gate_up: Any,
+) -> None:  # fmt: skip
+    """x += what the layer's experts give; or its MLP, if it is one of those that have none."""
+    if experts.slot[layer] >= 0:
+        add_experts(worker, region(layer, MLP_NORM), call, layer, model, experts, s, s.experts, own)
+    elif gate_up is not None:
+        matrix = -1 - experts.slot[layer]
+        norm_rows(worker, region(layer, MLP_NORM), call, model.mlp_norm, model.parts.mlp_bias,
+                  layer, model.norm_eps, s, own)  # fmt: skip
+        gate_and_up(worker, region(layer, GATE_UP), call, matrix, model, s, own, model.parts.act,
+                    model.parts.plain)  # fmt: skip
+        add_product(worker, region(layer, DOWN), call, model.down, model.parts.down_bias, matrix,
+                    s.hidden, s.x, own.out)  # fmt: skip
 
 
 @part
@@ -348,13 +373,13 @@ def add_product(
 
 @part
 def gate_and_up(
-    worker: Worker, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own, act: Any,
-    plain: Any,
+    worker: Worker, at: int, call: Call, layer: int, model: ModelArrays, s: Scratch, own: Own,
+    act: Any, plain: Any,
 ) -> None:  # fmt: skip
     """The MLP's hidden activations: silu(gate) · up or what the family has there, 32 at a time."""
     count = 4 if plain is None else 2  # 32 gates with their 32 ups, or these alone
     n_units = n_blocks(model.gate_up) // count
-    for chunk in chunks(worker, region(layer, GATE_UP), n_units * call.n_bands):
+    for chunk in chunks(worker, at, n_units * call.n_bands):
         unit, band = chunk % n_units, chunk // n_units
         for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
             n = min(TILE, call.n_rows - tile * TILE)

@@ -26,7 +26,15 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
 from tinyllm.kernels.formats import FORMATS, Components, Format
 from tinyllm.kernels.memory import huge_memory
-from tinyllm.kernels.packed_vectors import qkv_order, up_names, up_order, vectors
+from tinyllm.kernels.packed_vectors import (
+    expert_mlps,
+    plain_mlps,
+    qkv_order,
+    routers,
+    up_names,
+    up_order,
+    vectors,
+)
 from tinyllm.weights import Checkpoint, checkpoint_files
 
 log = logging.getLogger(__name__)
@@ -41,7 +49,8 @@ SAMPLES = 64  # places of 4 kB in each file that the digest reads
 ROUNDED_ROWS = 4096  # of a table, at a time: rounding takes several times their room
 ADDING = ("o_proj.weight", "down_proj.weight")
 NUMPY_TYPES = {"F32": np.float32, "U16": np.uint16, "U8": np.uint8, "I64": np.int64}
-MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down")
+MATRICES = ("embed", "head", "qkv", "out", "gate_up", "down", "router", "expert_gate_up",
+            "expert_down")  # fmt: skip
 
 
 # --- packing ------------------------------------------------------------------------------------
@@ -64,6 +73,7 @@ def pack(
     """
     form = FORMATS[dtype]
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
+    mlps, experts = plain_mlps(config), expert_mlps(config)
 
     def rows(name: str, form: Format) -> Components:
         # What a sublayer adds is scaled here, once, and not at every token.
@@ -82,13 +92,20 @@ def pack(
             return rounded[0]
         return tuple(np.concatenate(arrays) for arrays in zip(*rounded, strict=True))
 
-    def stacked(names: Callable[[str], Sequence[str]], order: Array | None = None) -> Any:
-        def one(layer: str) -> Any:
-            parts = [rows(name, form) for name in names(layer)]
+    def stacked(
+        places: Sequence[str],
+        names: Sequence[str],
+        order: Array | None = None,
+        form: Format = form,
+    ) -> Any:
+        """A matrix a place: what stands there by these names, one below the other."""
+
+        def one(place: str) -> Any:
+            parts = [rows(f"{place}.{name}.weight", form) for name in names]
             joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
             return form.pack(*(a if order is None else a[order] for a in joined))
 
-        return form.stack(map(one, layers), len(layers))
+        return form.stack(map(one, places), len(places))
 
     def table(name: str) -> Any:
         of_tables = FORMATS[form.table]
@@ -96,16 +113,18 @@ def pack(
 
     packed = {
         "embed": table("model.embed_tokens.weight"),
-        "qkv": stacked(
-            lambda layer: [f"{layer}.self_attn.{n}_proj.weight" for n in "qkv"], qkv_order(config)
-        ),
-        "out": stacked(lambda layer: [f"{layer}.self_attn.o_proj.weight"]),
-        "gate_up": stacked(
-            lambda layer: [f"{layer}.mlp.{n}_proj.weight" for n in up_names(config)],
-            up_order(config),
-        ),
-        "down": stacked(lambda layer: [f"{layer}.mlp.down_proj.weight"]),
+        "qkv": stacked(layers, [f"self_attn.{n}_proj" for n in "qkv"], qkv_order(config)),
+        "out": stacked(layers, ["self_attn.o_proj"]),
     }
+    ups = [f"{n}_proj" for n in up_names(config)]
+    if mlps:
+        packed["gate_up"] = stacked(mlps, ups, up_order(config, config.hidden_dim))
+        packed["down"] = stacked(mlps, ["down_proj"])
+    if config.experts is not None:
+        order = up_order(config, config.experts.hidden_dim)
+        packed["router"] = stacked(routers(config), ["router"], form=FORMATS["f32"])
+        packed["expert_gate_up"] = stacked(experts, ups, order)
+        packed["expert_down"] = stacked(experts, ["down_proj"])
     if not config.tie_embeddings:
         packed["head"] = table("lm_head.weight")
     return packed | in_huge_memory(vectors(config, weights))

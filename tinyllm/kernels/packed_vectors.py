@@ -6,7 +6,7 @@ that of what sublayers add into their norms or biases (and into their matrices, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from tinyllm.kernels.parts import head_order
 
 Array = NDArray[Any]
 Weights = Mapping[str, NDArray[np.float32]]
+
+ADDED = ("out_bias", "down_bias", "expert_down_bias")  # of what sublayers add to the stream
 
 
 def qkv_order(config: ModelConfig) -> NDArray[np.intp] | None:
@@ -36,12 +38,29 @@ def up_names(config: ModelConfig) -> tuple[str, ...]:
     return ("gate", "up") if config.gated else ("up",)
 
 
-def up_order(config: ModelConfig) -> NDArray[np.intp] | None:
-    """16 rows of gate, the same 16 of up, and so on."""
+def up_order(config: ModelConfig, width: int) -> NDArray[np.intp] | None:
+    """16 rows of gate, the same 16 of up, and so on; of an MLP of that width."""
     if not config.gated:
         return None
-    hidden = np.arange(config.hidden_dim).reshape(-1, 1, BLOCK)
-    return np.concatenate([hidden, hidden + config.hidden_dim], axis=1).reshape(-1)
+    hidden = np.arange(width).reshape(-1, 1, BLOCK)
+    return np.concatenate([hidden, hidden + width], axis=1).reshape(-1)
+
+
+def plain_mlps(config: ModelConfig) -> list[str]:
+    """Where the MLPs of layers without experts stand, in order."""
+    layers = range(config.n_layers)
+    return [f"model.layers.{i}.mlp" for i in layers if not config.layer(i).experts]
+
+
+def routers(config: ModelConfig) -> list[str]:
+    """Where routers and experts stand, a place a layer that has them."""
+    return [f"model.layers.{i}.mlp" for i in range(config.n_layers) if config.layer(i).experts]
+
+
+def expert_mlps(config: ModelConfig) -> list[str]:
+    """Where experts stand, layer by layer."""
+    n = config.experts.n if config.experts else 0
+    return [f"{mlp}.experts.{e}" for mlp in routers(config) for e in range(n)]
 
 
 def vectors(config: ModelConfig, weights: Weights) -> dict[str, Array]:
@@ -49,12 +68,17 @@ def vectors(config: ModelConfig, weights: Weights) -> dict[str, Array]:
     layers = [f"model.layers.{i}" for i in range(config.n_layers)]
     found: dict[str, Array] = {}
 
-    def stacked(make: Callable[[str], Array]) -> Array:
-        return np.ascontiguousarray(np.stack([make(layer) for layer in layers]), np.float32)
+    def stacked(make: Callable[[str], Array], places: Sequence[str] = layers) -> Array:
+        return np.ascontiguousarray(np.stack([make(place) for place in places]), np.float32)
 
-    def biases(ours: str, names: Mapping[str, str], order: NDArray[np.intp] | None) -> None:
+    def biases(
+        ours: str,
+        names: Mapping[str, str],
+        order: NDArray[np.intp] | None,
+        places: Sequence[str] = layers,
+    ) -> None:
         """One array of several projections' biases; zeros for those that have none."""
-        if not any(bias in config.biases for bias in names.values()):
+        if not places or not any(bias in config.biases for bias in names.values()):
             return
 
         def one(layer: str) -> Array:
@@ -65,17 +89,27 @@ def vectors(config: ModelConfig, weights: Weights) -> dict[str, Array]:
                 for name, bias in names.items()
             ]
             whole = np.concatenate(parts)
-            if ours in ("out_bias", "down_bias") and not config.norm_after:
+            if ours in ADDED and not config.norm_after:
                 whole = whole * np.float32(config.residual_scale)
             return whole if order is None else whole[order]
 
-        found[ours] = stacked(one)
+        found[ours] = stacked(one, places)
 
     qkv = {f"self_attn.{n}_proj": n for n in "qkv"}
     biases("qkv_bias", qkv, qkv_order(config))
     biases("out_bias", {"self_attn.o_proj": "o"}, None)
-    biases("up_bias", {f"mlp.{n}_proj": n for n in up_names(config)}, up_order(config))
-    biases("down_bias", {"mlp.down_proj": "down"}, None)
+    ups, mlps, experts = (
+        {f"{n}_proj": n for n in up_names(config)},
+        plain_mlps(config),
+        config.experts,
+    )
+    biases("up_bias", ups, up_order(config, config.hidden_dim), mlps)
+    biases("down_bias", {"down_proj": "down"}, None, mlps)
+    if experts is not None:
+        of_experts = expert_mlps(config)
+        biases("router_bias", {"router": "router"}, None, routers(config))
+        biases("expert_up_bias", ups, up_order(config, experts.hidden_dim), of_experts)
+        biases("expert_down_bias", {"down_proj": "down"}, None, of_experts)
 
     def norm(ours: str, bias: str, get: Callable[[str], Array | None]) -> None:
         """A norm of all layers, with a bias if it is a layer norm."""
