@@ -454,6 +454,21 @@ def test_arguments_become_objects() -> None:
     assert isinstance(call["function"]["arguments"], str)  # type: ignore[index]  # the caller's stays
 
 
+def test_a_turn_of_calls_without_content() -> None:
+    """DeepSeek R1's distills know it by a null; other templates would write "None" for one."""
+    by_null = (
+        "{% for m in messages %}{% if m.content is none %}{% for c in m.tool_calls %}"
+        "{{ c.function.name }}{% endfor %}{% else %}{{ m.content + '!' }}{% endif %}{% endfor %}"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert build("llama3", by_null).render_chat([turn]) == "f"
+    with pytest.raises(TokenizerError, match="refuses"):
+        build("llama3", by_null).render_chat([{"role": "assistant", "content": None}])
+    plain = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    assert build("llama3", plain).render_chat([turn]) == "[]"
+
+
 PARTS = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "<|a|>"}]
 
 

@@ -34,8 +34,6 @@ def rotary_by_kind(
     whole |= scaling
     wide = table(whole, head_dim, full, None, max_len)
     local = table(_kind(both, "sliding_attention"), head_dim, sliding, None, max_len)
-    if wide["rotary_dim"] or local["rotary_dim"]:
-        raise ConfigError("partial_rotary_factor isn't run by kind of layer")
     return wide | {
         "local_rope_theta": local["rope_theta"], "local_rope_scaling": local["rope_scaling"],
     }  # fmt: skip

@@ -28,7 +28,7 @@ def read(keys: Keys) -> Fields:
         rope = {**rope, "rope_type": "longrope"}
     fields |= table(
         rope, fields["head_dim"], keys.get("rope_theta", float, 10_000.0),
-        keys.optional("partial_rotary_factor", float), fields["max_seq_len"], original,
+        keys.get("partial_rotary_factor", float, 1.0), fields["max_seq_len"], original,
     )  # fmt: skip
     window = keys.optional("sliding_window", int)
     return fields | {"layers": (Layer(window),) * fields["n_layers"] if window else ()}

@@ -45,9 +45,11 @@ def rotary(
     given = _object(keys, "rope_parameters")
     rope = _object(keys, "rope_scaling") or given
     base = keys.get(base_key, float, theta)
-    part = keys.optional(share_key, float) or share
+    beside = keys.optional(share_key, float)
+    if beside is not None:
+        rope = {"partial_rotary_factor": beside, **rope}
     original = keys.optional("original_max_position_embeddings", int)
-    return table(rope, head_dim, base, part, max_len, original, also)
+    return table(rope, head_dim, base, share, max_len, original, also)
 
 
 def nested(rope: Mapping[str, Any]) -> bool:
@@ -64,7 +66,7 @@ def table(
     original: int | None = None,
     also: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """The same of one dictionary of parameters."""
+    """The same of one dictionary of parameters; `share` is the family's, where that has one."""
     if nested(rope):
         raise ConfigError(
             "rope_parameters is nested by kind of layer; this family has one for all layers"
@@ -75,7 +77,13 @@ def table(
             f"rope_parameters (rope_scaling) has {unknown[0]!r}, which tinyllm doesn't understand: "
             "it might change every position, so it isn't passed over"
         )
-    part = _typed(rope, "partial_rotary_factor", float) or share or 1.0
+    part = _typed(rope, "partial_rotary_factor", float)
+    if share is None and part not in (None, 1.0):
+        raise ConfigError(
+            f"partial_rotary_factor is {part}, but this family's heads turn whole: the reference "
+            "passes over it or fails, by the rope type; take it out"
+        )
+    part = share or 1.0 if part is None else part
     if not 0 < part <= 1:
         raise ConfigError(f"partial_rotary_factor must be in (0, 1], not {part}")
     rotary_dim = int(head_dim * part)

@@ -77,7 +77,7 @@ class ChatTemplates:
             **bounds(),
         }
         try:
-            return template.render(context), stand_ins
+            return _rendered(template, context), stand_ins
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise TokenizerError(f"the chat template refuses these messages: {error}") from error
         except (RecursionError, OverflowError, MemoryError) as error:
@@ -99,6 +99,20 @@ class ChatTemplates:
             except jinja2.TemplateError as error:
                 raise TokenizerError(f"the chat template is not valid Jinja: {error}") from error
         return self._compiled[name]
+
+
+def _rendered(template: jinja2.Template, context: dict[str, Any]) -> str:
+    """The text. A turn of calls without content has a null there if the template fails otherwise.
+
+    DeepSeek R1's distills know such a turn by `content is none`; others write "None" for it.
+    """
+    try:
+        return template.render(context)
+    except jinja2.UndefinedError:
+        chat = [{"content": None, **m} if m.get("tool_calls") else m for m in context["messages"]]
+        if chat == context["messages"]:
+            raise
+        return template.render({**context, "messages": chat})
 
 
 def _prepare(message: dict[str, Any], image_token: str | None, forms: Forms) -> dict[str, Any]:

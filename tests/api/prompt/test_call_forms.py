@@ -16,9 +16,12 @@ from tinyllm.api.constraints.call_forms import (
     DEEPSEEK,
     DEEPSEEK_R1,
     FORMS,
+    FUNCTION_GEMMA,
+    GEMMA4,
     GLM,
     GPT_OSS,
     HERMES,
+    KIMI,
     LLAMA3,
     MISTRAL,
     MISTRAL_LIST,
@@ -31,7 +34,10 @@ from tinyllm.tokenizer import Tokenizer
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "<|channel|>", "<|message|>",
            "<|start|>", "<|end|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
-           "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")  # fmt: skip
+           "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>",
+           "<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+           "<|tool_call_end|>", "<|tool_calls_section_end|>", "<start_function_call>",
+           "<end_function_call>", "<escape>", "<|tool_call>", "<tool_call|>", '<|"|>')  # fmt: skip
 TURN = "{{ '<|im_start|>' + m.role + '\\n' }}"
 # Each writes an earlier call as its family does.
 CALLS = {
@@ -57,6 +63,20 @@ CALLS = {
             {{- '<arg_key>' + k + '</arg_key>\n<arg_value>' }}
             {{- (v if v is string else v | tojson) + '</arg_value>\n' }}
         {%- endfor %}{{ '</tool_call>' }}""",
+    KIMI.name: """{{ ('<|tool_calls_section_begin|>' if loop.first else '')
+        + '<|tool_call_begin|>functions.' + f.name + ':' + (loop.index0 | string)
+        + '<|tool_call_argument_begin|>' + arguments + '<|tool_call_end|>'
+        + ('<|tool_calls_section_end|>' if loop.last else '') }}""",
+    FUNCTION_GEMMA.name: """{{ '<start_function_call>call:' + f.name + '{' }}
+        {%- for k, v in f.arguments | dictsort %}
+            {{- (',' if not loop.first else '') + k + ':' }}
+            {{- ('<escape>' + v + '<escape>') if v is string else v }}
+        {%- endfor %}{{ '}<end_function_call>' }}""",
+    GEMMA4.name: """{{ '<|tool_call>call:' + f.name + '{' }}
+        {%- for k, v in f.arguments | dictsort %}
+            {{- (',' if not loop.first else '') + k + ':' }}
+            {{- ('<|"|>' + v + '<|"|>') if v is string else v }}
+        {%- endfor %}{{ '}<tool_call|>' }}""",
     GPT_OSS.name: """{{ ' to=functions.' + f.name + '<|channel|>commentary json<|message|>'
         + arguments }}""",
 }
@@ -120,6 +140,11 @@ def ask(server: Live, **more: Any) -> dict[str, Any]:
     return choice
 
 
+def says(runner: ScriptRunner, text: str) -> None:
+    """Lets the model say a text in which control tokens are meant."""
+    runner.script = [*runner.tokenizer.encode(text, allow_special=True), runner.eos]
+
+
 def arguments(message: dict[str, Any]) -> list[Any]:
     return [json.loads(call["function"]["arguments"]) for call in message["tool_calls"]]
 
@@ -128,8 +153,8 @@ def test_a_call_is_forced_into_the_familys_form(served: tuple[Live, CallForm]) -
     """The model would talk; under the grammar it calls, whole and streamed alike."""
     server, form = served
     assert server.runner is not None
-    if form.arguments == "parameters":  # where a string ends is the model's to say
-        server.runner.say(form.write("get_weather", {"city": "Rome", "days": 2}))
+    if form.arguments != "json":  # where a string ends is the model's to say
+        says(server.runner, form.write("get_weather", {"city": "Rome", "days": 2}))
     choice = ask(server, tool_choice="required", parallel_tool_calls=False)
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
@@ -156,9 +181,11 @@ def test_words_and_several_calls_as_the_model_likes(served: tuple[Live, CallForm
     wanted = [{"city": "Rome", "days": 2}, {"city": 'a "b"\n<c>', "days": 1}]
     wanted = wanted if form.several else wanted[:1]
     said = "" if form.marker is None else "Let me look."
-    calls = form.between.join(form.write("get_weather", each) for each in wanted)
+    calls = form.between.join(
+        form.write("get_weather", each, number) for number, each in enumerate(wanted)
+    )
     text = said + form.first + calls + form.last
-    runner.script = [*runner.tokenizer.encode(text, allow_special=True), runner.eos]
+    says(runner, text)
     choice = ask(server)
     assert (choice["message"]["content"] or "") == said
     assert arguments(choice["message"]) == wanted
@@ -201,6 +228,8 @@ REAL = {
     "mistralai-Mistral-Nemo-Instruct-2407": MISTRAL_LIST, "openai-gpt-oss-120b": GPT_OSS,
     "deepseek-ai-DeepSeek-V3.1": DEEPSEEK,
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": DEEPSEEK_R1,
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": DEEPSEEK_R1,
+    "moonshotai-Kimi-K2": KIMI, "google-gemma-4-31B-it": GEMMA4,
     "GLM-4.6": GLM,
     "google-gemma-2-2b-it": None, "microsoft-Phi-3.5-mini-instruct": None,
 }  # fmt: skip

@@ -80,6 +80,15 @@ def test_thinking_is_turned_on_and_off_by_the_templates_word(scripted: Live, pre
     assert thought(**on) and not thought(**off) and not thought()
 
 
+def test_what_the_template_has_no_word_of_is_named(scripted: Live, prefix: str) -> None:
+    """Documents, as templates made for retrieval take them; in both places that clients know."""
+    documents = [{"title": "a", "text": "b"}]
+    body = {"documents": documents, "chat_template_kwargs": {"documents": documents}}
+    response = scripted.chat(prefix, body)
+    assert response.status_code == 200
+    assert response.headers["X-Ignored-Params"] == "documents, chat_template_kwargs.documents"
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

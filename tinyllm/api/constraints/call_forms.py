@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tinyllm.api.constraints import quoted_values
+
 
 @dataclass(frozen=True)
 class CallForm:
@@ -19,8 +21,10 @@ class CallForm:
 
     A call is `opening NAME middle ARGUMENTS closing`. Arguments are a JSON object; or, as
     "parameters", one `pair_opening KEY pair_middle VALUE pair_closing` each, where a value that the
-    schema has as a string stands as it is and any other as JSON.
+    schema has as a string stands as it is and any other as JSON; or "quoted" (`quoted_values`).
 
+    counted: behind the name stands a colon and the call's number.
+    quote: what stands on both sides of a "quoted" string.
     marker: what tells a call from words; free text may come before it. None: a call is all.
     several: whether one answer may hold more than one call.
     """
@@ -34,23 +38,28 @@ class CallForm:
     last: str = ""
     marker: str | None = None
     several: bool = True
-    arguments: Literal["json", "parameters"] = "json"
+    arguments: Literal["json", "parameters", "quoted"] = "json"
     pair_opening: str = ""
     pair_middle: str = ""
     pair_closing: str = ""
+    counted: bool = False
+    quote: str = ""
 
     @property
     def in_free_text(self) -> bool:
         """Whether a call can be told from words that the model writes instead."""
         return self.marker is not None or self.opening.startswith("{")
 
-    def write(self, name: str, arguments: Any) -> str:
+    def write(self, name: str, arguments: Any, number: int = 0) -> str:
         """One call, without what stands around several."""
-        return f"{self.opening}{name}{self.middle}{self._written(arguments)}{self.closing}"
+        named = f"{name}:{number}" if self.counted else name
+        return f"{self.opening}{named}{self.middle}{self._written(arguments)}{self.closing}"
 
     def _written(self, arguments: Any) -> str:
         if self.arguments == "json" or not isinstance(arguments, Mapping):
             return json.dumps(arguments, ensure_ascii=False)
+        if self.arguments == "quoted":
+            return quoted_values.write_pairs(arguments, self.quote)
         return "".join(
             f"{self.pair_opening}{key}{self.pair_middle}{self._value(value)}{self.pair_closing}"
             for key, value in arguments.items()
@@ -154,5 +163,38 @@ GLM = CallForm(
     pair_middle="</arg_key>\n<arg_value>",
     pair_closing="</arg_value>\n",
 )
+# Kimi K2: a call is named by its function and its number, which later results refer to.
+KIMI = CallForm(
+    name="kimi",
+    first="<|tool_calls_section_begin|>",
+    opening="<|tool_call_begin|>functions.",
+    counted=True,
+    middle="<|tool_call_argument_begin|>",
+    closing="<|tool_call_end|>",
+    last="<|tool_calls_section_end|>",
+    marker="<|tool_calls_section_begin|>",
+)
+# FunctionGemma: Gemma 3 270M taught to call. The start of a result, which the template writes behind
+# the last call, ends the answer.
+FUNCTION_GEMMA = CallForm(
+    name="functiongemma",
+    opening="<start_function_call>call:",
+    middle="{",
+    closing="}<end_function_call>",
+    marker="<start_function_call>",
+    arguments="quoted",
+    quote="<escape>",
+)
+# Gemma 4: the same with other tokens.
+GEMMA4 = CallForm(
+    name="gemma 4",
+    opening="<|tool_call>call:",
+    middle="{",
+    closing="}<tool_call|>",
+    marker="<|tool_call>",
+    arguments="quoted",
+    quote='<|"|>',
+)
 
-FORMS = (QWEN3_CODER, GLM, HERMES, MISTRAL, MISTRAL_LIST, DEEPSEEK, DEEPSEEK_R1, GPT_OSS, LLAMA3)
+FORMS = (QWEN3_CODER, GLM, HERMES, MISTRAL, MISTRAL_LIST, DEEPSEEK, DEEPSEEK_R1, GPT_OSS, KIMI,
+         FUNCTION_GEMMA, GEMMA4, LLAMA3)  # fmt: skip

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinyllm.api.constraints.call_forms import HERMES, CallForm
+from tinyllm.api.constraints.quoted_values import QuotedValues
 from tinyllm.api.constraints.tool_calls import is_text, object_schema
 from tinyllm.api.contract.tools import Tool
 
@@ -37,6 +38,8 @@ class Words:
 
 
 Found = CallStart | CallArguments | Words
+State = Literal["words", "name", "arguments", "pairs", "quoted", "tail", "list"]
+STATES: dict[str, State] = {"json": "arguments", "parameters": "pairs", "quoted": "quoted"}
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,14 @@ class CallReader:
         self._ends = re.compile(r'\s*(,\s*"id"\s*:\s*"\w*"\s*)?' + _loosely(self._form.closing))
         self._signal = self._start.lstrip()[:1]
         self._text = ""  # what isn't understood yet
-        self._state: Literal["words", "name", "arguments", "pairs", "tail", "list"] = "words"
+        self._state: State = "words"
         self._index = 0
         self._name = ""
         self._n_pairs = 0
         self._space = ""  # held back until it is known whether words follow
         self._said = False
         self._json = _JsonEnd()
+        self._quoted = QuotedValues(self._form.quote)
 
     def push(self, text: str) -> list[Found]:
         """What the text, with all before it, now says."""
@@ -142,10 +146,12 @@ class CallReader:
         if end < 0:
             return
         self._name = self._text[:end]
+        if self._form.counted:
+            self._name = self._name.rpartition(":")[0]
         found.append(CallStart(self._index, self._name))
         self._text = self._text[end + len(self._form.middle) :]
-        self._json, self._n_pairs = _JsonEnd(), 0
-        self._state = "arguments" if self._form.arguments == "json" else "pairs"
+        self._json, self._quoted, self._n_pairs = _JsonEnd(), QuotedValues(self._form.quote), 0
+        self._state = STATES[self._form.arguments]
 
     def _in_arguments(self, found: list[Found]) -> None:
         length = self._json.scan(self._text)
@@ -153,6 +159,14 @@ class CallReader:
             found.append(CallArguments(self._index, self._text[:length]))
             self._text = self._text[length:]
         if self._json.done:
+            self._state = "tail"
+
+    def _in_quoted(self, found: list[Found]) -> None:
+        said, used = self._quoted.scan(self._text)
+        if said:
+            found.append(CallArguments(self._index, said))
+            self._text = self._text[used:]
+        if self._quoted.done:
             self._state = "tail"
 
     def _in_pairs(self, found: list[Found]) -> None:

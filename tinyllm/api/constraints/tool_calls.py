@@ -14,6 +14,7 @@ from typing import Any
 
 from tinyllm.api.constraints.call_forms import HERMES, CallForm
 from tinyllm.api.constraints.grammar import UnsupportedSchema, prepared
+from tinyllm.api.constraints.quoted_values import Rules
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.limits import MAX_CALLS, MAX_SCHEMA_BYTES
 
@@ -74,8 +75,12 @@ def calls_grammar(
         if (size := size + len(schema)) > MAX_SCHEMA_BYTES:
             raise UnsupportedSchema(f"the schemas have more than {MAX_SCHEMA_BYTES} bytes", i)
         named = spell(tool.function.name + form.middle)
+        if form.counted:
+            named = f"{spell(tool.function.name)} /:[0-9]{{1,3}}/ {spell(form.middle)}"
         if form.arguments == "json":
             rules.append(f"tool{i}: {named} %json {schema}")
+        elif form.arguments == "quoted":
+            rules += _quoted_rules(f"tool{i}", named, json.loads(schema), i, form, spell)
         else:
             rules += _parameter_rules(f"tool{i}", named, json.loads(schema), form, spell)
     return "%llguidance {}\n" + "\n".join(rules) + "\n"
@@ -92,6 +97,16 @@ def _marked(marker: str, spell: _Speller) -> list[str]:
 def _call_rule(tools: Iterable[int], opening: str, form: CallForm, spell: _Speller) -> str:
     choice = " | ".join(f"tool{i}" for i in tools)
     return f"{spell(opening)} ({choice}) {spell(form.closing)}"
+
+
+def _quoted_rules(
+    rule: str, named: str, schema: Mapping[str, Any], i: int, form: CallForm, spell: _Speller
+) -> list[str]:
+    values = Rules(rule, spell(form.quote), schema)
+    try:
+        return [f"{rule}: {named} {values.pairs(schema)}", *values.rules]
+    except UnsupportedSchema as error:
+        raise UnsupportedSchema(f"{error}", i) from None
 
 
 def _parameter_rules(

@@ -26,6 +26,8 @@ from tinyllm.api.contract.messages import (
     ToolMessage,
     UserMessage,
 )
+from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.contract.templated import TemplatedRequest
 from tinyllm.api.contract.tools import Tool
 from tinyllm.api.prompt import tool_words
 from tinyllm.api.prompt.channels import has_channels, open_channel, think_in_channel
@@ -403,3 +405,16 @@ def open_thinking(
 
 def _longer(prompt: Prompt, ids: Sequence[int | None]) -> Prompt:
     return replace(prompt, tokens=np.append(prompt.tokens, np.array(ids, np.int32)))
+
+
+def never_read(request: SampledRequest, model: ServedModel) -> list[str]:
+    """What a request has for the chat template, `documents` say, that the template has no word of.
+
+    enable_thinking is heeded whatever the template knows, and chat_template chooses another one.
+    """
+    given = request.chat_template_kwargs if isinstance(request, TemplatedRequest) else None
+    source = model.tokenizer.chat_template or ""
+    if not given or "chat_template" in given:
+        return []
+    unknown = [name for name in given if name not in source and name != "enable_thinking"]
+    return [f"chat_template_kwargs.{name}" for name in unknown]

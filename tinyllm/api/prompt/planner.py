@@ -30,6 +30,7 @@ from tinyllm.api.prompt.chat import (
     Layout,
     Picture,
     around_pictures,
+    never_read,
     open_thinking,
     think_spec,
 )
@@ -329,6 +330,7 @@ class Planner:
         """Names of what has no effect. ApiError for the unknown ones when the server is strict."""
         names = [*unknown_fields(request), *unknown]
         names += [f"logit_bias.{k}" for k in request.logit_bias or () if not _is_token_id(k)]
+        names += never_read(request, model)
         if names and self._settings.strict:
             raise invalid(f"{names[0]} is not a known parameter.", names[0], kind="extra_forbidden")
         if model.reasoning == "none":

@@ -19,11 +19,8 @@ def form_of(tokenizer: Tokenizer) -> CallForm | None:
     """
     function = {"name": _NAME, "arguments": _ARGUMENTS}
     call = {"id": _ID, "type": "function", "function": function}
-    chat: list[dict[str, Any]] = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "name": _NAME, "tool_call_id": _ID, "content": "!"},
-    ]
+    question = {"role": "user", "content": "?"}
+    result = {"role": "tool", "name": _NAME, "tool_call_id": _ID, "content": "!"}
     tool = {
         "type": "function",
         "function": {
@@ -34,11 +31,16 @@ def form_of(tokenizer: Tokenizer) -> CallForm | None:
     }
     if "tool_calls" not in (tokenizer.chat_template or ""):
         return None
-    try:
-        text = tokenizer.render_chat(chat, tools=[tool], add_generation_prompt=False)
-    except TokenizerError:
-        return None
-    return next((form for form in FORMS if _written(form) in text), None)
+    for content in ({"content": ""}, {}):  # DeepSeek R1's distills know a call by having none
+        turn = {"role": "assistant", "tool_calls": [call], **content}
+        try:
+            chat = [question, turn, result]
+            text = tokenizer.render_chat(chat, tools=[tool], add_generation_prompt=False)
+        except TokenizerError:
+            continue
+        if found := [form for form in FORMS if _written(form) in text]:
+            return found[0]
+    return None
 
 
 def _written(form: CallForm) -> str:
