@@ -22,6 +22,7 @@ from tinyllm.model import Model
 from tinyllm.runner import Segment
 
 # What a family needs beyond its small configuration for the kernels' groups of 32.
+ORIGINAL = "original_max_position_embeddings"
 SIZES: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}
 
 
@@ -46,8 +47,12 @@ def configuration(name: str) -> ModelConfig:
         own = {"hidden_size": 128}
     if "moe_intermediate_size" in keys:
         own = {**own, "moe_intermediate_size": 64}
-    if name == "llama longrope":  # whose factors fit its own heads; it is refused for them
-        own = {}
+    if "longrope" in name:  # a factor a pair of the wider heads; the kernels do the original context
+        pairs, original = (16 if model_type == "llama" else 12), {ORIGINAL: 64}
+        factors = {f"{which}_factor": [1.0 + step * i for i in range(pairs)]
+                   for which, step in (("short", 0.05), ("long", 0.5))}  # fmt: skip
+        rope = {**keys["rope_parameters"], **factors, **original}
+        own = {**own, **original, "rope_parameters": rope}
     return ModelConfig.from_hf({"model_type": model_type, **keys, **own})
 
 
@@ -91,7 +96,7 @@ IN_SHORT = {"qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox", "granite", "olmo2", 
 
 
 def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
-    assert set(REFUSED) == {"gpt_oss", "llama longrope", "phi3 longrope"}
+    assert set(REFUSED) == {"gpt_oss"}
     for name in REFUSED:
         config = configuration(name)
         with pytest.raises(ConfigError, match="reference"):
@@ -108,6 +113,15 @@ def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
 )
 def test_every_family(name: str) -> None:
     compare(configuration(name))
+
+
+def test_longrope_is_run_in_its_original_context() -> None:
+    """Whose angles short texts turn by: beyond it, the readable path goes on with the long ones."""
+    config = configuration("llama longrope")
+    compiled = CompiledModel(config, seeded_weights(config), "f32", threads=1, kv_cache_mb=4)
+    assert (config.max_seq_len, compiled.config.max_seq_len) == (128, 64)
+    with pytest.raises(ValueError, match="64 tokens"):
+        compiled.new_cache(65)
 
 
 # Two made-up models with nearly all parts between them, some of them in combinations that no family

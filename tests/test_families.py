@@ -12,8 +12,10 @@ from tests import families_readme
 from tests.families_folder import FAMILIES, config_keys
 from tests.golden.families import LENGTHS, kept, load_goldens, tokens, write_checkpoint
 from tests.llama_folders import small_config
+from tests.tiny import bytes_tokenizer
 from tinyllm import families
 from tinyllm.config import ModelConfig
+from tinyllm.decode import Session
 from tinyllm.errors import ConfigError
 from tinyllm.families.parts import Layer
 from tinyllm.families.tensors import Names, expected, source, split, take
@@ -103,6 +105,20 @@ def test_longrope_is_chosen_by_the_context() -> None:
     scaling = config.rope_scaling
     assert scaling is not None
     np.testing.assert_allclose(short / long, np.divide(scaling.long, scaling.short), rtol=1e-6)
+
+
+def test_longrope_turns_a_short_text_by_the_short_factors(tmp_path: Path) -> None:
+    """As the reference does, though the model's context is long; a longer prompt by the others."""
+    write_checkpoint("llama longrope", tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    assert config.plain_context == 32 < config.max_seq_len
+    model = Model(config, load_weights(tmp_path, config))
+    for n, capacity in ((10, 32), (32, config.max_seq_len), (40, config.max_seq_len)):
+        ids = np.random.default_rng(1).integers(3, 97, n).tolist()
+        session = Session(model, bytes_tokenizer(), ids)
+        assert session.cache.capacity == capacity
+        want = model.forward(ids, model.new_cache(capacity))[-1]
+        np.testing.assert_allclose(session.peek().logits, want, rtol=1e-5, atol=1e-5)
 
 
 def test_fused_tensors_are_taken_apart() -> None:

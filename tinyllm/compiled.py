@@ -51,7 +51,8 @@ class CompiledModel:
     """A `Runner` over compiled kernels.
 
     Args:
-        config: the model's shape; head_dim, dim and hidden_dim must be multiples of 32.
+        config: the model's shape; head_dim, dim and hidden_dim must be multiples of 32. A longrope
+            is run up to its original context, with the angles of short texts.
         weights: a checkpoint's tensors by their hub names, or the folder that holds them.
         dtype: the weights' format: "f32", "bf16", "q8" (8 bits), "q4" (4 bits) or "gguf" (a GGUF
             file's own blocks of several kinds); "q8a8" and "q4a8" have activations of 8 bits in
@@ -78,6 +79,7 @@ class CompiledModel:
     ) -> None:
         form = format_of(dtype)
         check_shape(config)
+        config = config.for_context(config.plain_context)  # longrope: one table of angles for all
         if not JIT:
             threads = 1  # the kernels are plain Python then
         self.config = config
@@ -286,9 +288,6 @@ def check_parts(config: ModelConfig) -> None:
     missing = [part for part in config.beyond_llama() if part in READABLE_ALONE]
     if config.qk_norm == "whole" and config.norm != "rms":
         missing.append("layer norms of whole queries and keys")
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.kind == "longrope":
-        missing.append("longrope")
     elsewhere = config.parallel != "no" or config.norm_after or not config.gated
     if config.experts is not None and elsewhere:
         missing.append("experts in another place than behind attention, or without a gate")

@@ -169,11 +169,23 @@ class ModelConfig:
             return self
         return replace(self, rope_theta=self.local_rope_theta, rope_scaling=self.local_rope_scaling)
 
+    @property
+    def plain_context(self) -> int:
+        """How long sequences may become with one table of angles, which short ones have, too.
+
+        That is all of the context, but for longrope, which turns by others beyond the original one.
+        """
+        scaling = self.rope_scaling
+        if scaling is None or scaling.kind != "longrope":
+            return self.max_seq_len
+        return min(self.max_seq_len, scaling.original_max_seq_len)
+
     def for_context(self, capacity: int) -> ModelConfig:
         """The same for sequences of at most `capacity` tokens.
 
         It differs where the rotary frequencies depend on how long a sequence may become (longrope):
-        they are chosen once, before the first token, since the cache keeps turned keys.
+        they are chosen once, before the first token, since the cache keeps turned keys. (The
+        reference computes them anew where a text grows beyond the original context.)
         """
         scaling = self.rope_scaling
         if scaling is None or scaling.kind != "longrope" or capacity >= self.max_seq_len:

@@ -44,7 +44,8 @@ class Session(LooksAlong):
         tokenizer: turns ids into text, and says which ids end a turn.
         prompt: token ids, at least one.
         params: how to sample; a seed makes it reproducible.
-        capacity: tokens that prompt and completion may take together (default: the context).
+        capacity: tokens that prompt and completion may take together (default: the context; with
+            longrope the original one, if the prompt fits it: its angles are other ones).
         readable: gives the readable model for replays; needn't be told when `runner` is that.
         hooks: those that are set while this session runs.
         broken: parts that are wrong in every forward of this session.
@@ -92,10 +93,10 @@ class Session(LooksAlong):
         self.image_positions, self.image_rows = image_positions, image_rows
         self.images = tuple(images)
         self.steps: list[Step] = []
-        limit = runner.config.max_seq_len
-        self.cache: Cache = cache or runner.new_cache(
-            limit if capacity is None else min(capacity, limit)
-        )
+        limit, plain = runner.config.max_seq_len, runner.config.plain_context
+        if capacity is None:
+            capacity = plain if len(prompt) < plain else limit
+        self.cache: Cache = cache or runner.new_cache(min(capacity, limit))
         self._sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
         self._forwards = Forwards(
             runner, tokenizer, len(self.prompt), readable, image_positions, image_rows
