@@ -47,7 +47,7 @@ def configuration(name: str) -> ModelConfig:
         own = {"hidden_size": 128}
     if "moe_intermediate_size" in keys:
         own = {**own, "moe_intermediate_size": 64}
-    if "longrope" in name:  # a factor a pair of the wider heads; the kernels do the original context
+    if "longrope" in name:  # a factor a pair of wider heads, and a longer original context
         pairs, original = (16 if model_type == "llama" else 12), {ORIGINAL: 64}
         factors = {f"{which}_factor": [1.0 + step * i for i in range(pairs)]
                    for which, step in (("short", 0.05), ("long", 0.5))}  # fmt: skip

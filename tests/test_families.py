@@ -109,7 +109,7 @@ def test_longrope_is_chosen_by_the_context() -> None:
 
 def test_longrope_turns_a_short_text_by_the_short_factors(tmp_path: Path) -> None:
     """As the reference does, though the model's context is long; a longer prompt by the others."""
-    write_checkpoint("llama longrope", tmp_path)
+    write_checkpoint(GOLDENS["llama longrope"], tmp_path)
     config = ModelConfig.from_folder(tmp_path)
     assert config.plain_context == 32 < config.max_seq_len
     model = Model(config, load_weights(tmp_path, config))

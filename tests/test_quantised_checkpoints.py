@@ -15,6 +15,7 @@ from tests.golden.families import load_goldens, values
 from tests.llama_folders import random_weights, small_config, write_raw_safetensors
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
+from tinyllm.model import Model
 from tinyllm.weights import E4M3, load_weights
 
 
@@ -33,7 +34,9 @@ def test_every_value_of_8_bits() -> None:
     assert np.nanmax(E4M3) == 448
 
 
-def write(folder: Path, tensors: dict[str, tuple[str, Any]]) -> None:
+def write(
+    folder: Path, tensors: dict[str, tuple[str, Any]], file: str = "model.safetensors"
+) -> None:
     header: dict[str, Any] = {}
     data = b""
     for name, (dtype, array) in tensors.items():
@@ -41,7 +44,7 @@ def write(folder: Path, tensors: dict[str, tuple[str, Any]]) -> None:
         header[name] = {"dtype": dtype, "shape": list(array.shape),
                         "data_offsets": [len(data), len(data) + len(raw)]}  # fmt: skip
         data += raw
-    write_raw_safetensors(folder / "model.safetensors", header, data)
+    write_raw_safetensors(folder / file, header, data)
 
 
 @pytest.mark.parametrize("scales", ["one", "rows", "blocks", "none"])
@@ -71,6 +74,40 @@ def test_fp8_times_its_scales(tmp_path: Path, scales: str) -> None:
         for j in range(80):
             at = {"one": (), "rows": (i, 0), "blocks": (i // 32, j // 32)}[scales]
             assert got[i, j] == np.float32(e4m3(int(codes[i, j]))) * scale[at]
+
+
+def test_fp8_in_shards(tmp_path: Path) -> None:
+    """Every matrix in fp8, its scales in another file than itself: the values of one whole file."""
+    raw = small_config(quantization_config={"quant_method": "fp8", "weight_block_size": [32, 32]})
+    config = ModelConfig.from_hf(raw)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    rng = np.random.default_rng(0)
+    shards: list[dict[str, tuple[str, Any]]] = [{}, {}]
+    plain = {}
+    for i, (name, array) in enumerate(random_weights(config).items()):
+        if "proj" not in name:
+            shards[i % 2][name] = ("F32", array)
+            plain[name] = array
+            continue
+        codes = rng.integers(0, 120, array.shape, np.uint8) | rng.choice([0, 128], array.shape)
+        scale = rng.uniform(1e-4, 1e-3, [-(-n // 32) for n in array.shape]).astype(np.float32)
+        shards[i % 2][name] = ("F8_E4M3", codes.astype(np.uint8))
+        shards[1 - i % 2][f"{name}_scale_inv"] = ("F32", scale)
+        wide = scale.repeat(32, 0).repeat(32, 1)[: array.shape[0], : array.shape[1]]
+        plain[name] = E4M3[codes] * wide
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for file, tensors in zip(files, shards, strict=True):
+        write(tmp_path, tensors, file)
+    places = {name: file for file, tensors in zip(files, shards, strict=True) for name in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    weights = load_weights(tmp_path, config)
+    assert weights.keys() == plain.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, plain[name], name)
+    with np.errstate(all="raise"):
+        model = Model(config, weights)
+        logits = model.forward([1, 2, 3], model.new_cache(3))
+    assert np.isfinite(logits).all()
 
 
 MAGNITUDES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

@@ -33,8 +33,8 @@ SCHEMA: dict[str, Any] = {
 
 def takes(schema: dict[str, Any], arguments: Any) -> bool:
     """Whether a call with these arguments is one that the grammar lets a model write."""
-    tool = Tool.model_validate({"type": "function", "function": {"name": "f",
-                                                                 "parameters": schema}})  # fmt: skip
+    function = {"name": "f", "parameters": schema}
+    tool = Tool.model_validate({"type": "function", "function": function})
     control = TOKENIZER.special_tokens
     text, grammar = (calls_grammar([tool], False, form=FUNCTION_GEMMA, control=known)
                      for known in (None, control))  # fmt: skip

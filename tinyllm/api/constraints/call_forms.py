@@ -174,8 +174,7 @@ KIMI = CallForm(
     last="<|tool_calls_section_end|>",
     marker="<|tool_calls_section_begin|>",
 )
-# FunctionGemma: Gemma 3 270M taught to call. The start of a result, which the template writes behind
-# the last call, ends the answer.
+# FunctionGemma, which is Gemma 3 270M taught to call.
 FUNCTION_GEMMA = CallForm(
     name="functiongemma",
     opening="<start_function_call>call:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tinyllm.api.constraints.call_forms import FORMS, CallForm
@@ -17,7 +18,7 @@ def form_of(tokenizer: Tokenizer) -> CallForm | None:
 
     The template is given such a turn, and each form is looked for in what comes out.
     """
-    function = {"name": _NAME, "arguments": _ARGUMENTS}
+    function = {"name": _NAME, "arguments": json.dumps(_ARGUMENTS)}  # as clients send it
     call = {"id": _ID, "type": "function", "function": function}
     question = {"role": "user", "content": "?"}
     result = {"role": "tool", "name": _NAME, "tool_call_id": _ID, "content": "!"}
@@ -32,7 +33,7 @@ def form_of(tokenizer: Tokenizer) -> CallForm | None:
     if "tool_calls" not in (tokenizer.chat_template or ""):
         return None
     for content in ({"content": ""}, {}):  # DeepSeek R1's distills know a call by having none
-        turn = {"role": "assistant", "tool_calls": [call], **content}
+        turn: dict[str, Any] = {"role": "assistant", "tool_calls": [call], **content}
         try:
             chat = [question, turn, result]
             text = tokenizer.render_chat(chat, tools=[tool], add_generation_prompt=False)
