@@ -15,8 +15,10 @@ from tests.golden.families import load_goldens, values
 from tests.llama_folders import random_weights, small_config, write_raw_safetensors
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
+from tinyllm.files.mxfp4 import as_five_bits, widen
+from tinyllm.kernels.formats import FORMATS
 from tinyllm.model import Model
-from tinyllm.weights import E4M3, load_weights
+from tinyllm.weights import E4M3, Checkpoint, load_weights
 
 
 def e4m3(code: int) -> float:
@@ -139,3 +141,24 @@ def test_mxfp4_of_gpt_oss(tmp_path: Path) -> None:
             value = MAGNITUDES[nibble & 7] * (-1 if nibble & 8 else 1)
             want = value * 2.0 ** (int(powers[3, row, i // 32]) - 127)
             assert (up if row % 2 else gate)[row // 2, i] == want
+
+    # The kernels' own format holds them as they are.
+    checkpoint = Checkpoint(tmp_path, config)
+    form = FORMATS["gguf"]
+    for name, want in (("gate", gate), ("up", up)):
+        carried = checkpoint.blocks(f"model.layers.2.mlp.experts.3.{name}_proj.weight")
+        assert carried is not None and carried.kind == "Q5_1"
+        np.testing.assert_array_equal(form.restore(*form.carry["Q5_1"](carried)), want)
+
+
+def test_mxfp4_beyond_float16_is_not_carried() -> None:
+    """Of all powers those are whose halves, and twelve of them, float16 holds without rounding."""
+    blocks = np.arange(16, dtype=np.uint8).reshape(1, 1, 16) * 17  # all sixteen values
+    for power in range(255):
+        powers = np.array([[power]], np.uint8)
+        carried = as_five_bits(blocks, powers)
+        assert (carried is not None) == (104 <= power <= 140)
+        if carried is not None:
+            form = FORMATS["gguf"]
+            got = form.restore(*form.carry["Q5_1"](carried))
+            np.testing.assert_array_equal(got, widen(blocks, powers))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tinyllm.config import ModelConfig, read_json_object
 from tinyllm.errors import ConfigError, WeightsError
 from tinyllm.families import BY_TYPE
 from tinyllm.families.tensors import EMBED, HEAD, Source, expected, plus_one, source, take
+from tinyllm.files import mxfp4
 from tinyllm.files.blocks import Blocks
 from tinyllm.files.gguf_weights import GGUFWeights, open_weights
 
@@ -62,6 +63,12 @@ class Stored:
         if self.dtype != "F32":
             raw = np.fromfile(self.path, np.uint8, self.raw.size, offset=self.start)
         return _to_float32(raw, self.dtype, self.shape, f"{self.path}: tensor {self.name}")
+
+    def one(self, i: int) -> Stored:
+        """The i-th of a stack, (n, …), as a tensor of its own."""
+        size = self.raw.size // self.shape[0]
+        raw = self.raw[i * size : (i + 1) * size]
+        return replace(self, shape=self.shape[1:], raw=raw, start=self.start + i * size)
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,19 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         return array
 
     def blocks(self, ours: str) -> Blocks | None:
-        """A matrix as a GGUF file's own integers and scales; None where it isn't stored as such."""
+        """A matrix as a GGUF file's own integers and scales; None where it isn't stored as such.
+
+        MXFP4 is: of the kinds that a GGUF file has, one holds it exactly.
+        """
         found = self._sources[ours]
-        stored = self._stored.get(self._present(found)[0])
+        name = self._present(found)[0]
+        stored = self._stored.get(name)
+        if stored is None and found.expert is not None:
+            own = mxfp4.as_five_bits(*self._mxfp4(name, found.expert))
+            taken = found.taken
+            if own is None or taken is None or taken.layout != "alternating columns":
+                return own
+            return own.rows(np.arange(taken.part, len(own.q), len(taken.fused)))
         by_rows = found.taken is None or "columns" not in found.taken.layout
         if not isinstance(stored, StoredInGGUF) or found.plus_one or not by_rows:
             return None
@@ -127,6 +144,11 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
             return blocks
         return blocks.rows(which)
 
+    def _mxfp4(self, name: str, expert: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """One expert's matrix in MXFP4: blocks (rows, G, 16), powers (rows, G)."""
+        blocks, powers = (self._stored[f"{name}_{end}"].one(expert) for end in ("blocks", "scales"))
+        return blocks.raw.reshape(blocks.shape), powers.raw.reshape(powers.shape)
+
     def _present(self, found: Source) -> list[str]:
         """Which of a tensor's names the checkpoint has."""
         return [n for n in found.names if n in self._stored or f"{n}_blocks" in self._stored]
@@ -135,16 +157,20 @@ class Checkpoint(Mapping[str, NDArray[np.float32]]):
         """One tensor of the checkpoint, widened with the scales that stand beside it."""
         stored = self._stored.get(name)
         if stored is None:
-            blocks, scales = self._stored[f"{name}_blocks"], self._stored[f"{name}_scales"]
-            return mxfp4(blocks, scales, found.expert)
-        array = stored.read()
+            n, rows, groups, _ = self._stored[f"{name}_blocks"].shape
+            if found.expert is not None:  # indexed by expert alone
+                matrix = mxfp4.widen(*self._mxfp4(name, found.expert)).T
+                return np.broadcast_to(matrix, (n, groups * 32, rows))
+            return np.stack([mxfp4.widen(*self._mxfp4(name, e)).T for e in range(n)])
         for suffix in ("_scale_inv", "_scale"):
             if f"{name}{suffix}" in self._stored:
-                return scaled(array, self._stored[f"{name}{suffix}"].read())
+                return scaled(stored.read(), self._stored[f"{name}{suffix}"].read())
         if stored.dtype.startswith("F8"):
             raise WeightsError(f"{stored.path}: tensor {name} is fp8, but {name}_scale_inv isn't "
                                "there; take the checkpoint in bf16")  # fmt: skip
-        return array
+        if found.expert is not None:  # of a layer's experts one is read, and not all for each
+            return np.broadcast_to(stored.one(found.expert).read(), stored.shape)
+        return stored.read()
 
     def _check(self, ignored: re.Pattern[str]) -> None:
         """Every tensor is there, of its shape, and none is left over."""
@@ -387,8 +413,6 @@ def _e4m3() -> NDArray[np.float32]:
 
 
 E4M3 = _e4m3()
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # MXFP4's magnitudes; bit 3 is the sign
-FP4 = np.concatenate([E2M1, -E2M1])
 
 
 def scaled(array: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -408,29 +432,3 @@ def scaled(array: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[n
                     : array.shape[1] if axis == 1 else None,
                 ]
     return array * scales
-
-
-def mxfp4(blocks: Stored, scales: Stored, expert: int | None) -> NDArray[np.float32]:
-    """MXFP4 weights: groups of 32 4-bit floats times a power of two.
-
-    Blocks are (experts, rows, groups, 16) bytes, the low nibble first; scales (experts, rows,
-    groups) bytes of exponent + 127. One expert alone is read.
-
-    Returns:
-        (experts, inputs, rows) float32 as gpt-oss stores plain weights; the others' stay zero.
-    """
-    n, rows, groups, _ = blocks.shape
-    chosen = range(n) if expert is None else [expert]
-    packed = blocks.raw.reshape(blocks.shape)
-    powers = scales.raw.reshape(scales.shape)
-    values = np.zeros((n, groups * 32, rows), np.float32) if expert is None else None
-    for e in chosen:
-        nibbles = np.stack([packed[e] & 15, packed[e] >> 4], axis=-1)  # (rows, groups, 16, 2)
-        floats = FP4[nibbles].reshape(rows, groups, 32)
-        wide = np.ldexp(floats, powers[e].astype(np.int32)[..., None] - 127)
-        matrix = wide.reshape(rows, -1).T.astype(np.float32)
-        if values is None:
-            return np.broadcast_to(matrix, (n, *matrix.shape))  # indexed by expert alone
-        values[e] = matrix
-    assert values is not None
-    return values
