@@ -7,6 +7,7 @@ of long tests, and all of them for one of their own (`.ci/run families`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.families_folder import FAMILIES, config_keys
 from tinyllm.compiled import CompiledModel, check_shape
 from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
-from tinyllm.families.parts import Layer, Temperature
+from tinyllm.families.parts import Experts, Layer, Temperature
 from tinyllm.families.tensors import expected
 from tinyllm.model import Model
 from tinyllm.runner import Segment
@@ -80,27 +81,34 @@ def compare(config: ModelConfig, dtype: str = "f32", tolerance: float = 2e-4) ->
         np.testing.assert_allclose(cache.keys(1), theirs.keys(1), rtol=1e-3, atol=1e-3)
 
 
-def is_refused(config: ModelConfig) -> bool:
-    """Whether a model has parts that the kernels lack."""
-    try:
-        check_shape(config)
-    except ConfigError:
-        return True
-    return False
-
-
-REFUSED = [name for name in FAMILIES if is_refused(configuration(name))]
 # Between them: biases, norms of q and k, windows, two rotary tables, layer norms, learned
 # positions, partial rotary, parallel blocks, multipliers, experts.
 IN_SHORT = {"qwen2", "qwen3", "gemma3", "gpt2", "gpt_neox", "granite", "olmo2", "qwen3_moe"}
 
 
-def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
-    assert set(REFUSED) == {"gpt_oss"}
-    for name in REFUSED:
-        config = configuration(name)
-        with pytest.raises(ConfigError, match="reference"):
-            CompiledModel(config, seeded_weights(config), "f32", threads=1, kv_cache_mb=4)
+def test_all_parts_of_all_families_are_there() -> None:
+    for name in FAMILIES:
+        check_shape(configuration(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("gemma3", {"images_see_ahead": True}, "images_see_ahead"),
+        ("qwen3", {"axes": (6, 5, 5)}, "axes"),
+        ("qwen3_moe", {"deep_rows": 2}, "deep_rows"),
+        ("qwen3_moe", {"norm_after": True}, "experts in another place"),
+        ("mixtral", {"parallel": "one norm"}, "experts in another place"),
+        ("mixtral", {"gated": False}, "without a gate"),
+        ("llama", {"hidden_dim": 40}, "hidden_dim is 40"),
+        ("mixtral", {"experts": Experts(4, 2, 40, "normalised")}, "expert's hidden_dim is 40"),
+    ],
+)
+def test_what_the_kernels_lack_is_refused_with_the_remedy(
+    name: str, changes: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{what}.*reference"):
+        check_shape(replace(configuration(name), **changes))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +116,6 @@ def test_what_the_kernels_lack_is_refused_with_the_remedy() -> None:
     [
         pytest.param(name, marks=pytest.mark.long if name in IN_SHORT else pytest.mark.families)
         for name in FAMILIES
-        if name not in REFUSED
     ],
 )
 def test_every_family(name: str) -> None:
@@ -150,11 +157,22 @@ def test_parts_together(name: str) -> None:
     compare(MADE_UP[name])
 
 
+# How near rounded weights allow, of the largest logit.
+NEAR = {"bf16": 0.15, "q8": 0.4, "q4": 1.5}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("dtype", ["bf16", "q8", "q4"])
+@pytest.mark.parametrize("dtype", NEAR)
 def test_parts_together_in_every_format(dtype: str) -> None:
     """Near what rounded weights allow; the same bits however a sequence is cut."""
-    compare(MADE_UP["normed twice"], dtype, {"bf16": 0.15, "q8": 0.4, "q4": 1.5}[dtype])
+    compare(MADE_UP["normed twice"], dtype, NEAR[dtype])
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("name", ["olmo2", "olmo3", "olmoe", "gpt_oss"])
+def test_queries_normed_whole_and_experts_in_every_format(name: str, dtype: str) -> None:
+    compare(configuration(name), dtype, NEAR[dtype])
 
 
 @pytest.mark.long

@@ -42,7 +42,7 @@ from tinyllm.kernels.threads import Team
 from tinyllm.runner import Segment, images_between, weights_fingerprint
 
 # Parts that the kernels don't do.
-READABLE_ALONE = {"act_alpha", "act_limit", "images_see_ahead", "axes", "deep_rows"}
+READABLE_ALONE = {"images_see_ahead", "axes", "deep_rows"}
 
 Array = NDArray[np.float32]
 
@@ -51,8 +51,8 @@ class CompiledModel:
     """A `Runner` over compiled kernels.
 
     Args:
-        config: the model's shape; head_dim, dim and hidden_dim must be multiples of 32. A longrope
-            is run up to its original context, with the angles of short texts.
+        config: the model's shape; head_dim, dim and hidden_dim, an expert's too, must be multiples
+            of 32. A longrope is run up to its original context, with the angles of short texts.
         weights: a checkpoint's tensors by their hub names, or the folder that holds them.
         dtype: the weights' format: "f32", "bf16", "q8" (8 bits), "q4" (4 bits) or "gguf" (a GGUF
             file's own blocks of several kinds); "q8a8" and "q4a8" have activations of 8 bits in

@@ -45,7 +45,7 @@ class FamilyParts(NamedTuple):
     sinks: Array | None  # (n_layers, n_heads)
     clip: float | None
     # MLP
-    act: Array | None  # (n_layers, 2): the activation is none of SwiGLU's; xIELU's two numbers
+    act: Array | None  # (n_layers, 2): the activation is none of SwiGLU's; its two numbers, if any
     kind: int  # which: see `activate`
     plain: Array | None  # (1,): there is no gate
     up_bias: Array | None  # (n_layers, rows of gate_up)
@@ -64,7 +64,8 @@ class FamilyParts(NamedTuple):
     logit_cap: float | None
 
 
-KINDS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "relu2": 3, "xielu": 4, "silu": 5}
+KINDS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "relu2": 3, "xielu": 4, "silu": 5, "clamped": 6}
+CLAMPED = KINDS["clamped"]
 # Parts that are tensors of the checkpoint, kept beside its matrices.
 TENSORS = ("positions", "qkv_bias", "q_norm", "k_norm", "q_whole", "k_whole", "q_norm_bias",
            "k_norm_bias", "sinks", "act", "up_bias", "out_bias", "down_bias", "attn_bias",
@@ -134,10 +135,12 @@ def make_parts(
         t = config.temperature
         grown = reference.temperature(np.arange(config.max_seq_len), t.beta, t.length)
         temperature = grown.astype(np.float32)
-    plain_act = config.activation == "silu" and config.gated
+    clamped = config.act_limit is not None
+    plain_act = config.activation == "silu" and config.gated and not clamped
     act = tensors.get("act")
     if act is None and not plain_act:
-        act = np.zeros((config.n_layers, 2), np.float32)
+        numbers = (config.act_alpha, config.act_limit) if clamped else (0, 0)
+        act = np.tile(np.array(numbers, np.float32), (config.n_layers, 1))
     of_files = {name: tensors.get(name) for name in TENSORS if name != "act"}
     return FamilyParts(
         turns=turns,
@@ -147,7 +150,7 @@ def make_parts(
         score_cap=config.score_cap,
         clip=config.qkv_clip,
         act=act,
-        kind=KINDS[config.activation],
+        kind=CLAMPED if clamped else KINDS[config.activation],
         plain=None if config.gated else mark,
         embedding_scale=None if config.embedding_scale == 1 else config.embedding_scale,
         one_norm=mark if config.parallel == "one norm" else None,
@@ -275,6 +278,17 @@ def gated_row(kind: int, act: Array, layer: int, pairs: Array, row: int, out: Ar
         for i in range(BLOCK):
             gate, up = pairs[row, 32 * half + i], pairs[row, 32 * half + BLOCK + i]
             out[BLOCK * half + i] = activate(kind, act, layer, gate) * up
+
+
+@part
+def clamped_row(act: Array, layer: int, pairs: Array, row: int, out: Array) -> None:
+    """gpt-oss's clamped SwiGLU of 32 values; act[layer] holds alpha and the limit."""
+    alpha, limit, one = act[layer, 0], act[layer, 1], np.float32(1.0)
+    for half in range(2):
+        for i in range(BLOCK):
+            gate, up = pairs[row, 32 * half + i], pairs[row, 32 * half + BLOCK + i]
+            gate, up = min(gate, limit), min(max(up, -limit), limit)
+            out[BLOCK * half + i] = gate / (one + exp(-alpha * gate)) * (up + one)
 
 
 @part

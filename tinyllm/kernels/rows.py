@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import embed, norm_row, put, swiglu
 from tinyllm.kernels.parts import (
+    CLAMPED,
     capped,
+    clamped_row,
     copy_row,
     gated_row,
     layer_norm_row,
@@ -61,7 +63,10 @@ def hidden_row(
     if act is None:
         swiglu(out, lane, row)
     elif plain is None:
-        gated_row(kind, act, layer, out, lane, row)
+        if kind == CLAMPED:
+            clamped_row(act, layer, out, lane, row)
+        else:
+            gated_row(kind, act, layer, out, lane, row)
     else:
         plain_row(kind, act, layer, out, lane, row)
 
