@@ -70,6 +70,11 @@ def n_blocks(w: Any) -> int:
     return int((w.kinds if type(w) is Mixture else w.values).shape[1])
 
 
+def n_matrices(w: Any) -> int:
+    """Matrices in a stack."""
+    return int((w.kinds if type(w) is Mixture else w.values).shape[0])
+
+
 @overload(n_blocks, inline="always")
 def _n_blocks(w):  # type: ignore[no-untyped-def]
     if w.instance_class is Mixture:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.build import uncached
-from tinyllm.kernels.dispatch import matmul, n_blocks
+from tinyllm.kernels.dispatch import matmul, n_blocks, n_matrices
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def time_operations(
 ) -> list[dict[str, Any]]:
     """Each matrix product of the model, for 1 row and for a tile of 8; best of `repeats`.
 
+    Experts' are those of all experts.
+
     Args:
         model: whose weights are used.
         bandwidth: bytes a second of the machine, all threads; shares are given of one thread's.
@@ -40,17 +42,22 @@ def time_operations(
     out = np.zeros((TILE, STEP * BLOCK), np.float32)
     scratch, arrays = model.scratch, model.arrays
     inputs = {
-        "qkv": scratch.normed,
-        "out": scratch.mixed,
-        "gate_up": scratch.normed,
-        "down": scratch.hidden,
-        "head": scratch.normed,
+        "qkv": (arrays.qkv, scratch.normed),
+        "out": (arrays.out, scratch.mixed),
+        "gate_up": (arrays.gate_up, scratch.normed),
+        "down": (arrays.down, scratch.hidden),
+        "head": (arrays.head, scratch.normed),
     }
+    if arrays.experts is not None:
+        own, at = arrays.experts, scratch.experts
+        inputs |= {"experts' gate_up": (own.gate_up, at.gathered),
+                   "experts' down": (own.down, at.hidden)}  # fmt: skip
     found = []
-    for name, rows in inputs.items():
-        w = getattr(arrays, name)
+    for name, (w, rows) in inputs.items():
+        if w is None:  # every layer has experts
+            continue
         nbytes = sum(array.nbytes for array in w)
-        n_layers = 1 if name == "head" else arrays.n_layers
+        n_layers = n_matrices(w)
         width = rows.values.shape[1] * GROUP
         for n in (1, TILE):
             all_layers(w, n_layers, rows, n, out)

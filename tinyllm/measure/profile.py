@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyllm.compiled import CompiledModel
+from tinyllm.kernels.dispatch import n_blocks, n_matrices
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, GROUP
 from tinyllm.kernels.timeline import Timeline, timed
@@ -34,7 +35,8 @@ class Work(NamedTuple):
 def work(model: CompiledModel, rows: int, behind: int) -> dict[str, Work]:
     """Operation → its work, for one call of `rows` tokens with `behind` tokens in the cache.
 
-    The logits are one row's. Each row attends to all before it and itself.
+    The logits are one row's. Each row attends to all before it and itself. Of experts the bytes are
+    those of as many as the rows can choose.
     """
     config, arrays = model.config, model.arrays
     products = FORMATS[model.dtype].products
@@ -48,11 +50,21 @@ def work(model: CompiledModel, rows: int, behind: int) -> dict[str, Work]:
     found = {}
     for name, width in widths.items():
         w = getattr(arrays, name)
-        n_layers, n_blocks = w.values.shape[:2]
-        nbytes = sum(array.nbytes for array in w)
-        inputs = -(-width // GROUP) * GROUP
-        n = 1 if name == "head" else rows
-        found[name] = Work(nbytes, 2 * products * n_layers * n_blocks * BLOCK * inputs * n)
+        if w is not None:
+            nbytes = sum(array.nbytes for array in w)
+            inputs = -(-width // GROUP) * GROUP
+            n = 1 if name == "head" else rows
+            outputs = n_matrices(w) * n_blocks(w) * BLOCK
+            found[name] = Work(nbytes, 2 * products * outputs * inputs * n)
+    if config.experts is not None:
+        n, k = config.experts.n, config.experts.k
+        inner = {"gate_up": config.dim, "down": config.experts.hidden_dim}
+        for name, width in inner.items():
+            w, plain = getattr(arrays.experts, name), found.get(name, Work(0, 0))
+            nbytes = sum(array.nbytes for array in w) * min(n, rows * k) // n
+            outputs = n_matrices(w) // n * n_blocks(w) * BLOCK
+            done = 2 * products * outputs * width * rows * k
+            found[name] = Work(plain.nbytes + nbytes, plain.operations + done)
     kv = (behind + rows) * model.pool.page_nbytes // model.pool.page_size
     seen = rows * behind + rows * (rows + 1) // 2
     width = config.n_heads * config.head_dim
