@@ -34,6 +34,9 @@ from tinyllm.files.gguf_config import hub_config, llama3_factors, shortest
 from tinyllm.files.gguf_families import LAYER
 from tinyllm.files.gguf_weights import GGUFWeights, half_split_order
 from tinyllm.kernels import mixture
+from tinyllm.kernels.formats import FORMATS
+from tinyllm.kernels.own_format import own_format
+from tinyllm.kernels.packed import pack
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import Checkpoint, load_weights
 
@@ -271,7 +274,11 @@ def test_biases_have_their_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(interleave(read[:, None], HEADS)[:, 0], bias)
 
 
-def test_stacked_experts(tmp_path: Path) -> None:
+WITH_EXPERTS: dict[str, object] = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+
+
+def with_experts() -> dict[str, NDArray[Any]]:
+    """The tiny model's tensors with four experts a layer."""
     weights = {n: w for n, w in tensors().items() if "ffn_" not in n or "norm" in n}
     rng = np.random.default_rng(1)
     for i in range(LAYERS):
@@ -280,8 +287,12 @@ def test_stacked_experts(tmp_path: Path) -> None:
             shape = (4, DIM, HIDDEN) if name == "down" else (4, HIDDEN, DIM)
             stack = rng.normal(size=shape).astype(np.float32)
             weights[f"blk.{i}.ffn_{name}_exps.weight"] = stack
-    change = {"llama.expert_count": 4, "llama.expert_used_count": 2}
-    source = write_gguf(tmp_path / "m.gguf", Kind.F32, change=change, weights=weights)
+    return weights
+
+
+def test_stacked_experts(tmp_path: Path) -> None:
+    weights = with_experts()
+    source = write_gguf(tmp_path / "m.gguf", Kind.F32, change=WITH_EXPERTS, weights=weights)
     with GGUF(source) as file:
         config, read = hub_config(file), GGUFWeights(file)
         assert config["model_type"] == "mixtral"
@@ -289,6 +300,32 @@ def test_stacked_experts(tmp_path: Path) -> None:
         name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
         assert read.shapes()[name] == (DIM, HIDDEN)
         np.testing.assert_array_equal(read.values(name), weights["blk.1.ffn_down_exps.weight"][3])
+
+
+def test_an_expert_keeps_the_files_own_numbers(tmp_path: Path) -> None:
+    """In the kernels' layout, each a matrix of its own; experts of another kind than the rest."""
+    kinds = {f"blk.{i}.ffn_{name}_exps": Kind.Q5_1 for i in range(LAYERS)
+             for name in ("gate", "up", "down")} | {f"blk.{i}.ffn_gate_inp": Kind.F32
+                                                    for i in range(LAYERS)}  # fmt: skip
+    convert(write_gguf(tmp_path / "m.gguf", Kind.Q8_0, change=WITH_EXPERTS, weights=with_experts(),
+                       by_prefix=kinds), tmp_path)  # fmt: skip
+    config = ModelConfig.from_folder(tmp_path)
+    assert own_format(tmp_path) == "gguf"
+    stored = Checkpoint(tmp_path, config)
+    packed = pack(config, stored, "gguf", stored)
+    form = FORMATS["gguf"]
+    names = [f"model.layers.{i}.mlp.experts.{e}" for i in range(LAYERS) for e in range(4)]
+    ends = np.append(packed["expert_down"].starts[1:, 0], packed["expert_down"].values.size)
+    for matrix, name in enumerate(names):
+        down = packed["expert_down"]
+        assert (down.kinds[matrix] == mixture.Q5).all()
+        starts = down.starts[matrix]
+        one = mixture.Mixture(down.values[0, starts[0] : ends[matrix]], down.kinds[matrix],
+                              starts - starts[0])  # fmt: skip
+        got = form.stands_for(one, DIM)
+        np.testing.assert_array_equal(got, stored[f"{name}.down_proj.weight"])
+    router = FORMATS["f32"].stands_for(type(packed["router"])(packed["router"].values[1]), 4)
+    np.testing.assert_array_equal(router, stored["model.layers.1.mlp.router.weight"])
 
 
 def test_a_tensor_without_a_place(tmp_path: Path) -> None:

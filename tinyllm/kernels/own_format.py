@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyllm.kernels.formats import FORMATS, Dtype
 from tinyllm.weights import index_folder
 
+MATRICES = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")  # the latter are Mixtral's
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -27,7 +28,7 @@ def own_format(folder: Path) -> Dtype:
     kinds = {
         tensor.dtype
         for name, tensor in stored.items()
-        if ".layers." in name and name.endswith("_proj.weight")
+        if ".layers." in name and name.endswith(MATRICES)
     }
     blocks = FORMATS["gguf"].carry.keys()
     tables = {tensor.dtype for name, tensor in stored.items() if name in TABLES} & blocks
