@@ -320,3 +320,21 @@ def test_what_is_kept_is_bounded_and_the_used_entries_stay() -> None:
     assert prefixes.find("a", ids(0))[1] == 1 and prefixes.find("a", ids(4))[1] == 1  # 1 to 3 went
     assert prefixes.evict() and prefixes.evict() and not prefixes.evict()
     assert runner.pool.free_pages == 8
+
+
+def test_what_runs_takes_from_what_may_be_kept_down_to_its_half() -> None:
+    runner = FakeRunner(n_pages=16, page_size=4)
+    prefixes = PrefixCache(PagedMemory(runner, runner.pool), share=0.5)  # type: ignore[arg-type]
+
+    def pages_used_after(first: int) -> int:
+        for i in range(first, first + 8):
+            prefixes.put("a", ids(i), filled(runner, ids(i)))  # a page
+        return 16 - runner.pool.free_pages
+
+    running = filled(runner, ids(*range(12)))  # three pages
+    assert pages_used_after(0) == 8 and len(prefixes) == 5
+    more = filled(runner, ids(*range(12)))  # six together
+    assert pages_used_after(10) == 6 + 4 and len(prefixes) == 4
+    running.free()
+    more.free()
+    assert pages_used_after(20) == 8

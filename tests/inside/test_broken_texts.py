@@ -54,7 +54,8 @@ def test_the_same_bits_cold_warm_and_behind_a_fork() -> None:
 
 
 def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
-    texts, runs = BrokenTexts(MODEL, max_tokens=300), []
+    room = 300 * MODEL.new_cache(1).token_nbytes
+    texts, runs = BrokenTexts(MODEL, max_bytes=room), []
     for first in range(5):
         tokens = [first, *TEXT]
         for _ in range(2):
@@ -65,5 +66,5 @@ def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
                 45,
                 lambda: runs.append(1),
             ):
-                assert texts._count() <= 300
+                assert texts._nbytes() <= room
     assert len(runs) == 5 * (1 + 6)  # the prompt and six tokens behind it, once a text

@@ -45,13 +45,14 @@ def test_the_rows_are_those_of_a_plain_prefill() -> None:
 
 
 def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
-    prefixes = Prefixes(MODEL, max_tokens=3 * PREFIX_BLOCK)
+    room = 3 * PREFIX_BLOCK
+    prefixes = Prefixes(MODEL, max_bytes=room * MODEL.new_cache(1).token_nbytes)
     computed = []
     for first in range(6):
         text = np.full(100, first, np.int32)
         for _ in range(2):
             with prefixes.before(Prompt(text), 100, lambda: computed.append(1)):
-                assert prefixes.n_tokens <= 3 * PREFIX_BLOCK
+                assert prefixes.n_tokens <= room
     assert len(computed) == 6 * 2  # two blocks a text, once
 
 

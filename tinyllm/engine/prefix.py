@@ -43,8 +43,9 @@ class PrefixCache:
     Args:
         memory: whose pages they hold.
         share: of all pages that may be kept at most (pages of several entries count for each;
-            the newest entry is kept whatever its size).
-            The rest is touched only when so much runs at once, and costs nothing until then.
+            the newest entry is kept whatever its size). What runs takes from it, down to its half:
+            the rest of all pages is touched only when so much runs at once, and costs nothing until
+            then.
     """
 
     def __init__(self, memory: CacheMemory, share: float = 0.5) -> None:
@@ -97,7 +98,7 @@ class PrefixCache:
         self._entries[self._next] = Entry(key, ids, self._memory.keep(cache))
         self._next += 1
         self._pages[key] = self._pages.get(key, 0) + self._n_pages(ids)
-        while sum(self._pages.values()) > self._max_pages and len(self._entries) > 1:
+        while self._too_many() and len(self._entries) > 1:
             self.evict()
 
     def evict(self) -> bool:
@@ -113,6 +114,11 @@ class PrefixCache:
         """Give up every entry."""
         while self.evict():
             pass
+
+    def _too_many(self) -> bool:
+        """Whether so much is kept, or runs beside half of that, that fresh memory would be next."""
+        kept, used = sum(self._pages.values()), self._memory.n_pages - self._memory.free_pages
+        return max(kept, min(used, 2 * kept)) > self._max_pages
 
     def _drop(self, entry: Entry) -> None:
         self._pages[entry.key] -= self._n_pages(entry.ids)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import Conditions, make_tap
-from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
+from tinyllm.inside.prefixes import KEPT_BYTES, PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.prompt import Prompt
@@ -30,12 +30,12 @@ class BrokenTexts:
 
     Args:
         model: the readable model.
-        max_tokens: of all texts together that are kept; the one in use is kept in any case.
+        max_bytes: of all caches together that are kept; the one in use is kept in any case.
     """
 
-    def __init__(self, model: Model, max_tokens: int = 4096) -> None:
+    def __init__(self, model: Model, max_bytes: int = KEPT_BYTES) -> None:
         self.model = model
-        self._max_tokens = max_tokens
+        self._max_bytes = max_bytes
         self._texts: OrderedDict[tuple[str, tuple[int, ...]], _Text] = OrderedDict()
 
     @contextmanager
@@ -82,13 +82,14 @@ class BrokenTexts:
                 run([token], text.cache)
             text.said = said
         self._texts[breakage.name, prompt] = text
-        while len(self._texts) > 1 and self._count() > self._max_tokens:
+        while len(self._texts) > 1 and self._nbytes() > self._max_bytes:
             self._texts.popitem(last=False)
         with text.cache.lent(length) as lent:
             yield lent
 
-    def _count(self) -> int:
-        return sum(text.cache.capacity for text in self._texts.values())
+    def _nbytes(self) -> int:
+        caches = (text.cache for text in self._texts.values())
+        return sum(cache.token_nbytes * cache.capacity for cache in caches)
 
     def _room(self, n_tokens: int) -> int:
         return min(n_tokens + PREFIX_BLOCK, self.model.config.max_seq_len)

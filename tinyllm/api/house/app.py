@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -27,6 +28,7 @@ from tinyllm.api.house.origins import Origins
 from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
+from tinyllm.api.house.spare_memory import keep_giving_back
 from tinyllm.api.prompt.fetch_image import ImageFetcher
 from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.served import ServedModel
@@ -53,9 +55,11 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await service.start()
+        giving_back = asyncio.create_task(keep_giving_back(lambda: service.bodies.n_read))
         try:
             yield
         finally:
+            giving_back.cancel()
             service.stop()
 
     images = images or ImageFetcher(settings.image_urls, settings.image_host)

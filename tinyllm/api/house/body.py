@@ -64,6 +64,7 @@ class BodyReader:
     def __init__(self, limits: BodyLimits, workers: Workers, most: int = MAX_BODIES) -> None:
         self._limits, self._workers = limits, workers
         self._budget = Budget(most)
+        self.n_read = 0  # bodies so far, whole or not
 
     async def read(self, request: Request, make: Callable[[dict[str, Any]], Read]) -> Read:
         """What `make` makes of the JSON object in the body.
@@ -73,6 +74,7 @@ class BodyReader:
         Raises ApiError 408, 413, 415, 503, or what `parse_object` and `make` raise; ClientGone.
         """
         check_content_type(request.headers.get("content-type"))
+        self.n_read += 1
         request.state.room = room = Room(self._budget, request.state.share)
         body = await _receive(request, self._limits, room)
         if len(body) > BIG_BODY:
