@@ -14,6 +14,7 @@ import json
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -25,6 +26,7 @@ CHAT = "/v1/chat/completions"
 MODEL, SEEING = "smollm2-135m-instruct", "smollm2-135m-vision"
 ADDRESS = "127.0.0.9"  # theirs, so that what is refused to them isn't refused to others
 PATIENCE = 120.0  # seconds until a client gives up waiting
+PICTURES = [(kind, side) for kind in ("PNG", "JPEG", "WEBP", "GIF") for side in (64, 3000)]
 Kind = Callable[[int, random.Random], Awaitable[int]]
 
 
@@ -223,12 +225,17 @@ async def floods_with_headers(port: int, rng: random.Random) -> int:
         return await answered(reader)
 
 
+@lru_cache
+def encoded(kind: str, side: int) -> bytes:
+    """A flat square. Kept: eight large ones take seconds, in which no other client would move."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (9, 9, 9)).save(file, kind)
+    return file.getvalue()
+
+
 def picture(rng: random.Random) -> bytes:
     """An image that is none, that is cut, or that is larger than it looks."""
-    file = io.BytesIO()
-    kind = rng.choice(("PNG", "JPEG", "WEBP", "GIF"))
-    Image.new("RGB", rng.choice(((64, 64), (3000, 3000))), (9, 9, 9)).save(file, kind)
-    data = file.getvalue()
+    data = encoded(*rng.choice(PICTURES))
     return rng.choice((data[: len(data) // 2], data[:20], b"\x89PNG\r\n\x1a\n" + data, b"no", data))
 
 

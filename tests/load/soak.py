@@ -155,6 +155,8 @@ async def soak(
     server: servers.Server, clients: int, seconds: float, seed: int, share: float = 0.2
 ) -> Tally:
     """Run it, and look at what is left behind."""
+    for kind, side in hostile.PICTURES:  # now: else /health would seem to wait for the encoders
+        hostile.encoded(kind, side)
     tally = Tally()
     begin = time.monotonic()
     end = begin + seconds
