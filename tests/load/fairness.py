@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import io
 import json
 import os
 import random
@@ -22,11 +24,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
+
 from tests.load import servers
 from tests.load.client import fetch
 from tests.load.workload import WORDS
 
-MODEL = "smollm2-135m-instruct"
+MODEL, SEEING = "smollm2-135m-instruct", "smollm2-135m-vision"
 CHAT = "/v1/chat/completions"
 NO_END = {"logit_bias": {"2": -100}}
 WARM = 5.0  # seconds of flood before the first look
@@ -53,14 +57,57 @@ def _look(rng: random.Random) -> tuple[str, dict[str, Any]]:
     return "/v1/look", {"model": MODEL, "tokens": tokens, "position": 299, "want": want}
 
 
+def _grammar(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A schema that nobody has asked for before."""
+    names = {
+        _words(rng, 3): {"type": "string", "pattern": f"^[a-z]{{{i + 1}}}.*$"} for i in range(20)
+    }
+    schema = {"type": "object", "properties": names, "required": list(names)}
+    named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return _chat(rng, 20, response_format=named)
+
+
+def _image(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A question about a picture that nobody has sent before."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (32, 32), rng.randbytes(3 * 32 * 32)).resize((600, 600)).save(
+        file, "PNG"
+    )
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    said = [{"role": "user", "content": parts}]
+    return CHAT, {"model": SEEING, "messages": said, "max_tokens": 100, **NO_END}
+
+
 KINDS: dict[str, Body] = {
     "chats": lambda rng: _chat(rng, 20),
     "long": lambda rng: _chat(rng, 2000),
+    "longest": lambda rng: _chat(rng, 7500),  # near the context's end
     "choices": lambda rng: _chat(rng, 20, n=8),
     "prompts": _prompts,
     "looks": _look,
     "traces": lambda rng: _chat(rng, 20, trace={"lens": 5, "candidates": 20}),
+    "grammars": _grammar,
+    "images": _image,
+    "replays": lambda rng: _chat(rng, 20, max_tokens=400),  # asked once, then replayed
 }
+
+
+async def _requests(port: int, kind: str, seed: int) -> list[tuple[str, str, bytes]]:
+    """Methods, addresses and bodies of a flood, made before: a busy client would measure itself."""
+    rng = random.Random(seed)
+    bodies = [(path, json.dumps(body).encode()) for path, body in
+              (KINDS[kind](rng) for _ in range(8 if kind == "replays" else 200))]  # fmt: skip
+    if kind != "replays":
+        return [("POST", path, body) for path, body in bodies]
+    answers = await asyncio.gather(
+        *(
+            fetch(port, "POST", path, body, 600, Authorization="Bearer flood")
+            for path, body in bodies
+        )
+    )
+    ids = [json.loads(answer)["id"] for _, _, answer in answers]
+    return [("GET", f"/v1/completions/{id}/replay", b"") for id in ids]
 
 
 async def first_token(port: int, rng: random.Random) -> tuple[int, float]:
@@ -73,21 +120,20 @@ async def first_token(port: int, rng: random.Random) -> tuple[int, float]:
 
 
 async def waits_beside(
-    port: int, clients: int, make: Body, count: int, seed: int
+    port: int, clients: int, kind: str, count: int, seed: int
 ) -> tuple[list[tuple[int, float]], Counter[int]]:
     """`count` first tokens beside so many clients of the other key; and what those were told."""
     told: Counter[int] = Counter()
     over = asyncio.Event()  # cancelling alone may come just when an answer does, and be lost
 
-    rng = random.Random(seed)
-    ready = [(path, json.dumps(body).encode()) for path, body in (make(rng) for _ in range(200))]
+    rng, ready = random.Random(seed), await _requests(port, kind, seed)
 
     async def flood(rng: random.Random) -> None:
         while not over.is_set():
-            path, data = rng.choice(ready)  # made before: a busy client would measure itself
+            method, path, body = rng.choice(ready)
             try:
                 status, _, _ = await fetch(
-                    port, "POST", path, data, 600, Authorization="Bearer flood"
+                    port, method, path, body, 600, Authorization="Bearer flood"
                 )
             except (OSError, asyncio.IncompleteReadError):
                 status = 0  # refused while it was still sending
@@ -109,9 +155,9 @@ async def waits_beside(
 async def measure(port: int, kinds: Sequence[str], clients: int, count: int) -> None:
     """Print a line a kind, each with a yardstick of its own, taken just before."""
     for seed, kind in enumerate(kinds):
-        ordinary, _ = await waits_beside(port, 15, KINDS["chats"], count, seed)
+        ordinary, _ = await waits_beside(port, 15, "chats", count, seed)
         await asyncio.sleep(1)
-        flooded, told = await waits_beside(port, clients, KINDS[kind], count, seed + 100)
+        flooded, told = await waits_beside(port, clients, kind, count, seed + 100)
         usual = statistics.median(s for _, s in ordinary)
         median = statistics.median(s for _, s in flooded)
         served = sum(status == 200 for status, _ in flooded)
@@ -135,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--count", type=int, default=60)
     args = parser.parse_args(argv)
-    options = ("--model", MODEL, "--api-key", "flood", "--api-key", "polite")
+    options = ("--model", MODEL, "--model", SEEING, "--api-key", "flood", "--api-key", "polite")
     with servers.tinyllm(*options) as server:
         asyncio.run(measure(server.port, args.kinds, args.clients, args.count))
 

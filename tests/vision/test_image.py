@@ -244,6 +244,13 @@ def test_the_limit_is_a_number_of_pixels() -> None:
     assert 8000 * 4000 < MAX_PIXELS < 100_000_000
 
 
+def test_a_webp_may_have_fewer_pixels_for_it_takes_more_memory() -> None:
+    sides = (4999).to_bytes(3, "little") + (5000).to_bytes(3, "little")  # each minus 1
+    data = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + sides
+    with pytest.raises(ImageError, match=r"5,000 × 5,001 is more than 25,000,000 pixels"):
+        decode_image(data)
+
+
 def test_a_text_chunk_that_unpacks_to_a_gigabyte() -> None:
     packed = zlib.compress(bytes(200_000_000), 9)
     data = encoded(RGB, "PNG")

@@ -23,7 +23,8 @@ from tinyllm.errors import ImageError
 ImageSource = str | os.PathLike[str] | bytes | NDArray[Any] | Image.Image
 
 THUMBNAIL: Final = 96  # pixels of the longer side
-MAX_PIXELS: Final = 40_000_000  # 160 MB while decoding; a phone's 12 or 24 megapixels pass
+MAX_PIXELS: Final = 40_000_000  # 12 bytes each while decoding; a phone's 12 or 24 megapixels pass
+MAX_WEBP_PIXELS: Final = 25_000_000  # libwebp takes 17 bytes each, for animations' sake
 
 # A progressive JPEG repeats its whole picture in scans, each a pass over every pixel. Encoders
 # write about ten; a file of ten thousand ten-byte scans would keep the decoder busy for hours.
@@ -61,6 +62,7 @@ def decode_image(
         raise ImageError("it is empty" if not data else "it is not a PNG, JPEG, WebP or GIF file")
     if kind == "WEBP":
         # Pillow's WebP reader allocates the canvas when it opens the file: measure it first.
+        max_pixels = min(max_pixels, MAX_WEBP_PIXELS)
         _check_size(*_webp_size(data), max_pixels)
     elif kind == "JPEG" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise ImageError(f"it is a JPEG of more than {MAX_JPEG_SCANS} scans")

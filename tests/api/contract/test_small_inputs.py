@@ -43,6 +43,32 @@ def test_no_arguments_are_an_empty_object(scripted: Live, prefix: str, arguments
     assert scripted.chat(prefix, {"messages": messages}).status_code == 200
 
 
+# JSON in a string of the body, which no count of the body's own values has seen.
+INNER = {
+    "half a surrogate pair": '{"a": "\\ud800"}',
+    "deeper than a parser goes": "[" * 100_000,
+    "deeper than a template goes": "[" * 900 + "]" * 900,
+    "not a number": '{"a": NaN}',
+    "infinite": '{"a": 1e999}',
+    "very many values": "[" + "[]," * 200_000 + "[]]",
+    "a long number": "1" * 10_000,
+}
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER.keys())
+def test_json_in_a_string_is_held_to_the_bodys_rules(
+    scripted: Live, prefix: str, inner: str
+) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": inner}}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    for body in ({"messages": messages}, {"guided_json": inner}):
+        response = scripted.chat(prefix, body)
+        assert response.status_code == (422 if prefix == S else 400)
+
+
 @pytest.mark.parametrize("more", [{"stop": "T"}, {"max_tokens": 0}])
 def test_log_probabilities_of_nothing_are_an_empty_list(
     scripted: Live, prefix: str, more: dict[str, Any]

@@ -194,7 +194,7 @@ class CallReader:
             try:
                 json.loads(value)
                 return value
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass
         return json.dumps(value, ensure_ascii=False)
 

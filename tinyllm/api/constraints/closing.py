@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nlargest
 from itertools import takewhile
 from operator import itemgetter
 from typing import Any
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from tinyllm.api.constraints.grammar import Grammar, Matcher
 from tinyllm.api.constraints.json_text import DIGITS, JsonText
 from tinyllm.api.constraints.least import openings
-from tinyllm.api.limits import MAX_FAILED, MAX_SEARCH, MAX_STEPS, MAX_TRIED
+from tinyllm.api.limits import MAX_COUNTED, MAX_FAILED, MAX_SEARCH, MAX_STEPS, MAX_TRIED
 
 MAX_DIGITS = 15  # of a number: what a double holds exactly
 MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
@@ -324,7 +325,8 @@ def margin_of(schemas: Iterable[Mapping[str, Any]], count: Callable[[str], int])
     """Tokens that may be needed to end what one token has begun; `count` counts a text's."""
     schemas = list(schemas)
     texts = {text for schema in schemas for text in openings(schema, schema)}
-    margin = BASE_MARGIN + max(map(count, texts), default=0)
+    longest = nlargest(MAX_COUNTED, texts, key=len)  # in letters; of those the one of most tokens
+    margin = BASE_MARGIN + max(map(count, longest), default=0)
     return margin if strings_are_free(schemas) else margin + STRING_MARGIN
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from tinyllm.api.contract.errors import invalid, quoted
 from tinyllm.api.contract.fields import WHOLE, Natural, Open, Positive, fail, read
 from tinyllm.api.contract.messages import AssistantMessage, Message, ToolMessage
 from tinyllm.api.contract.sampling import DEFAULT_MAX_TOKENS
+from tinyllm.api.contract.strict_json import parse_inner
 from tinyllm.api.contract.templated import TemplatedRequest
 from tinyllm.api.contract.tools import AllowedTools, NamedFunction, NamedTool, Tool, ToolChoice
 from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
@@ -116,8 +116,8 @@ class ChatRequest(TemplatedRequest):
                 for j, call in enumerate(message.tool_calls or ()):
                     place = ("messages", i, "tool_calls", j, "function", "arguments")
                     try:
-                        json.loads(call.function.arguments)
-                    except (ValueError, RecursionError):
+                        parse_inner(call.function.arguments)
+                    except ValueError:
                         raise fail("arguments must be JSON text", *place) from None
                     called.add(call.id)
             elif isinstance(message, ToolMessage) and message.tool_call_id not in called:

@@ -54,6 +54,23 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def parse_inner(text: str) -> Any:
+    """JSON that stands in a string of the body, held to the same rules.
+
+    Raises ValueError, with what is wrong.
+    """
+    if sum(map(text.count, (",", "[", "{"))) > MAX_MARKS:
+        raise ValueError(f"it holds more than {MAX_MARKS:,} commas and brackets")
+    try:
+        value = json.loads(text, parse_int=_integer)
+        check_values(value)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+    except ApiError as error:
+        raise ValueError(error.message) from None
+    return value
+
+
 def _integer(digits: str) -> int:
     """That integer, or one that is too large as well where converting it would take long."""
     return int(digits) if len(digits) <= MAX_INT_DIGITS + 1 else MAX_INT + 1

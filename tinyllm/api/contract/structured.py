@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tinyllm.api.contract.fields import fail
 from tinyllm.api.contract.sampling import SampledRequest
+from tinyllm.api.contract.strict_json import parse_inner
 from tinyllm.api.contract.tools import ResponseFormat
 
 # Other servers' ways to say what an answer must be, that aren't a schema.
@@ -64,7 +64,7 @@ class StructuredRequest(SampledRequest):
             raise fail("Give either response_format or its other names", "response_format")
         if isinstance(schema, str):
             try:
-                schema = json.loads(schema)
+                schema = parse_inner(schema)
             except ValueError:
                 raise fail("It must be a JSON Schema", given[0]) from None
         named = {"name": "guided", "schema": schema}
