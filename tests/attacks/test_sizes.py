@@ -40,6 +40,10 @@ def call(arguments: str) -> list[dict[str, Any]]:
     ]
 
 
+def pictured(url: str) -> dict[str, Any]:
+    return chat([{"type": "image_url", "image_url": {"url": url}}], model="smollm2-135m-vision")
+
+
 def deep(n: int) -> bytes:
     return b'{"a":' * n + b"1" + b"}" * n
 
@@ -70,6 +74,8 @@ BODIES: dict[str, tuple[str, Any]] = {
     "escapes": (CHAT, b'{"a": "' + b"\\u00e9" * 600_000 + b'"}'),
     "unknown keys": (CHAT, chat() | {f"k{i}": i for i in range(4_000)}),
     "an image that is text": (CHAT, chat([{"type": "text", "text": IMAGE + LONG * 20}])),
+    "an image with spaces": (CHAT, pictured(IMAGE + "A " * 6_900_000)),
+    "an image in escapes": (CHAT, pictured(IMAGE + "%41" * 4_600_000)),
     "ids beyond the context": ("/v1/completions", {"model": MODEL, "prompt": [1] * 100_000}),
     "2 MB to complete": ("/v1/completions", {"model": MODEL, "prompt": LONG * 2}),
 }  # fmt: skip

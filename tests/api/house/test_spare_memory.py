@@ -18,7 +18,7 @@ def test_what_a_thread_has_freed_goes_back_though_something_behind_it_stays() ->
 
     def work() -> None:  # 64 MB in pieces that the allocator doesn't map one by one
         pieces = [bytearray(b"x" * 64_000) for _ in range(1000)]
-        kept.append(bytearray(b"x" * 64_000))  # behind them, so that the arena can't just end earlier
+        kept.append(bytearray(b"x" * 64_000))  # at the arena's end, which stays
         pieces.clear()
 
     thread = threading.Thread(target=work)

@@ -117,7 +117,7 @@ class Api:
         model = service.model(asked.model)
         caller = Caller(request.receive, None, share)
         try:
-            pictures = await self._planner.pictures(asked.images, model, asked.model)
+            pictures = await self._planner.pictures(asked.images, model, asked.model, share)
             answer = service.looks.answer(asked, pictures, model, share)
             return json_response(await caller.while_here(answer))
         finally:
@@ -194,7 +194,9 @@ class Api:
         model = service.model(asked.model)
         n_ctx = model.engine.n_ctx
         if isinstance(asked, ChatRequest):
-            conversation = await self._planner.conversation(asked.messages, model, asked.model)
+            conversation = await self._planner.conversation(
+                asked.messages, model, asked.model, share
+            )
             conversation.check_size(truncated=False, n_ctx=n_ctx)
             workers = service.pools.for_conversation(bool(conversation.pictures))
             prompt = await workers.run(share, conversation.render, Layout())

@@ -89,7 +89,7 @@ class Planner:
         """
         ignored = self._ignored(request, model, unknown)
         request, dropped = relaxed(request)
-        conversation = await self.conversation(request.messages, model, request.model)
+        conversation = await self.conversation(request.messages, model, request.model, client.share)
         conversation.check_size(request.truncate_len(dialect) is not None, _n_ctx(model))
         call, first, words = await self._decide_on_calls(request, conversation, score)
         workers = self._pools.for_conversation(
@@ -117,7 +117,7 @@ class Planner:
         return replace(plan, relaxed=tuple(dropped), decided=decided)
 
     async def conversation(
-        self, messages: Sequence[Message], model: ServedModel, named: str
+        self, messages: Sequence[Message], model: ServedModel, named: str, share: str
     ) -> Conversation:
         """The messages with their images fetched; they are decoded when the prompt is made.
 
@@ -138,7 +138,7 @@ class Planner:
             raise bad_image(f"At most {MAX_IMAGES} images a request.", ("messages", i, "content"))
         places: list[Loc] = [("messages", i, "content", j, "image_url", "url")
                              for i, j, _ in wanted]  # fmt: skip
-        fetched = await self._fetched([url for _, _, url in wanted], places, model)
+        fetched = await self._fetched([url for _, _, url in wanted], places, model, share)
         pictures = [
             Picture(data, loc, (i, j))
             for data, loc, (i, j, _) in zip(fetched, places, wanted, strict=True)
@@ -146,14 +146,14 @@ class Planner:
         return Conversation(model, messages, pictures)
 
     async def pictures(
-        self, urls: Sequence[str] | None, model: ServedModel, named: str
+        self, urls: Sequence[str] | None, model: ServedModel, named: str, share: str
     ) -> list[Picture]:
         """The images that stand in token ids, fetched. ApiError 400."""
         if not urls:
             return []
         self._check_sees(model, named, ("images", 0))
         places: list[Loc] = [("images", i) for i in range(len(urls))]
-        fetched = await self._fetched(urls, places, model)
+        fetched = await self._fetched(urls, places, model, share)
         return [Picture(data, loc) for data, loc in zip(fetched, places, strict=True)]
 
     def _check_sees(self, model: ServedModel, named: str, loc: Loc) -> None:
@@ -163,11 +163,12 @@ class Planner:
             )
 
     async def _fetched(
-        self, urls: Sequence[str], places: Sequence[Loc], model: ServedModel
+        self, urls: Sequence[str], places: Sequence[Loc], model: ServedModel, share: str
     ) -> list[bytes]:
         """The bytes of images, and the part of the model that reads them ready."""
         found = [
-            await read_url(url, self._images, loc) for url, loc in zip(urls, places, strict=True)
+            await read_url(url, self._images, loc, self._pools.reading, share)
+            for url, loc in zip(urls, places, strict=True)
         ]
         if model.vision is not None:
             await model.vision.ready()
@@ -264,7 +265,7 @@ class Planner:
             together += n_tokens
         check_together(together)
         request, dropped = relaxed(request)
-        pictures = await self.pictures(request.images, model, request.model)
+        pictures = await self.pictures(request.images, model, request.model, client.share)
         workers = self._pools.for_conversation(bool(pictures), request.response_format is not None)
         plans = await workers.run(
             client.share,
