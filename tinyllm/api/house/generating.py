@@ -27,6 +27,7 @@ from tinyllm.api.contract.fields import SESSION_ID
 from tinyllm.api.contract.sampling import SampledRequest
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.shapes import Chunk, Shape, Writer
+from tinyllm.api.house.sliced import SlicedJson
 from tinyllm.api.limits import MAX_NAMES_HEADER
 from tinyllm.api.prompt.decide import Score
 from tinyllm.api.prompt.plan import Plan
@@ -90,7 +91,10 @@ class Generating:
         answer = _Answer(service, shape, run, caller, arrived, entry)
         if streamed:
             return _Streamed(answer.events(), _headers(plans[0]))
-        return json_response(await answer.whole(), headers=_headers(plans[0]))
+        plan, whole = plans[0], await answer.whole()
+        if plan.logprobs or plan.trace is not None:
+            return SlicedJson(whole, _headers(plan))
+        return json_response(whole, headers=_headers(plan))
 
     def _scorer(self, caller: Caller, key: str) -> Score:
         """What deciding on a tool asks the engine with."""
