@@ -9,7 +9,7 @@ from tests.fake_runner import FakeRunner
 from tinyllm.engine.job import Job, LiveChoice
 from tinyllm.engine.memory import PagedMemory, pages_for
 from tinyllm.engine.prefix import PrefixCache, common_prefix
-from tinyllm.engine.scheduler import OLDEST_EVERY, Pace, Prefill, Scheduler
+from tinyllm.engine.scheduler import OLDEST_EVERY, REMEMBERED, Pace, Prefill, Scheduler
 from tinyllm.engine.types import Prompt, Request
 from tinyllm.sampler import SamplingParams
 
@@ -124,6 +124,31 @@ def test_a_newcomers_step_is_not_filled_up_by_those_who_are_served() -> None:
     list(scheduler.admit())
     works = scheduler.plan(opener(runner))
     assert [w.job.order for w in works if isinstance(w, Prefill)] == [7, 6]
+
+
+def test_chunks_are_whole_for_one_share_and_short_among_several() -> None:
+    """Where nothing is decoded: far into a prompt 256 tokens would take seconds."""
+    scheduler = Scheduler(max_batch=5, n_pages=1000, prefill_chunk=256)
+    open_prompt = opener(FakeRunner())
+    long = job(0, 9000, key="flood")
+    scheduler.add(long)
+    list(scheduler.admit())
+
+    def chunks() -> list[int]:
+        return [w.n_tokens for w in scheduler.plan(open_prompt) if isinstance(w, Prefill)]
+
+    assert chunks() == [256]
+    scheduler.add(job(1, 30, key="polite"))
+    list(scheduler.admit())
+    assert chunks() == [30, Pace.SHARED - 30]
+    scheduler.remove(next(j for j in scheduler.running if j.order == 1))
+    assert chunks() == [Pace.SHARED]  # who was there may come again
+    assert long.prompt_cache is not None
+    long.prompt_cache.length = 7000  # type: ignore[misc]
+    assert chunks() == [int(Pace.SHARED / (1 + 7000 / Pace.FAR))]
+    for _ in range(REMEMBERED):
+        chunks()
+    assert chunks() == [256]
 
 
 def test_a_chunk_is_filled_from_several_prompts() -> None:

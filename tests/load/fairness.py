@@ -60,7 +60,7 @@ def _look(rng: random.Random) -> tuple[str, dict[str, Any]]:
 def _grammar(rng: random.Random) -> tuple[str, dict[str, Any]]:
     """A schema that nobody has asked for before."""
     names = {
-        _words(rng, 3): {"type": "string", "pattern": f"^[a-z]{{{i + 1}}}.*$"} for i in range(20)
+        _words(rng, 3): {"type": "string", "pattern": f"^[a-z]{{{i + 1}}}.*$"} for i in range(5)
     }
     schema = {"type": "object", "properties": names, "required": list(names)}
     named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}

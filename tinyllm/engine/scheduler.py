@@ -28,6 +28,7 @@ from tinyllm.engine.lookup import FULL, MOST_ROWS, PassTime, share_rows
 RESERVED_ROWS = 4  # one for so many of max_batch, beyond it
 RESERVED_PAGES = 8  # one of so many of the cache budget
 OLDEST_EVERY = 4  # steps: the oldest prompt's turn, whatever its length
+REMEMBERED = 600  # steps for which a share is expected to come again: about a minute
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Scheduler:
         self.running: list[Job] = []
         self._waiting: dict[str, deque[Job]] = {}  # by share; served longest ago first
         self._steps = 0
+        self._plans = 0
+        self._seen: dict[str, int] = {}  # share → the last plan in which something of it ran
 
     # -- admission ---------------------------------------------------------------------------
 
@@ -146,7 +149,8 @@ class Scheduler:
         decodes = [Decode(choice) for choice in choices]
         prompts = [job for job in self.running if not job.choices]
         decoding = Counter(choice.job.share for choice in choices)
-        budget = self.pace.prefill_tokens(len(decodes)) if prompts else 0
+        shared = self._is_shared()
+        budget = self.pace.prefill_tokens(len(decodes), 0, shared) if prompts else 0
         if budget:
             self._steps += 1
         prefills: list[Work] = []
@@ -166,7 +170,7 @@ class Scheduler:
             if job.prompt_cache is None and not open_prompt(job):
                 continue
             context = len(job.ids) - job.n_left
-            budget = min(budget, self.pace.prefill_tokens(len(decodes), context))
+            budget = min(budget, self.pace.prefill_tokens(len(decodes), context, shared))
             if taken < budget:
                 n_tokens = job.uncut(min(job.n_left, budget - taken))
                 taken += n_tokens
@@ -175,6 +179,15 @@ class Scheduler:
         if self._lookup and not prefills and 0 < len(decodes) < FULL:
             return self._with_guesses(choices)
         return [*decodes, *prefills]
+
+    def _is_shared(self) -> bool:
+        """Whether several shares ask: then one of them may come in the middle of a step."""
+        self._plans += 1
+        self._seen.update((job.share, self._plans) for job in self.running)
+        if len(self._seen) > 1:
+            oldest = self._plans - REMEMBERED
+            self._seen = {share: plan for share, plan in self._seen.items() if plan > oldest}
+        return len(self._seen) > 1
 
     def _with_guesses(self, choices: Sequence[LiveChoice]) -> list[Work]:
         """The choices' newest tokens, and as many guesses as should save time."""
@@ -210,11 +223,16 @@ class Pace:
     few tokens there are. The price is learnt from the steps that are run: quickly when it turns
     out higher, slowly when it turns out lower. Nothing but speed depends on the chunks, since the
     model gives the same bits whatever they are (and the tests compare them).
+
+    Where nothing is decoded a chunk is whole; but 256 tokens far into a context take seconds, and
+    whoever comes meanwhile waits for them. So among several shares a chunk costs as much as SHARED
+    tokens at a context's start.
     """
 
     STRETCH = 2.4  # what a mixed step should take, in usual steps; four are promised
     CHUNK = 2.0  # what a chunk costs by itself, in tokens
     FAR = 850.0  # tokens of context that double a token's price
+    SHARED = 64  # tokens: about a tenth of a second
     FIRST = 4  # tokens, as long as the price isn't known
     REFRESH = 32  # mixed steps, after which one goes without prefill to measure again
 
@@ -225,11 +243,16 @@ class Pace:
         self._mixed_steps = 0
         self._tried = 0  # the most tokens that a step has had
 
-    def prefill_tokens(self, n_decoding: int, context: int = 0) -> int:
-        """Tokens for the next step of a prompt with `context` before them, beside so many rows."""
+    def prefill_tokens(self, n_decoding: int, context: int = 0, shared: bool = False) -> int:
+        """Tokens for the next step of a prompt with `context` before them, beside so many rows.
+
+        `shared`: whether somebody else may come meanwhile.
+        """
         room = max(self.max_chunk - n_decoding, 1)  # all rows of a step fit one pass of the model
         if not n_decoding:
-            return room
+            return (
+                max(1, min(room, int(self.SHARED / (1 + context / self.FAR)))) if shared else room
+            )
         if n_decoding not in self._usual or self._mixed_steps >= self.REFRESH:
             return 0
         if self._price is None:
