@@ -13,6 +13,7 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 
 MAX_CONNECTIONS = 2048  # connections; fewer where the system gives us fewer descriptors
 BACKLOG = 2048  # connections that the system keeps until we accept them
+ACCEPTED_AT_ONCE = 8  # of those, before the ones without a place are closed: descriptors remain
 SPARE_DESCRIPTORS = 64  # descriptors that aren't for connections: files, images, the access log
 MAX_READ = 64 * KiB  # read from a connection at a time: in chunks of one byte 150 ms of work
 COSTLY_READ = 0.01  # seconds of the event loop for one read; an image's 64 KiB take some 50 µs

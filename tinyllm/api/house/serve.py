@@ -25,7 +25,7 @@ from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.sockets import AcceptTrouble, listen, most_connections, raise_file_limit
-from tinyllm.api.limits import COSTLY_READ, MAX_READ, REST_AFTER_READ
+from tinyllm.api.limits import ACCEPTED_AT_ONCE, BACKLOG, COSTLY_READ, MAX_READ, REST_AFTER_READ
 from tinyllm.api.prompt.defaults import told
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.errors import printable
@@ -63,6 +63,7 @@ def serve(
         proxy_headers=False,  # an address is whose share of the server it is: none may be claimed
         timeout_keep_alive=int(Clocks.idle),
         timeout_graceful_shutdown=5,
+        backlog=ACCEPTED_AT_ONCE,
     )
     server = Server(config, app.state.service)
     with contextlib.suppress(KeyboardInterrupt):
@@ -83,6 +84,10 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(AcceptTrouble())
         await super().startup(sockets)
+        # asyncio has one number for two things: how many connections it accepts in a row, which is
+        # to be few (out of descriptors it would accept none for a second), and how many may wait.
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
         self._announcement = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
