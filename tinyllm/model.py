@@ -131,7 +131,7 @@ class Model:
         x = w["model.embed_tokens.weight"][ids]  # (T, dim)
         x = scaled(x, cfg.embedding_scale)
         if image_positions is not None and image_rows is not None:
-            x[image_positions] = image_rows[:, : cfg.dim]
+            x[image_positions] = image_rows[:, : cfg.dim]  # what is behind that, others read below
         x = tap("hook_embed", x)
         if cfg.learned_positions:
             x = x + w["model.embed_positions.weight"][positions]
@@ -177,6 +177,8 @@ class Model:
         if cfg.parallel == "no":
             x = tap(f"{hook}.hook_resid_mid", x + attn_out)
 
+        # What the MLP reads: x behind a norm of its own; x itself where there are no norms before;
+        # or, with one norm for both, what attention read.
         if cfg.norm_before and cfg.parallel != "one norm":
             normed = self.norm(f"{block}.post_attention_layernorm", x)
             normed = tap(f"{hook}.ln2.hook_normalized", normed)
@@ -334,7 +336,7 @@ class Model:
         if cfg.temperature is not None:
             grown = ops.temperature(positions, cfg.temperature.beta, cfg.temperature.length)
         tables = {"none": Rotation(None, None, grown, seen=seen)}
-        if cfg.learned_positions:
+        if cfg.learned_positions:  # they were added to the embeddings; no layer turns
             return {**tables, "global": tables["none"]}
         kinds = {cfg.layer(i).rotary for i in range(cfg.n_layers)} - {"none"}
         for kind in kinds:
