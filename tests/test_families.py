@@ -84,6 +84,33 @@ def test_mistral_has_a_window_unless_it_is_null() -> None:
     assert ModelConfig.from_hf(keys_of("mistral", sliding_window=None)).layer(0) == Layer(None)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "olmo3"])
+def test_what_the_reference_passes_over_by_kind_of_layer_is_refused(name: str) -> None:
+    """It reads an old `type` in rope_scaling as "default", and no `truncate` that is nested."""
+    with pytest.raises(ConfigError, match=r"type is 'linear'.*rope_type alone"):
+        ModelConfig.from_hf(keys_of(name, rope_scaling={"type": "linear", "factor": 2.0}))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    nested = {"full_attention": {**yarn, "truncate": False}}
+    with pytest.raises(ConfigError, match="truncate is False"):
+        ModelConfig.from_hf(keys_of(name, rope_parameters=nested))
+
+
+def test_a_share_of_a_head_that_a_family_does_not_have_is_refused() -> None:
+    """The reference turns a Llama's heads whole, whatever the file says."""
+    for keys in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"partial_rotary_factor is 0\.5"):
+            ModelConfig.from_hf(small_config(**keys))
+    whole = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    assert ModelConfig.from_hf(small_config(rope_parameters=whole)).rotary_dim is None
+
+
+def test_two_families_of_one_house_have_their_own_rotary_bases() -> None:
+    """Where the file has none."""
+    for name, theta in (("cohere", 500_000.0), ("cohere2", 10_000.0)):
+        assert ModelConfig.from_hf(keys_of(name)).rope_theta == theta
+
+
 def test_qwen_has_a_window_only_where_it_is_switched_on() -> None:
     keys = keys_of("qwen2", sliding_window=4, max_window_layers=2)
     assert ModelConfig.from_hf(keys).layers == ()

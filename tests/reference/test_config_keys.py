@@ -205,6 +205,10 @@ def with_ropes(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     head_dim = whole.get("head_dim") or (whole.get("hidden_size") or whole["n_embd"]) // heads
     share = (whole.get("rope_parameters") or {}).get("partial_rotary_factor") or 1
     default = {"rope_type": "default", "rope_theta": 1e4}
+    yield "no rope_parameters", old
+    yield "rope_parameters null", {**whole, "rope_parameters": None}
+    yield "rope_theta alone", {**old, "rope_theta": 333.0}
+    yield "rope_theta and null", {**old, "rope_theta": 333.0, "rope_scaling": None}
     for turning in {head_dim, int(head_dim * share)}:
         for rope in ropes(turning):
             shown = {k: v for k, v in rope.items() if not isinstance(v, list)}

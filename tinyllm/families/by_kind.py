@@ -31,9 +31,14 @@ def rotary_by_kind(
     scaling = keys.any("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
         raise ConfigError(f"rope_scaling must be an object, not {scaling!r}")
+    if "type" in scaling and "rope_type" not in scaling:
+        raise ConfigError(
+            f"rope_scaling: type is {scaling['type']!r}; of this family the reference reads "
+            "rope_type alone, and would pass over it: give it that name"
+        )
     whole |= scaling
-    wide = table(whole, head_dim, full, None, max_len)
-    local = table(_kind(both, "sliding_attention"), head_dim, sliding, None, max_len)
+    wide = _table(whole, head_dim, full, max_len)
+    local = _table(_kind(both, "sliding_attention"), head_dim, sliding, max_len)
     return wide | {
         "local_rope_theta": local["rope_theta"], "local_rope_scaling": local["rope_scaling"],
     }  # fmt: skip
@@ -44,3 +49,12 @@ def _kind(both: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"rope_parameters: {kind} must be an object, not {value!r}")
     return value
+
+
+def _table(rope: Mapping[str, Any], head_dim: int, theta: float, max_len: int) -> dict[str, Any]:
+    if rope.get("truncate") is False:
+        raise ConfigError(
+            "rope_parameters: truncate is False, which the reference passes over where parameters "
+            "are nested by kind of layer; take it out"
+        )
+    return table(rope, head_dim, theta, None, max_len)

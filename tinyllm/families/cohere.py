@@ -9,13 +9,13 @@ from tinyllm.families.family import Family, Fields, biases, decoder
 from tinyllm.families.keys import Keys
 
 
-def common(keys: Keys) -> Fields:
-    """What Command R and Command R7B share."""
+def common(keys: Keys, theta: float) -> Fields:
+    """What Command R and Command R7B share; theta: the rotary base where the file has none."""
     keys.must_be("use_parallel_block", True)
     keys.must_be("use_parallel_embedding", True, False)
     keys.pass_over("use_embedding_sharing", "use_gated_activation", "rotary_pct",
                    "position_embedding_type")  # fmt: skip
-    return decoder(keys, eps="layer_norm_eps", theta=500_000.0) | {
+    return decoder(keys, eps="layer_norm_eps", theta=theta) | {
         "norm": "layer",
         "parallel": "one norm",
         "rope_pairs": "neighbours",
@@ -27,7 +27,7 @@ def common(keys: Keys) -> Fields:
 def read(keys: Keys) -> Fields:
     """With or without norms of q and k, every head its own."""
     normed = keys.get("use_qk_norm", bool, False)
-    return common(keys) | {"qk_norm": "every head its own" if normed else "no"}
+    return common(keys, 500_000.0) | {"qk_norm": "every head its own" if normed else "no"}
 
 
 DEFAULTS = {"max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,

@@ -6,13 +6,14 @@ from tinyllm.errors import ConfigError
 from tinyllm.families.cohere import DEFAULTS, common
 from tinyllm.families.family import Family, Fields, layers_of
 from tinyllm.families.keys import Keys
+from tinyllm.families.rotary import DEFAULT_THETA
 
 
 def read(keys: Keys) -> Fields:
     """Command R's keys and the layers' kinds."""
     keys.must_be("use_qk_norm", False)
     keys.pass_over("cache_implementation", "order_of_interleaved_layers", "layer_switch")
-    fields = common(keys)
+    fields = common(keys, DEFAULT_THETA)
     window, every = keys.optional("sliding_window", int), keys.get("sliding_window_pattern", int, 4)
     if every < 1:
         raise ConfigError(f"sliding_window_pattern must be at least 1, not {every}")
