@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +47,7 @@ class Bytes(TokenTexts):
 
     vocab_size = 257
     eos_ids = (EOS,)
+    special_tokens: Mapping[str, int] = MappingProxyType({"<end>": EOS})
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         return list(text.encode())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -48,10 +51,11 @@ def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:
     room = 3 * PREFIX_BLOCK
     prefixes = Prefixes(MODEL, max_bytes=room * MODEL.new_cache(1).token_nbytes)
     computed = []
+    length = 2 * PREFIX_BLOCK - 10
     for first in range(6):
-        text = np.full(100, first, np.int32)
+        text = np.full(length, first, np.int32)
         for _ in range(2):
-            with prefixes.before(Prompt(text), 100, lambda: computed.append(1)):
+            with prefixes.before(Prompt(text), length, lambda: computed.append(1)):
                 assert prefixes.n_tokens <= room
     assert len(computed) == 6 * 2  # two blocks a text, once
 
@@ -60,7 +64,83 @@ def test_a_text_that_grows_takes_its_cache_along() -> None:
     prefixes = Prefixes(MODEL)
     for length in range(1, 300, 7):
         rows(prefixes, TEXT, length)
-    assert prefixes.n_tokens == 5 * PREFIX_BLOCK
+    assert prefixes.n_tokens == -(-300 // PREFIX_BLOCK) * PREFIX_BLOCK
+
+
+def test_what_comes_behind_is_known_to_the_blocks_end() -> None:
+    prefixes, computed = Prefixes(MODEL), []
+    for length in range(3 * PREFIX_BLOCK):
+        with prefixes.before(Prompt(TEXT), length, lambda: computed.append(1)):
+            pass
+    assert len(computed) == 3
+
+
+def test_threads_share_what_is_computed_and_get_the_same_bits() -> None:
+    n, lengths = PREFIX_BLOCK, [5, 70, 130, 131, 200, 64, 90, 199]
+    texts = [TEXT, np.concatenate([TEXT[: 2 * n + 3], TEXT[::-1]])[: len(TEXT)], TEXT[::-1].copy()]
+    asked = [(text, length) for length in lengths for text in texts]
+    expected = [rows(Prefixes(MODEL), text, length) for text, length in asked]
+    prefixes = Prefixes(MODEL, max_bytes=12 * n * MODEL.new_cache(1).token_nbytes)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = pool.map(lambda one: rows(prefixes, *one), asked)
+            for got, right in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(np.stack(got), np.stack(right))
+        rows(prefixes, TEXT, 5)
+    assert prefixes.n_tokens <= 12 * n
+
+
+CONTROL = 250
+
+
+def conversation(first: int, rest: int, n: int = 150) -> NDArray[np.int32]:
+    """A first message of so many tokens, and something else behind it."""
+    text = np.random.default_rng(rest).integers(0, 200, n).astype(np.int32)
+    text[:first] = TEXT[:first] % 200
+    text[first] = CONTROL
+    return text
+
+
+@pytest.mark.parametrize("first", [3, 15, 16, 20, PREFIX_BLOCK - 1, PREFIX_BLOCK, 50])
+def test_a_first_message_is_computed_once_for_all_conversations(first: int) -> None:
+    prefixes, computed = Prefixes(MODEL, [CONTROL]), []
+    length = 2 * PREFIX_BLOCK - 1
+    for rest in range(4):
+        text = Prompt(conversation(first, rest))
+        with prefixes.before(text, length, lambda: computed.append(1)):
+            pass
+    alone = 16 <= first < PREFIX_BLOCK  # it is a block by itself
+    each = 1 + -(-(length - (first if alone else PREFIX_BLOCK)) // PREFIX_BLOCK)
+    shared = alone or first >= PREFIX_BLOCK
+    assert len(computed) == each + 3 * (each - shared)
+
+
+@pytest.mark.parametrize("first", [15, 16, 20, 39, 50])
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 20, 21, 39, 40, 60, 61, 100, 149])
+def test_the_same_bits_wherever_the_first_message_ends(first: int, length: int) -> None:
+    text = conversation(first, 1)
+    cold = rows(Prefixes(MODEL, [CONTROL]), text[: length + 1], length)
+    warm = Prefixes(MODEL, [CONTROL])
+    for other in (text[:12], text[:25], conversation(first, 2), conversation(18, 1), text):
+        rows(warm, other, min(len(other) - 1, 90))
+    for a, b in zip(cold, rows(warm, text, length), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_two_threads_with_one_text_compute_it_once() -> None:
+    prefixes, computed, both = Prefixes(MODEL), [], threading.Barrier(2)
+
+    def ask(length: int) -> None:
+        both.wait()
+        with prefixes.before(Prompt(TEXT), length, lambda: computed.append(1)):
+            pass
+
+    threads = [threading.Thread(target=ask, args=(3 * PREFIX_BLOCK - i,)) for i in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(computed) == 3
 
 
 def test_the_row_behind_is_put_back() -> None:

@@ -41,12 +41,13 @@ def test_a_forward_has_one_thread_and_leaves_the_users_number() -> None:
 
 
 def test_blocks_in_one_another_and_in_several_threads() -> None:
-    """Whoever comes while one is at work changes nothing, and the user's number comes back."""
+    """The number stays as it is until the last one is over; then the user's own comes back."""
     before = threads()
-    go_on, done = threading.Event(), threading.Event()
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
     def other() -> None:
         with few_threads():
+            inside.set()
             go_on.wait()
         done.set()
 
@@ -54,7 +55,8 @@ def test_blocks_in_one_another_and_in_several_threads() -> None:
     with few_threads(), few_threads():
         assert threads() == {1}
         worker.start()
-    assert threads() == before  # though the other block isn't over yet
+        inside.wait()
+    assert threads() == {1}  # the other block isn't over yet
     go_on.set()
     worker.join()
     assert done.is_set() and threads() == before

@@ -74,7 +74,7 @@ class Student:
         for i in range(LOOKS):
             position = self.n_prompt + i * (len(self.ids) - self.n_prompt) // LOOKS
             body = {
-                "model": model, "tokens": self.ids[: position + 1], "position": position,
+                "model": model, "tokens": self.ids[: position + 41], "position": position,
                 "n_prompt": self.n_prompt, "want": WANTS[i % len(WANTS)],
             }  # fmt: skip
             start = time.perf_counter()
@@ -111,6 +111,10 @@ async def lesson(address: str, n: int) -> None:
         ("a look, first half", waits[0]), ("a look, second half", waits[1]),
     ]:  # fmt: skip
         print(f"{name:32} p50 {p50:6.3f} s   p95 {p95:6.3f} s   p99 {p99:6.3f} s")
+    for half in (first, second):  # the first looks into a conversation compute its text
+        turns = zip(*(one.looks for one in half), strict=True)
+        medians = [percentiles(waits)[0] for waits in turns]
+        print("a look's median, turn by turn:", *(f"{median:.1f}" for median in medians))
     faults = [fault for one in students for fault in one.failed]
     print(f"{len(faults)} failed of {n * (LOOKS + 1)}: {sorted(set(faults))}")
 

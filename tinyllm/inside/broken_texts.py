@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tinyllm.inside.breakage import Breakage
 from tinyllm.inside.hooks import Conditions, make_tap
-from tinyllm.inside.prefixes import KEPT_BYTES, PREFIX_BLOCK, common_prefix, prompt_keys
+from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.prompt import Prompt
@@ -33,7 +33,7 @@ class BrokenTexts:
         max_bytes: of all caches together that are kept; the one in use is kept in any case.
     """
 
-    def __init__(self, model: Model, max_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, model: Model, max_bytes: int = 96 << 20) -> None:
         self.model = model
         self._max_bytes = max_bytes
         self._texts: OrderedDict[tuple[str, tuple[int, ...]], _Text] = OrderedDict()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,8 +60,8 @@ def look(step: Step, want: Want) -> dict[str, Any]:
         ValueError: an index out of range, or more numbers than a look may hold.
     """
     record = record_step(step, candidates=want.candidates, stages=want.candidates > 0)
+    record = replace(record, sampling=None)  # the caller has said it
     out: dict[str, Any] = {key: value for key, value in asdict(record).items() if value is not None}
-    out.pop("sampling", None)  # the caller has said it
     if want.logits:
         out["logits"] = logits_in_short(step.logits)
     if want.drawn:
@@ -69,7 +69,7 @@ def look(step: Step, want: Want) -> dict[str, Any]:
     if want.attention is not None:
         out["attention"] = _attention(step, *want.attention)
     if want.lens:
-        out["lens"] = [asdict(row) for row in record_lens(step.logit_lens(want.lens))]
+        out["lens"] = [vars(row) for row in record_lens(step.logit_lens(want.lens))]
     if want.activations:
         out["activations"] = _activations(step, want.activations)
     if want.timing:

@@ -2,17 +2,21 @@
 
 A look must be a pure function of token ids: the same bits, whether the text was looked at before,
 in whole or in part, or never. But a matrix product's last bits hang on how many rows it has, and
-with them on where a text happened to be cut. So texts are taken in whole blocks of the same size,
-always cut at the same places; the last block is filled up with a repeated token, which no earlier
-token can see. Whatever two texts have in common is then the same to the bit, and is computed once.
+with them on where a text happened to be cut. So texts are taken in blocks of the same size, and
+their own tokens say where. A block goes on with what comes next in the text, and is filled up with
+a repeated token where nothing does: no earlier token can see either. Whatever two texts have in
+common is then the same to the bit, and is computed once.
+
+The first block ends where the first message does, if that is short: it is the system prompt, which
+a class of conversations has in common.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,41 +26,56 @@ from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 
-PREFIX_BLOCK = 64  # tokens; what a text costs at most beyond its own length
-KEPT_BYTES = 96 << 20  # of caches: 2,180 tokens of SmolLM2-135M, 440 of Qwen3-0.6B
+PREFIX_BLOCK = 40  # tokens; what a text costs at most beyond its own length
+FIRST_MESSAGE = 16  # tokens that it has at least, to be a block by itself
+# Of caches: 6,500 tokens of SmolLM2-135M, so that thirty conversations of 200 tokens stay together;
+# 1,300 of Qwen3-0.6B.
+KEPT_BYTES = 288 << 20
 
 Keys = NDArray[np.int64]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Text:
-    keys: Keys  # (T,) what each position was computed from
-    cache: KVCache  # whole blocks; at least T positions
+    """One text's cache, for the thread that holds its lock.
+
+    Any thread may read `keys`: while the lock is taken, they say what the cache is going to hold.
+    """
+
+    keys: Keys  # (T,) what each position is computed from
+    cache: KVCache  # whole blocks
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Prefixes:
-    """Caches of a readable model's texts, least recently used out first. For one thread.
+    """Caches of a readable model's texts, least recently used out first; for several threads.
+
+    Different texts are computed at the same time; who asks for one that is in use waits for it.
 
     Args:
         model: the readable model.
-        max_bytes: of all caches together that are kept; the one in use is kept in any case.
+        control: the ids of control tokens, of which some end a message.
+        max_bytes: of all caches together that are kept; the newest is kept in any case.
     """
 
-    def __init__(self, model: Model, max_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, model: Model, control: Collection[int] = (), max_bytes: int = KEPT_BYTES
+    ) -> None:
         self.model = model
+        self._control = np.array(sorted(control), np.int64)
         self._max_bytes = max_bytes
-        self._texts: OrderedDict[int, _Text] = OrderedDict()
-        self._count = 0
+        self._texts: list[_Text] = []  # least recently used first
+        self._listed = threading.Lock()  # guards the list
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are kept."""
-        return sum(text.cache.length for text in self._texts.values())
+        """Tokens that the kept caches have room for."""
+        return sum(text.cache.capacity for text in self._texts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the caches that are kept."""
-        return sum(text.cache.nbytes for text in self._texts.values())
+        return sum(text.cache.token_nbytes * text.cache.capacity for text in self._texts)
 
     @contextmanager
     def before(
@@ -65,7 +84,8 @@ class Prefixes:
         """A cache of a text's first `length` tokens, with room for one more, inside the block.
 
         Args:
-            prompt: the text, images' rows included.
+            prompt: the text, images' rows included. What comes behind `length` is computed with it
+                as far as the block goes, which costs nothing, and is there when it's asked for.
             length: from 0 to the context's length - 1.
             go_on: called before each block that has to be computed; may raise to give up.
 
@@ -73,53 +93,102 @@ class Prefixes:
             ValueError: a token id outside the vocabulary.
             CacheFull: the text is longer than the context.
         """
-        limit = self.model.config.max_seq_len
+        config = self.model.config
+        limit = config.max_seq_len
         if length >= limit:
             raise CacheFull(f"the context holds {limit} tokens; position {length + 1} is beyond it")
-        cache = self._filled(prompt, length, go_on)
-        with cache.lent(length) as lent:
-            yield lent
+        first = self._first_cut(prompt.tokens)
+        end = min(block_of(length, first) + PREFIX_BLOCK, limit)
+        prompt = prompt.first(length if config.images_see_ahead else end)
+        text = self._taken(prompt_keys(prompt), first, end)
+        try:
+            self._fill(text, prompt, length, first, end, go_on)
+            self._let_go()
+            with text.cache.lent(length) as lent:
+                yield lent
+        finally:
+            text.lock.release()
 
-    def _filled(self, prompt: Prompt, length: int, go_on: Callable[[], None]) -> KVCache:
-        """A kept cache whose first `length` positions are the text's, and that holds one more."""
-        keys = prompt_keys(prompt)
-        name, common = None, 0
-        for candidate, text in self._texts.items():
-            shared = common_prefix(text.keys, keys)
-            if shared > common:
-                name, common = candidate, shared
-        if name is not None:
-            self._texts.move_to_end(name)
-            found = self._texts[name]
-            if common >= length and found.cache.length > length:
-                return found.cache
-        common = min(common, length)
-        start = common // PREFIX_BLOCK * PREFIX_BLOCK
-        end = min((length // PREFIX_BLOCK + 1) * PREFIX_BLOCK, self.model.config.max_seq_len)
-        if name is None:
-            cache = self.model.new_cache(end)
-        else:
-            grown = common == len(self._texts[name].keys)  # then nobody needs the shorter one
-            source = self._texts.pop(name) if grown else self._texts[name]
-            cache = source.cache.fork(start, capacity=end)
-        for block in range(start, length, PREFIX_BLOCK):
-            go_on()
-            self._fill_block(cache, prompt, length, block, min(block + PREFIX_BLOCK, end))
-        cache.advance(end - cache.length)  # the place of the one more
-        self._count += 1
-        self._texts[self._count] = _Text(keys[:length], cache)
-        while len(self._texts) > 1 and self.nbytes > self._max_bytes:
-            self._texts.popitem(last=False)
-        return cache
+    def _first_cut(self, tokens: NDArray[np.int32]) -> int:
+        """Where the first block ends."""
+        here = np.isin(tokens[FIRST_MESSAGE:PREFIX_BLOCK], self._control)
+        return FIRST_MESSAGE + int(here.argmax()) if here.any() else PREFIX_BLOCK
 
-    def _fill_block(
-        self, cache: KVCache, prompt: Prompt, length: int, start: int, end: int
-    ) -> None:
-        tokens = prompt.tokens[start : min(end, length)]
-        filled = np.zeros(end - start, np.int64)  # token 0 behind the text's end
+    def _taken(self, keys: Keys, first: int, end: int) -> _Text:
+        """A text that begins like these keys, or as a part of them; its lock is taken."""
+        with self._listed:
+            shared = [common_prefix(text.keys, keys) for text in self._texts]
+            if not block_of(max(shared, default=0), first):
+                return self._added(_Text(keys, self.model.new_cache(end)))
+            source = self._texts.pop(int(np.argmax(shared)))
+            self._texts.append(source)
+        source.lock.acquire()
+        common = common_prefix(source.keys, keys)
+        if common == min(len(source.keys), len(keys)):  # one is how the other begins
+            return source
+        start = block_of(min(common, source.cache.length), first)
+        try:
+            fork = source.cache.fork(start, capacity=end)
+        finally:
+            source.lock.release()
+        with self._listed:
+            return self._added(_Text(keys, fork))
+
+    def _added(self, text: _Text) -> _Text:
+        """A new text in the list, its lock taken."""
+        text.lock.acquire()
+        self._texts.append(text)
+        return text
+
+    def _let_go(self) -> None:
+        """Forget the oldest texts where there are too many; who uses one still has it."""
+        with self._listed:
+            while len(self._texts) > 1 and self.nbytes > self._max_bytes:
+                del self._texts[0]
+
+    def _fill(
+        self, text: _Text, prompt: Prompt, length: int, first: int, end: int,
+        go_on: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Compute what a text lacks for `length` positions and one more; its lock is taken."""
+        stop = length  # the end of the last block that it needs
+        if length > block_of(length, first):
+            stop = first if length < first else end
+        keys = prompt_keys(prompt)[:stop]
+        known = min(common_prefix(text.keys, keys), text.cache.length)
+        if known >= length and text.cache.length > length:
+            return
+        start = block_of(known, first)
+        cache = text.cache
+        if (cache.length, cache.capacity) != (start, end):
+            cache = cache.fork(start, capacity=end)
+        text.keys, text.cache = keys, cache
+        try:
+            while cache.length < stop:
+                go_on()
+                self._fill_block(cache, prompt, stop if cache.length else min(stop, first))
+            cache.advance(end - cache.length)  # the one more may stand at a block's beginning
+        except BaseException:
+            text.keys = keys[: cache.length]  # who gives up leaves what is done
+            raise
+
+    def _fill_block(self, cache: KVCache, prompt: Prompt, stop: int) -> None:
+        """The next block, of which what stands at `stop` and behind is none of the text's."""
+        start = cache.length
+        rows = min(PREFIX_BLOCK, cache.capacity - start)
+        tokens = prompt.tokens[start : min(start + rows, stop)]
+        filled = np.zeros(rows, np.int64)  # token 0 behind the text's end
         filled[: len(tokens)] = tokens
-        where, rows = prompt.images_between(start, start + len(tokens))
-        self.model.forward(filled, cache, logits="none", image_positions=where, image_rows=rows)
+        where, images = prompt.images_between(start, start + len(tokens))
+        self.model.forward(filled, cache, logits="none", image_positions=where, image_rows=images)
+        cache.truncate(min(start + rows, stop))
+
+
+def block_of(position: int, first: int) -> int:
+    """Where the block begins in which a position stands; the first one ends at `first`."""
+    if position < first:
+        return 0
+    return first + (position - first) // PREFIX_BLOCK * PREFIX_BLOCK
 
 
 def prompt_keys(prompt: Prompt) -> Keys:

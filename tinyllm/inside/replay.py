@@ -362,9 +362,9 @@ def _timing(
 ) -> Timing:
     seconds: dict[str, float] = {}
     by_layer = np.zeros(config.n_layers)
-    before = start
+    before, points = start, points_by_name(config)
     for name, now in stamps:
-        point = points_by_name(config)[name]
+        point = points[name]
         operation = point.kind.operation
         seconds[operation] = seconds.get(operation, 0.0) + now - before
         if point.layer is not None:

@@ -22,12 +22,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
 THREADS = 1
 
-_taken = threading.Lock()  # by the one block that has set the limit: it is the process's
+_lock = threading.Lock()  # the limit is the process's: guards what follows
+_blocks = 0  # that compute now
+_limited: Any = None  # what the first of them set, and gives back what held before
 
 
 @lru_cache(maxsize=1)
@@ -40,15 +43,28 @@ def _controller() -> ThreadpoolController:
 def few_threads() -> Iterator[None]:
     """In the block, and as a decorator, BLAS computes with THREADS threads.
 
-    The first block sets the limit, and gives back what held before when it ends. Those that begin
-    meanwhile, inside of it or in another thread, find it set and leave it alone; so it is always
-    the same thread that sets and gives back, which is what threadpoolctl wants.
+    The first block sets the limit, and the last one that ends gives back what held before: a sum's
+    last bits may hang on the number of threads, so it must not change while any block computes.
     """
-    if not _taken.acquire(blocking=False):
-        yield
-        return
+    global _blocks, _limited
+    with _lock:
+        _blocks += 1
+        if _blocks == 1:
+            _limited = _controller().limit(limits=THREADS)
     try:
-        with _controller().limit(limits=THREADS):
-            yield
+        yield
     finally:
-        _taken.release()
+        with _lock:
+            _blocks -= 1
+            if not _blocks:
+                _let_any_thread_set()
+                _limited.restore_original_limits()
+                _let_any_thread_set()
+
+
+def _let_any_thread_set() -> None:
+    """threadpoolctl leaves a limit to the thread that set it, but another one may end last."""
+    for library in _controller().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)  # OpenBLAS has it
+        if clear is not None:
+            clear(force=True)

@@ -1,21 +1,22 @@
-"""Looks at tokens: one at a time for the whole app, and callers take turns.
+"""Looks at tokens: a few at once for the whole app, and callers take turns.
 
-The readable model works on one thread of a low priority, so that streams keep their pace.
+Each is computed by the readable model on one thread. These threads have the priority of those that
+decode: below it, beside many streams, they would get a tenth of a core, and a class would wait for
+tens of seconds; as it is, streams go on at half their pace at worst.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from tinyllm.api.answer.tracing import lower_priority
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.look import LookImage, LookNumber, LookRequest
-from tinyllm.api.limits import MAX_LOOK_ROWS
+from tinyllm.api.limits import LOOKS_AT_ONCE, MAX_LOOK_ROWS
 from tinyllm.api.prompt.chat import Picture, around_pictures
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import Workers
@@ -34,6 +35,7 @@ from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 from tinyllm.step import Step
+from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.seen import nearest_words
 
 
@@ -44,9 +46,12 @@ class Gone(Exception):
 class Texts:
     """One readable model's texts that were looked at, whole and broken."""
 
-    def __init__(self, model: Model) -> None:
-        self.whole, self.broken = Prefixes(model), BrokenTexts(model)
+    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+        self.whole = Prefixes(model, tokenizer.special_tokens.values())
+        self.broken = BrokenTexts(model)
+        self._breaking = threading.Lock()
 
+    @contextmanager
     def before(
         self,
         text: Prompt,
@@ -54,19 +59,26 @@ class Texts:
         length: int,
         breakage: Breakage | None,
         go_on: Callable[[], None],
-    ) -> AbstractContextManager[KVCache]:
+    ) -> Iterator[KVCache]:
         """A cache of the first `length` tokens, with room for one more, inside a `with` block."""
-        if breakage is not None:
-            return self.broken.before(breakage, text, n_prompt, length, go_on)
-        return self.whole.before(text, length, go_on)
+        if breakage is None:
+            with self.whole.before(text, length, go_on) as cache:
+                yield cache
+        else:
+            with (
+                self._breaking,
+                self.broken.before(breakage, text, n_prompt, length, go_on) as cache,
+            ):
+                yield cache
 
 
 class Looks:
-    """Where looks are made, for one app: one at a time, callers in turn."""
+    """Where looks are made, for one app: callers in turn."""
 
     def __init__(self) -> None:
-        self._workers = Workers("look", 1, initializer=lower_priority)
+        self._workers = Workers("look", LOOKS_AT_ONCE)
         self._texts: dict[Model, Texts] = {}
+        self._loading = threading.Lock()
 
     def close(self) -> None:
         """Take no more looks; from any thread."""
@@ -89,11 +101,12 @@ class Looks:
         served: ServedModel,
         over: threading.Event,
     ) -> dict[str, Any]:
-        """The look itself, on the thread."""
+        """The look itself, on one of the threads."""
         if served.readable is None:
             raise ApiError(400, f"{served.id} can't be looked into.", code="not_supported")
-        model = served.readable()
-        texts = self._texts.setdefault(model, Texts(model))
+        with self._loading:
+            model = served.readable()
+            texts = self._texts.setdefault(model, Texts(model, served.tokenizer))
         limit, position = model.config.max_seq_len, asked.position
         if position >= limit:
             raise invalid(f"The context holds {limit} tokens.", "position")
@@ -209,8 +222,14 @@ def _image(
     ids, likeness = nearest_words(shown, model.weights["model.embed_tokens.weight"])
     lengths = np.linalg.norm(shown, axis=1)
     word = served.tokenizer.token_text
+    out: dict[str, Any] = {}
+    if wanted.values:
+        out["values"] = packed(shown.astype(np.float32))
+    if wanted.places:
+        out["positions"] = packed(positions.astype(np.int32))
+        out["places"] = packed(np.array(seen.places, np.float32))
     return {
-        **({"values": packed(shown.astype(np.float32))} if wanted.values else {}),
+        **out,
         "index": wanted.index, "start": span.start, "stop": span.stop,
         "squares": seen.squares, "side": seen.side,
         "caption": seen.caption,

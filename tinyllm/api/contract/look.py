@@ -56,6 +56,11 @@ class LookNumber(Open):
 class LookImage(Open):
     index: Natural = Field(0, description="Which of `images`")
     values: bool | None = Field(None, description="With the rows' own numbers, in float32")
+    places: bool | None = Field(
+        None,
+        description="With each row's position in the prompt, and the part of the image that it "
+        "stands for: left, top, right, bottom as shares of it",
+    )
     start: Natural = Field(
         0, description=f"The first row that is told of; {MAX_LOOK_ROWS} at most are"
     )

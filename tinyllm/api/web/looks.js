@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { state, world } from "./store.js";
 
 const KEPT = 120;
+const BEHIND = 40; // tokens that are sent along: they change nothing here, and are then known to the server
 /** @type {Map<string, Promise<any>>} */
 const kept = new Map();
 
@@ -28,6 +29,8 @@ export function lookAt(want, signal, at = world(), position = state.selected) {
   const name = JSON.stringify({ ...body, images: images.map((one) => numberOf(one.url)) });
   let found = kept.get(name);
   if (!found) {
+    const next = at.images.find((one) => one.start >= end)?.start ?? at.ids.length;
+    body.tokens = at.ids.slice(0, Math.min(end + BEHIND, next));
     found = api.look(body, signal);
     kept.set(name, found);
     found.catch(() => kept.delete(name));
