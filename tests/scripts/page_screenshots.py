@@ -131,8 +131,20 @@ def forked(browser: Browser, address: str, said: list[str]) -> Page:
     page = view("why")(browser, address, said)
     page.fill("[aria-label='Any text to force here']", " Lyon")
     page.click("text=Force")
+    expect(page.locator(".strip-name")).to_have_count(2, timeout=PATIENCE)
     settled(page)
+    page.click("[data-view=worlds]")
+    expect(page.locator(".beside section")).to_have_count(2, timeout=PATIENCE)
     return settled(page)
+
+
+def attended(browser: Browser, address: str, said: list[str]) -> Page:
+    page = image(browser, address, said)
+    select(page, "red")
+    page.click("[data-view=attention]")
+    settled(page)
+    page.locator(".looked-at").scroll_into_view_if_needed()
+    return page
 
 
 def lesson(browser: Browser, address: str, said: list[str]) -> Page:
@@ -179,6 +191,7 @@ PICTURES: dict[str, Callable[[Browser, str, list[str]], Page]] = {
     "worlds": forked,
     "broken": broken,
     "image": image,
+    "attended": attended,
     "lesson": lesson,
     "narrow": view("why", width=360, height=740),
     "dark": view("attention", dark=True),

@@ -11,13 +11,14 @@ import axe_playwright_python
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 import tinyllm.api.house.web
 from tests.api.support import Live, live, scripted_model
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.fetch.progress import progress
+from tinyllm.inside.look import packed
 from tinyllm.inside.reopen import draws_of, prompt_of
 from tinyllm.inside.trace_file import load_trace, rows_of
 from tinyllm.vision.image import read_image
@@ -294,6 +295,49 @@ def test_a_conversation_with_images_is_seen_looked_into_and_forked(
     page.goto(page.evaluate("location.href"))
     page.reload()
     expect(page.locator("#strip .picture")).to_have_count(2)
+
+
+def attend_to_an_image(page: Page) -> Locator:
+    """The attention view behind an image: what it shows of the image."""
+    use(page, "seeing")
+    page.evaluate(PASTE)
+    expect(page.locator("#pictures img")).to_have_count(1)
+    talk(page)
+    page.locator("#strip .tile:not(.prompt)").nth(2).click()
+    page.click("[data-view=attention]")
+    expect(page.locator("#view[aria-busy=false] .arcs")).to_be_visible()
+    expect(page.locator(".arcs text", has_text="▦")).to_have_count(1)  # all of its rows as one
+    return page.locator("#view .looked-at")
+
+
+@pytest.mark.long
+def test_words_that_stand_for_an_image_are_named(page: Page) -> None:
+    shown = attend_to_an_image(page)
+    expect(shown).to_contain_text("this model is handed words. Most went to")
+    expect(shown.locator(".lit")).to_have_count(0)
+
+
+@pytest.mark.long
+def test_an_image_is_lit_where_a_head_looked(page: Page) -> None:
+    asked = []
+
+    def in_quarters(route: Route) -> None:
+        """Rows as of a model that is handed patches: each stands for a quarter of the image."""
+        answer = route.fetch()
+        told = answer.json()
+        if "places" in told.get("image", {}):
+            n = told["image"]["n_rows"]
+            quarters = [[x, y, x + 0.5, y + 0.5] for y in (0, 0.5) for x in (0, 0.5)]
+            told["image"]["places"] = packed(np.array([quarters[i % 4] for i in range(n)], "f4"))
+            asked.append(told["image"])
+        route.fulfill(response=answer, json=told)
+
+    page.route("**/v1/look", in_quarters)
+    shown = attend_to_an_image(page)
+    expect(shown.locator(".lit")).to_have_count(4)
+    expect(shown).not_to_contain_text("handed words")
+    lit = [float(part.get_attribute("opacity") or 0) for part in shown.locator(".lit").all()]
+    assert max(lit) == 0.8 and min(lit) > 0 and len(asked[0]["rows"]) > 4
 
 
 @pytest.mark.long

@@ -30,5 +30,10 @@ export function visible(text) {
 export function percent(p) {
   if (p === 0) return "0";
   if (p >= 0.0995) return `${(100 * p).toFixed(1)} %`;
-  return p >= 0.0005 ? `${(100 * p).toFixed(2)} %` : `${(100 * p).toExponential(0)} %`;
+  if (p >= 0.0005) return `${(100 * p).toFixed(2)} %`;
+  return p >= 5e-6 ? `${(100 * p).toPrecision(1)} %` : "< 0.0005 %";
 }
+
+/** A table's head. @param {string[]} titles @param {string[]} [numbers] those that stand over numbers */
+export const heading = (titles, numbers = []) => h("thead", {}, h("tr", {},
+  ...titles.map((title) => h("th", { scope: "col", class: numbers.includes(title) && "number" }, title))));

@@ -4,6 +4,7 @@ import { unpack } from "../api.js";
 import { h, percent, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { imageAt, state, world } from "../store.js";
+import { rectangle } from "./image.js";
 
 export const name = "Where it looked";
 let layer = 12;
@@ -18,12 +19,15 @@ export async function draw(place) {
   const { shape: [nHeads, n], values } = unpack(look.attention.weights);
   head = Math.min(head, nHeads - 1);
   const weights = values.slice(head * n, (head + 1) * n);
+  const images = world().images.filter((one) => one.stop <= n);
   const slider = h("input", { type: "range", min: 0, max: state.inside.n_layers - 1, value: layer, "aria-label": "Layer",
     onchange: (e) => { layer = Number(e.target.value); redraw(place); } });
   place.replaceChildren(
     h("p", { class: "note" }, provenance(look)),
     h("label", { class: "row" }, "layer", slider, h("b", {}, String(layer)), ` head ${head}`),
     h("div", { class: "arcs", tabindex: "0", role: "img", "aria-label": told(weights) }, arcs(weights)),
+    further(weights),
+    h("div", { class: "seen" }, ...await Promise.all(images.map((image, i) => overImage(image, i, weights, images.length)))),
     h("div", { class: "heads" }, ...Array.from({ length: nHeads }, (_, i) => small(values.slice(i * n, (i + 1) * n), i, place))),
     h("h2", {}, "What it owed to each part"),
     h("p", { class: "note" }, "A pattern says where a head looked, not whether it mattered. Taking each part out in turn does."),
@@ -34,27 +38,68 @@ function redraw(place) {
   draw(place).catch((error) => place.replaceChildren(h("p", { class: "note" }, error.message)));
 }
 
-/** A token's text; an image's rows have none. */
-const shown = (i) => (imageAt(world(), i) ? "▦" : visible(world().pieces[i].text));
-
-function told(weights) {
-  const best = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 3);
-  return "Attention, most to: " + best.map((i) => `${shown(i)} ${percent(weights[i])}`).join(", ");
+/** What arcs go to: tokens, and images, each with all of its rows. */
+function ends(weights) {
+  const found = [];
+  for (let i = 0; i < weights.length; i++) {
+    const image = imageAt(world(), i);
+    if (image && found.at(-1)?.image === image) found.at(-1).weight += weights[i];
+    else found.push({ image, weight: weights[i], text: image ? "▦" : visible(world().pieces[i].text) });
+  }
+  return found;
 }
 
+function told(weights) {
+  const best = ends(weights).sort((a, b) => b.weight - a.weight).slice(0, 3);
+  return "Attention, most to: " + best.map(({ image, text, weight }) => `${image ? "the image" : text} ${percent(weight)}`).join(", ");
+}
+
+/** Arcs from the newest token to those before it, and to images however far back they are. */
 function arcs(weights) {
-  const from = Math.max(0, weights.length - SEEN);
-  const n = weights.length - from;
-  const svg = h("svg", { viewBox: `0 0 ${n * WIDTH + 20} 150`, "--wide": `${n * WIDTH + 20}px` });
-  const x = (i) => 10 + (i - from + 0.5) * WIDTH;
-  for (let i = from; i < weights.length; i++) {
-    if (weights[i] > 0.01) {
-      const a = x(i), b = x(weights.length - 1), top = 105 - Math.min(95, 14 + Math.abs(b - a) / 4);
-      svg.append(h("path", { d: `M${a} 108 Q${(a + b) / 2} ${top - 30} ${b} 108`, "stroke-width": 1 + 7 * weights[i], opacity: 0.25 + 0.75 * weights[i] }));
+  const all = ends(weights);
+  const shown = all.filter((end, i) => end.image || i >= all.length - SEEN);
+  const svg = h("svg", { viewBox: `0 0 ${shown.length * WIDTH + 20} 150`, "--wide": `${shown.length * WIDTH + 20}px` });
+  const x = (i) => 10 + (i + 0.5) * WIDTH;
+  shown.forEach(({ image, text, weight }, i) => {
+    if (weight > 0.01) {
+      const a = x(i), b = x(shown.length - 1), top = 105 - Math.min(95, 14 + Math.abs(b - a) / 4);
+      svg.append(h("path", { d: `M${a} 108 Q${(a + b) / 2} ${top - 30} ${b} 108`, "stroke-width": 1 + 7 * weight, opacity: 0.25 + 0.75 * weight }));
     }
-    svg.append(h("text", { x: x(i), y: 124, "text-anchor": "middle" }, h("title", {}, `${shown(i)} ${percent(weights[i])}`), shown(i).slice(0, 5)));
-  }
+    svg.append(h("text", { x: x(i), y: 124, "text-anchor": "middle" }, h("title", {}, `${image ? "image" : text} ${percent(weight)}`), text.length > 5 ? `${text.slice(0, 4)}…` : text));
+  });
   return svg;
+}
+
+/** What arcs leave out: tokens that are further back. The first one often gets what a head has to spare. */
+function further(weights) {
+  const all = ends(weights);
+  const back = all.filter((end, i) => !end.image && i < all.length - SEEN);
+  const sum = back.reduce((whole, end) => whole + end.weight, 0);
+  return back.length ? h("p", { class: "note" }, `${percent(sum)} went to the ${back.length} tokens before these, ${percent(all[0].weight)} of it to the very first.`) : "";
+}
+
+/** An image, lit where the head looked: each row's weight on the part of the image it stands for.
+ * Where rows stand for no part, as a connector's words do, those that got most are named. */
+async function overImage(image, index, weights, nImages) {
+  const { image: seen } = await lookAt({ image: { index, places: true } }, undefined, world(), Math.max(image.stop, state.selected));
+  const places = unpack(seen.places).values;
+  const rows = Array.from(unpack(seen.positions).values, (position, i) =>
+    ({ i, weight: weights[position], place: Array.from(places.slice(4 * i, 4 * i + 4)) }));
+  const parts = new Map(); // several rows may stand for one part
+  for (const { weight, place } of rows) {
+    if (place.join() !== "0,0,1,1") parts.set(place.join(), { place, weight: weight + (parts.get(place.join())?.weight ?? 0) });
+  }
+  const most = Math.max(1e-9, ...[...parts.values()].map((part) => part.weight));
+  const svg = h("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" },
+    ...[...parts.values()].map(({ place, weight }) => h("path", { class: "lit", d: rectangle(place), opacity: (0.8 * (weight / most)).toFixed(3) })));
+  const name = nImages > 1 ? `image ${index + 1}` : "the image";
+  const sum = rows.reduce((all, row) => all + row.weight, 0);
+  const best = rows.sort((a, b) => b.weight - a.weight).slice(0, 3)
+    .map(({ i, weight }) => `${seen.rows[i] ? visible(seen.rows[i].nearest[0][0]) : `row ${i}`} ${percent(weight)}`);
+  return h("figure", { class: "looked-at" },
+    h("div", { class: "under" }, h("img", { src: image.url, alt: `${name}, lit where the head looked` }), svg),
+    h("figcaption", {}, `Head ${head} gave ${percent(sum)} to ${name}`,
+      parts.size ? "." : `. Its rows stand for no part of it: this model is handed words. Most went to ${best.join(", ")}.`));
 }
 
 function small(weights, i, place) {

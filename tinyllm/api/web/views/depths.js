@@ -1,6 +1,6 @@
 // What each depth would have said: the logit lens, a row a depth, the last one on top.
 
-import { h, percent, visible } from "../dom.js";
+import { h, heading, percent, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { state } from "../store.js";
 import { openNumber } from "./number.js";
@@ -16,6 +16,6 @@ export async function draw(place) {
   place.replaceChildren(
     h("p", { class: "note" }, "Each depth's own residual stream through the final norm and the unembedding; to the right, how the chosen token stood. ", provenance(look)),
     h("table", { class: "lens", "data-position": state.selected },
-      h("thead", {}, h("tr", {}, ...["depth", "1st", "2nd", "3rd", "4th", "5th", "chosen"].map((t) => h("th", { scope: "col" }, t)))),
+      heading(["depth", "1st", "2nd", "3rd", "4th", "5th", "chosen"], ["chosen"]),
       h("tbody", {}, ...rows)));
 }

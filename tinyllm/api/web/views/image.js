@@ -1,7 +1,7 @@
 // An image: the patches it is cut into, and the rows that the connector hands to the language model.
 
 import { unpack } from "../api.js";
-import { h, percent, visible } from "../dom.js";
+import { h, heading, percent, visible } from "../dom.js";
 import { lookAt } from "../looks.js";
 import { changed, select, state, world } from "../store.js";
 
@@ -29,7 +29,7 @@ export async function draw(place) {
     h("p", {}, `${cut(told)} The connector makes ${told.n_rows} rows of them; in the prompt they stand at ${told.start} to ${told.stop - 1}, where words would.`),
     h("div", { class: "seen" }, picture(shown.url, told), ...told.looked.map(({ slot, weights }) => picture(shown.url, told, slot, unpack(weights)))),
     told.caption ? h("p", {}, "In the connector's own words: ", h("b", {}, told.caption), " What it thought of: ",
-      told.names.map(({ part, best }) => `${part}: ${best.map(([n, p]) => `${n} ${percent(p)}`).join(", ")}`).join("; "), ".") : "",
+      told.names.map(({ part, best }) => `${part}: ${best.filter(([, p]) => p >= 0.001).map(([n, p]) => `${n} ${percent(p)}`).join(", ")}`).join("; "), ".") : "",
     h("p", { class: "note" }, "Each row, and the words of the model's own that point most nearly where it points. Likeness 1.00 is the word itself; others are no word at all, only near some."),
     rows(told, place),
     h("div", { class: "row" }, start > 0 && from(Math.max(0, start - told.rows.length)), start + told.rows.length < told.n_rows && from(start + told.rows.length)));
@@ -56,7 +56,8 @@ function picture(url, told, slot = "", weights = null) {
   return h("figure", {}, h("div", { class: "under" }, h("img", { src: url, alt: label }), svg), h("figcaption", {}, slot || "patches"));
 }
 
-const rectangle = ([left, top, right, bottom]) => `M${1000 * left} ${1000 * top}H${1000 * right}V${1000 * bottom}H${1000 * left}Z`;
+/** A part of an image, as a path. */
+export const rectangle = ([left, top, right, bottom]) => `M${1000 * left} ${1000 * top}H${1000 * right}V${1000 * bottom}H${1000 * left}Z`;
 
 function lines([left, top, right, bottom], n) {
   let d = "";
@@ -75,7 +76,7 @@ function rows(told, place) {
     else groups.push({ row, i, last: row.position });
   });
   const whole = (box) => box[0] === 0 && box[1] === 0 && box[2] === 1 && box[3] === 1;
-  return h("table", {}, h("thead", {}, h("tr", {}, ...["position", "length", "nearest words"].map((t) => h("th", { scope: "col" }, t)))),
+  return h("table", {}, heading(["position", "length", "nearest words"], ["length"]),
     h("tbody", {}, ...groups.map(({ row, i, last }) => h("tr", { class: i === at ? "chosen" : "" },
       h("td", {}, whole(row.place) ? span(row.position, last) : h("button", { type: "button", class: "opens", title: "show which part of the image", onclick: () => { at = i; draw(place); } }, span(row.position, last))),
       h("td", { class: "number" }, row.length.toFixed(2)),

@@ -1,6 +1,6 @@
 // One number: the formula, the values in it, the line of source. Each term opens the next.
 
-import { h, visible } from "../dom.js";
+import { h, heading, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { changed, state, world } from "../store.js";
 
@@ -49,7 +49,7 @@ export async function draw(place) {
 
 function terms(told) {
   return h("table", {},
-    h("thead", {}, h("tr", {}, ...["term", "factors", "value"].map((t) => h("th", { scope: "col" }, t)))),
+    heading(["term", "factors", "value"], ["value"]),
     h("tbody", {}, ...told.terms.map((term) => h("tr", {},
       h("td", {}, term.opens.name ? h("button", { type: "button", class: "opens", onclick: () => follow(term.opens) }, visible(term.label)) : visible(term.label)),
       h("td", {}, term.factors), h("td", { class: "number" }, term.value === null ? "−∞" : term.value.toPrecision(5))))));

@@ -1,7 +1,7 @@
 // Why this token: candidates before and after the filters, the stages, and the draw itself.
 
 import * as api from "../api.js";
-import { h, percent, visible } from "../dom.js";
+import { h, heading, percent, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { filtered } from "../sampler.js";
 import { state, world } from "../store.js";
@@ -44,7 +44,7 @@ export async function draw(place) {
       drawnWith(at, step), `the bars are of float32, where it has ${percent(Math.exp(look.logprob))}. `,
       `Entropy ${look.entropy.toFixed(2)} nats. `, provenance(look), " Drag the sliders: the bars follow. Click a number: where it comes from."),
     h("table", {},
-      h("thead", {}, h("tr", {}, ...["token", "the model's own / after filters", "p", "drawn with", "cut by"].map((t) => h("th", { scope: "col" }, t)))),
+      heading(["token", "the model's own / after filters", "p", "drawn with", "cut by"], ["p", "drawn with"]),
       h("tbody", {}, ...rows.map((token) => row(token, chosen)))),
     ...unitLine(now, look.uniform, chosen, step),
     tools(look));

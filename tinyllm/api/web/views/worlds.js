@@ -1,6 +1,6 @@
 // Two worlds side by side: a fork, another temperature, float32, a broken part; where they part.
 
-import { h, percent, visible } from "../dom.js";
+import { h, heading, percent, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { changed, select, shared, state, world } from "../store.js";
 import { fork } from "../talk.js";
@@ -31,6 +31,8 @@ export async function draw(place) {
   place.append(h("div", { class: "beside" }, side(at, mine, theirs, parted), side(chosen, theirs, mine, parted)));
 }
 
+const signed = (points) => `${points < 0 ? "−" : "+"}${Math.abs(points).toFixed(2)}`;
+
 const text = (at, position) => visible(at.pieces[position]?.text ?? "the end");
 
 /** The tokens around the first difference, one under the other. */
@@ -45,12 +47,12 @@ function side(at, look, other, parted) {
   const there = new Map(other.candidates.map((c) => [c.token, c.p_raw]));
   return h("section", { "aria-label": at.name }, h("h2", {}, at.name),
     h("p", { class: "note" }, provenance(look)),
-    h("table", {}, h("thead", {}, h("tr", {}, ...["token", "", "p", "here − there"].map((t) => h("th", { scope: "col" }, t)))),
+    h("table", {}, heading(["token", "", "p", "here − there"], ["p", "here − there"]),
       h("tbody", {}, ...look.candidates.map((c) => h("tr", {},
         h("td", {}, h("span", { class: "token" }, visible(c.text))),
         h("td", { class: "bars" }, h("span", { class: "bar", "--share": c.p_raw })),
         h("td", { class: "number" }, percent(c.p_raw)),
-        h("td", { class: "number" }, there.has(c.token) ? `${(100 * (c.p_raw - there.get(c.token))).toFixed(2)}` : "–"))))),
+        h("td", { class: "number" }, there.has(c.token) ? signed(100 * (c.p_raw - there.get(c.token))) : "–"))))),
     h("p", {}, "Likeliest at each depth: ", ...look.lens.map((row, i) =>
       h("span", { class: i === parted ? "token differs" : "token", title: row.layer ? `layer ${row.layer - 1}` : "embedding" }, visible(row.top[0][0])))));
 }
