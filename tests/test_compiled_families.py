@@ -49,11 +49,11 @@ def configuration(name: str) -> ModelConfig:
     if "moe_intermediate_size" in keys:
         own = {**own, "moe_intermediate_size": 64}
     if "longrope" in name:  # a factor a pair of wider heads, and a longer original context
-        pairs, original = (16 if model_type == "llama" else 12), {ORIGINAL: 64}
+        pairs, original = (16 if model_type == "llama" else 12), {ORIGINAL: 100}
         factors = {f"{which}_factor": [1.0 + step * i for i in range(pairs)]
                    for which, step in (("short", 0.05), ("long", 0.5))}  # fmt: skip
         rope = {**keys["rope_parameters"], **factors, **original}
-        own = {**own, **original, "rope_parameters": rope}
+        own = {**own, **original, "rope_parameters": rope, "max_position_embeddings": 256}
     return ModelConfig.from_hf({"model_type": model_type, **keys, **own})
 
 
@@ -126,9 +126,9 @@ def test_longrope_is_run_in_its_original_context() -> None:
     """Whose angles short texts turn by: beyond it, the readable path goes on with the long ones."""
     config = configuration("llama longrope")
     compiled = CompiledModel(config, seeded_weights(config), "f32", threads=1, kv_cache_mb=4)
-    assert (config.max_seq_len, compiled.config.max_seq_len) == (128, 64)
-    with pytest.raises(ValueError, match="64 tokens"):
-        compiled.new_cache(65)
+    assert (config.max_seq_len, compiled.config.max_seq_len) == (256, 100)
+    with pytest.raises(ValueError, match="100 tokens"):
+        compiled.new_cache(101)
 
 
 # Two made-up models with nearly all parts between them, some of them in combinations that no family
