@@ -111,6 +111,15 @@ def test_two_families_of_one_house_have_their_own_rotary_bases() -> None:
         assert ModelConfig.from_hf(keys_of(name)).rope_theta == theta
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "apertus", "ministral3"])
+def test_rotary_parameters_that_are_null_are_the_familys_own(name: str) -> None:
+    keys = keys_of(name)
+    keys.pop("rope_parameters", None)
+    without = ModelConfig.from_hf(keys)
+    assert without.rope_scaling is not None
+    assert ModelConfig.from_hf({**keys, "rope_parameters": None}) == without
+
+
 def test_qwen_has_a_window_only_where_it_is_switched_on() -> None:
     keys = keys_of("qwen2", sliding_window=4, max_window_layers=2)
     assert ModelConfig.from_hf(keys).layers == ()

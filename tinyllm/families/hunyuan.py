@@ -6,11 +6,10 @@ call "dynamic".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tinyllm.errors import ConfigError
 from tinyllm.families.family import Family, Fields, biases, decoder
 from tinyllm.families.keys import Keys, typed
+from tinyllm.families.rotary import parameters
 from tinyllm.families.tensors import Names
 
 
@@ -18,8 +17,7 @@ def read(keys: Keys) -> Fields:
     """Llama's keys, and alpha."""
     also = frozenset({"alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"})
     fields = decoder(keys, rope_also=also)
-    rope = keys.any("rope_scaling") or keys.any("rope_parameters") or {}
-    alpha = typed(rope.get("alpha"), "alpha", float) if isinstance(rope, Mapping) else None
+    alpha = typed(parameters(keys).get("alpha"), "alpha", float)
     scaling = fields["rope_scaling"]
     if alpha and scaling is not None and scaling.kind == "dynamic":
         if alpha < 0:

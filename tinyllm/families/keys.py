@@ -53,7 +53,7 @@ class Keys:
 
     def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self._raw = {**defaults, **raw}
-        self._given = raw
+        self._given, self._defaults = raw, defaults
         self._asked: set[str] = set()
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
@@ -70,6 +70,11 @@ class Keys:
         """The value as JSON has it."""
         self._asked.add(key)
         return self._raw.get(key)
+
+    def any_or_default(self, key: str) -> Any:
+        """The same where the reference takes its default for a null, too."""
+        value = self.any(key)
+        return self._defaults.get(key) if value is None else value
 
     def given(self, key: str) -> bool:
         """Whether the file itself has the key (a null counts)."""

@@ -12,6 +12,7 @@ from tinyllm.errors import ConfigError
 from tinyllm.families.family import Family, Fields, decoder
 from tinyllm.families.keys import Keys, typed
 from tinyllm.families.parts import Layer, Temperature
+from tinyllm.families.rotary import parameters
 
 BETA = "llama_4_scaling_beta"
 YARN: dict[str, Any] = {
@@ -24,7 +25,7 @@ def read(keys: Keys) -> Fields:
     """Llama's keys, and the growth beside the rotary parameters."""
     also = frozenset({BETA, "max_position_embeddings"})
     fields = decoder(keys, rope_also=also)
-    rope = keys.any("rope_scaling") or keys.any("rope_parameters")
+    rope = parameters(keys)
     beta = typed(rope.get(BETA), BETA, float)
     length = typed(rope.get("original_max_position_embeddings"), "original_max", int)
     if beta is None or not length:

@@ -9,7 +9,7 @@ from tinyllm.errors import ConfigError
 from tinyllm.families.family import Family, Fields, decoder
 from tinyllm.families.keys import Keys
 from tinyllm.families.parts import Layer
-from tinyllm.families.rotary import table
+from tinyllm.families.rotary import parameters, table
 from tinyllm.families.tensors import GATE_UP, QKV, Names, split
 
 
@@ -17,10 +17,7 @@ def read(keys: Keys) -> Fields:
     """Llama's keys; "su" and "yarn" are old names of longrope here."""
     fields = decoder(keys, rope=False)
     original = keys.optional("original_max_position_embeddings", int)
-    rope = keys.any("rope_scaling") or keys.any("rope_parameters") or {}
-    keys.pass_over("rope_parameters", "rope_scaling")
-    if not isinstance(rope, dict):
-        raise ConfigError(f"rope_scaling (rope_parameters) must be an object, not {rope!r}")
+    rope = parameters(keys)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "su", "yarn", "longrope"):
         raise ConfigError(f"rope type {kind!r} isn't one of this family's: default and longrope")

@@ -42,14 +42,19 @@ def rotary(
         base_key, share_key: what the family calls the two outside of `rope_parameters`.
         also: what else the family reads in `rope_parameters`.
     """
-    given = _object(keys, "rope_parameters")
-    rope = _object(keys, "rope_scaling") or given
+    rope = parameters(keys)
     base = keys.get(base_key, float, theta)
     beside = keys.optional(share_key, float)
     if beside is not None:
         rope = {"partial_rotary_factor": beside, **rope}
     original = keys.optional("original_max_position_embeddings", int)
     return table(rope, head_dim, base, share, max_len, original, also)
+
+
+def parameters(keys: Keys) -> Mapping[str, Any]:
+    """`rope_scaling` if the file has one, else `rope_parameters`, else the family's default."""
+    own = _object("rope_parameters", keys.any_or_default("rope_parameters"))
+    return _object("rope_scaling", keys.any("rope_scaling")) or own
 
 
 def nested(rope: Mapping[str, Any]) -> bool:
@@ -100,8 +105,7 @@ def table(
     }
 
 
-def _object(keys: Keys, key: str) -> Mapping[str, Any]:
-    value = keys.any(key)
+def _object(key: str, value: Any) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
