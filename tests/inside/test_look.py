@@ -127,6 +127,8 @@ def test_a_vocabulary_smaller_than_the_best_list() -> None:
 def test_a_name_or_a_layer_that_is_not_there() -> None:
     with pytest.raises(HookError, match=r"blocks\.1\.attn\.hook_z"):
         looked(Prefixes(MODEL), 5, Want(activations="blocks.1.attn.hook_zz"))
+    with pytest.raises(HookError, match=r"'blocks\.\*\.hook_resid_post' fits \d+ hook points"):
+        looked(Prefixes(MODEL), 5, Want(activations="blocks.*.hook_resid_post"))
     with pytest.raises(ValueError, match="layer must be from 0 to 2"):
         looked(Prefixes(MODEL), 5, Want(attention=(9, None)))
 

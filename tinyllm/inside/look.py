@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.errors import HookError
 from tinyllm.inside.points import match_names
 from tinyllm.inside.replay import attention_name, check_index
 from tinyllm.inside.trace_file import record_lens, record_step
@@ -126,7 +127,9 @@ def _attention(step: Step, layer: int | None, heads: Sequence[int] | None) -> di
 
 
 def _activations(step: Step, name: str) -> dict[str, Any]:
-    (found,) = match_names(step.replay.model.config, [name])
+    found, *more = match_names(step.replay.model.config, [name])
+    if more:
+        raise HookError(f"{name[:80]!r} fits {len(more) + 1} hook points; a look shows one")
     array = step.activations(found)[found]
     if array.size > MAX_NUMBERS:
         raise ValueError(f"{found} has {array.size} numbers here; a look holds {MAX_NUMBERS}")
