@@ -10,7 +10,7 @@ import pytest
 from tests.api.prompt.test_call_forms import made_tokenizer
 from tinyllm.api.constraints.call_forms import FUNCTION_GEMMA
 from tinyllm.api.constraints.grammar import Grammars, UnsupportedSchema
-from tinyllm.api.constraints.quoted_values import QuotedValues, write_pairs
+from tinyllm.api.constraints.quoted_values import QuotedValues, Rules, write_pairs
 from tinyllm.api.constraints.tool_calls import calls_grammar
 from tinyllm.api.contract.tools import Tool
 
@@ -72,10 +72,36 @@ def test_no_parameters_and_any() -> None:
     assert takes({"type": "object"}, {"a": [1, "b"], "c": {}})
 
 
-def test_a_schema_within_itself_is_refused() -> None:
-    tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
-    with pytest.raises(UnsupportedSchema, match="itself"):
-        takes(tree, {})
+def test_a_schema_within_itself() -> None:
+    tree = {"type": "object", "properties": {"n": {"type": "integer"}, "next": {"$ref": "#"}},
+            "required": ["n"]}  # fmt: skip
+    assert takes(tree, {"n": 1, "next": {"n": 2, "next": {"n": 3}}})
+    assert not takes(tree, {"n": 1, "next": {"next": {"n": 3}}})
+
+
+def test_a_place_that_is_referred_to_often_is_one_rule() -> None:
+    """Else thirty of them, each with two of the next, would be a billion."""
+    chain = {f"d{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"},
+                                                        "b": {"$ref": f"#/$defs/d{i + 1}"}}}
+             for i in range(30)}  # fmt: skip
+    whole = {"properties": {"top": {"$ref": "#/$defs/d0"}}, "$defs": {**chain, "d30": {}}}
+    rules = Rules("x", '"q"', whole)
+    rules.pairs(whole)
+    assert len(rules.rules) < 300
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"$ref": "#/$defs/none"}}},
+        {"properties": {"a": {"type": "array", "minItems": "two"}}},
+        {"properties": {"a": {"type": "object", "properties": [1]}}},
+        {"properties": {"a": 3}},
+    ],
+)
+def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedSchema):
+        takes(schema, {})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from typing import Any
 
 from tinyllm.api.constraints.grammar import UnsupportedSchema
 
-MAX_DEPTH = 24  # of schemas in schemas, references followed
 PLAIN_KEY = re.compile(r"[\w.$-]+")  # any other stands between quotes, too
 BARE_KEY = r"/[^<>:,{}\[\]\n]+/"
 
@@ -57,8 +56,9 @@ class Rules:
         self.rules: list[str] = []
         self._prefix, self._quote, self._whole = prefix, quote, whole
         self._any = ""
+        self._referred: dict[str, str] = {}  # a place in the schema → its rule
 
-    def pairs(self, schema: Mapping[str, Any], depth: int = 0) -> str:
+    def pairs(self, schema: Mapping[str, Any]) -> str:
         """The name of a rule for what stands between an object's braces."""
         properties = schema.get("properties") or {}
         required = set(schema.get("required", ()))
@@ -68,10 +68,7 @@ class Rules:
             pair = f'{BARE_KEY} ":" {self.anything()}'
             return self._rule(f'({pair} ("," {pair})*)?')
         keys = in_order(properties)
-        pairs = [
-            self._rule(f'{self._key(key)} ":" {self.value(properties[key], depth + 1)}')
-            for key in keys
-        ]
+        pairs = [self._rule(f'{self._key(key)} ":" {self.value(properties[key])}') for key in keys]
         # rest: what may follow once a pair has been written; begun from the last key.
         rest, first = "", [] if required & set(keys) else ['""']
         for key, pair in zip(reversed(keys), reversed(pairs), strict=True):
@@ -83,35 +80,33 @@ class Rules:
             rest = self._rule(f'("," {pair}){optional} {rest}')
         return self._rule(" | ".join(first))
 
-    def value(self, schema: Any, depth: int = 0) -> str:
+    def value(self, schema: Any) -> str:
         """The name of a rule for a value."""
-        if depth > MAX_DEPTH:
-            raise UnsupportedSchema("it refers to itself, which this model's form of call can't")
         if schema is True or schema == {}:
             return self.anything()
         if not isinstance(schema, Mapping):
             raise UnsupportedSchema("a schema is an object")
         if "$ref" in schema:
-            return self.value(self._referred(schema["$ref"]), depth + 1)
+            return self._reference(str(schema["$ref"]))
         for several in ("anyOf", "oneOf"):
             if several in schema:
-                options = [self.value(option, depth + 1) for option in schema[several]]
+                options = [self.value(option) for option in schema[several]]
                 return self._rule(" | ".join(options))
         if "enum" in schema or "const" in schema:
             options = schema["enum"] if "enum" in schema else [schema["const"]]
             return self._rule(" | ".join(self._constant(option) for option in options))
         kind = schema.get("type")
         if isinstance(kind, list):
-            options = [self.value({**schema, "type": one}, depth + 1) for one in kind]
+            options = [self.value({**schema, "type": one}) for one in kind]
             return self._rule(" | ".join(options))
         if kind is None and "properties" in schema:
             kind = "object"
         if kind == "string":
             return self._text()
         if kind == "object":
-            return self._rule(f'"{{" {self.pairs(schema, depth)} "}}"')
+            return self._rule(f'"{{" {self.pairs(schema)} "}}"')
         if kind == "array":
-            item = self.value(schema.get("items", True), depth + 1)
+            item = self.value(schema.get("items", True))
             least, most = int(schema.get("minItems", 0)), schema.get("maxItems")
             more = f"{{{max(least - 1, 0)},{'' if most is None else max(int(most) - 1, 0)}}}"
             items = f'{item} ("," {item}){more}'
@@ -149,13 +144,17 @@ class Rules:
             raise UnsupportedSchema("this model's form of call can't be held to a whole object")
         return json.dumps(json.dumps(option))
 
-    def _referred(self, place: Any) -> Any:
-        found: Any = self._whole
-        for step in filter(None, str(place).removeprefix("#").split("/")):
-            if not isinstance(found, Mapping) or step not in found:
-                raise UnsupportedSchema(f"$ref {place!r} isn't in it")
-            found = found[step]
-        return found
+    def _reference(self, place: str) -> str:
+        """The rule of a place in the schema: one, so that what refers to itself can be followed."""
+        if place not in self._referred:
+            name = self._referred[place] = f"{self._prefix}_r{len(self._referred)}"
+            found: Any = self._whole
+            for step in filter(None, place.removeprefix("#").split("/")):
+                if not isinstance(found, Mapping) or step not in found:
+                    raise UnsupportedSchema(f"$ref {place!r} isn't in it")
+                found = found[step]
+            self.rules.append(f"{name}: {self.value(found)}")
+        return self._referred[place]
 
     def _rule(self, body: str, mark: str = "") -> str:
         name = f"{self._prefix}_v{len(self.rules)}"

@@ -107,6 +107,8 @@ def _quoted_rules(
         return [f"{rule}: {named} {values.pairs(schema)}", *values.rules]
     except UnsupportedSchema as error:
         raise UnsupportedSchema(f"{error}", i) from None
+    except (TypeError, ValueError, AttributeError):  # a list where there should be an object, say
+        raise UnsupportedSchema("it isn't a JSON Schema", i) from None
 
 
 def _parameter_rules(
