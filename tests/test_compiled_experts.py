@@ -133,3 +133,48 @@ def test_a_token_reads_its_experts_alone() -> None:
     share, read, said, of_three = map(float, done.stdout.split())
     assert share == of_three == 1 / 8
     assert read == said
+
+
+PROTECT = """
+import ctypes, mmap
+import numpy as np
+from tests.test_compiled_experts import WITH, Experts, ModelConfig, seeded_weights
+from tinyllm.compiled import CompiledModel
+from tinyllm.model import Model
+
+config = ModelConfig(256, 96, 1, 4, 2, 64, 97, 400, 1e4, 1e-5, False, family="made up",
+                     experts=Experts(64, 8, 64, "normalised"), layers=(WITH,))
+weights = seeded_weights(config)
+chosen = []
+def tap(name, array):
+    if name.endswith("hook_expert_weights"):
+        chosen.extend(np.flatnonzero(array[0]).tolist())
+    return array
+readable = Model(config, weights)
+readable.forward([5], readable.new_cache(1), tap=tap)
+
+model = CompiledModel(config, weights, "f32", kv_cache_mb=4)
+before = model.forward([5], model.new_cache())
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+hidden = 0
+for w in (model.arrays.experts.gate_up, model.arrays.experts.down):
+    size = w.values[0].nbytes
+    assert w.values.ctypes.data % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
+    for e in set(range(64)) - set(chosen):
+        assert libc.mprotect(w.values.ctypes.data + e * size, size, 0) == 0  # PROT_NONE
+        hidden += size
+print(len(chosen), hidden, np.array_equal(model.forward([5], model.new_cache()), before))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="asks the system to guard memory")
+def test_the_others_weights_may_be_out_of_reach() -> None:
+    """In machine code: with the memory of 56 of 64 experts guarded, a token that needs the other
+    eight is computed as before. Reading one byte of the 56 would end the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROTECT], capture_output=True, text=True, check=True
+    )
+    expert = 3 * 256 * 64 * 4
+    assert done.stdout.split() == ["8", str(56 * expert), "True"]
