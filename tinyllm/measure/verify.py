@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
+from tinyllm.families.parts import Experts, Layer
 from tinyllm.kernels import dispatch, draw, mixture
 from tinyllm.kernels.arrays import make_softmax
 from tinyllm.kernels.formats import FORMATS
@@ -32,6 +34,12 @@ from tinyllm.weights import expected_shapes
 
 BITS = Path(__file__).with_name("bits.json")
 CONFIG = ModelConfig(64, 96, 2, 4, 2, 32, 100, 1024, 1e4, 1e-5, False)
+EXPERTS = replace(
+    CONFIG,
+    experts=Experts(6, 2, 32, "normalised"),
+    layers=(Layer(), Layer(experts=True)),
+)
+WITH_EXPERTS = ("f32", "q4")  # formats whose model with experts is checked where all models are
 VISION = VisionConfig("dinov2", 32, 64, 2, 4, 56, 14, 1e-6, "gelu")
 DEFAULT = "q8"  # the format whose whole model is checked unless all are asked for
 
@@ -62,6 +70,9 @@ def checks(formats: Collection[str]) -> Iterator[tuple[str, Check]]:
     yield "sampling", _sampling
     for name in formats:
         yield f"model in {name}", partial(_model, name)
+    if set(formats) == set(FORMATS):
+        for name in WITH_EXPERTS:
+            yield f"experts in {name}", partial(_model, name, EXPERTS)
     if formats:
         yield "image encoder", _encoder
 
@@ -208,10 +219,10 @@ def _sampling() -> Iterator[Array]:
 # --- whole models -------------------------------------------------------------------------------
 
 
-def seeded_model(dtype: str, threads: int = 2) -> CompiledModel:
+def seeded_model(dtype: str, threads: int = 2, config: ModelConfig = CONFIG) -> CompiledModel:
     """A model of two layers that is the same everywhere."""
-    weights = {name: numbers(shape, 100 + i, 0.5) for i, (name, shape) in enumerate(shapes(CONFIG))}
-    return CompiledModel(CONFIG, weights, dtype, threads, kv_cache_mb=16)
+    weights = {name: numbers(shape, 100 + i, 0.5) for i, (name, shape) in enumerate(shapes(config))}
+    return CompiledModel(config, weights, dtype, threads, kv_cache_mb=16)
 
 
 def shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
@@ -219,9 +230,9 @@ def shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
     return sorted(expected_shapes(config).items())
 
 
-def _model(dtype: str) -> Iterator[Array]:
+def _model(dtype: str, config: ModelConfig = CONFIG) -> Iterator[Array]:
     """A prompt, some steps, and a batch of which one context is long."""
-    model = seeded_model(dtype)
+    model = seeded_model(dtype, config=config)
     tokens = np.resize(np.arange(1, CONFIG.vocab_size, 7, dtype=np.int32), 600)
     short, long = model.new_cache(), model.new_cache()
     yield model.forward(tokens[:70], short, logits="all")
