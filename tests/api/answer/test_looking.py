@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.api.answer.looking import Looks
 from tinyllm.api.contract.look import LookRequest
+from tinyllm.api.limits import LOOKS_AT_ONCE
 from tinyllm.api.prompt.served import EngineLike, ServedModel
 from tinyllm.decode import Session
 from tinyllm.inside.prefixes import Prefixes
@@ -82,6 +84,36 @@ def test_explained_and_causal_and_cache_are_a_steps_to_the_bit(
         assert list(told["timing"]["seconds"]) == list(step.timing().seconds)
         assert len(told["timing"]["by_layer"]) == CONFIG.n_layers
         assert sum(told["timing"]["seconds"].values()) > 0
+    looks.close()
+
+
+def test_looks_that_take_long_leave_a_thread_to_others() -> None:
+    may_end = threading.Event()
+
+    class Slow(Looks):
+        def _look(self, asked: LookRequest, *more: Any) -> dict[str, Any]:
+            if asked.break_ is not None:  # until the short look was answered
+                assert may_end.wait(10)
+            return super()._look(asked, *more)
+
+    looks = Slow()
+
+    def asked(**more: Any) -> LookRequest:
+        body = {"model": "tiny", "tokens": [5] * 21, "position": 20, "want": {"lens": 1}}
+        return LookRequest.model_validate({**body, **more})
+
+    async def run() -> None:
+        broken = asked(n_prompt=2, **{"break": "layer-norm"})
+        others = [
+            asyncio.create_task(looks.answer(broken, (), served(), "greedy"))
+            for _ in range(2 * LOOKS_AT_ONCE)
+        ]
+        await asyncio.sleep(0.1)
+        assert (await looks.answer(asked(), (), served(), "polite"))["lens"]
+        may_end.set()
+        assert {found["broken"] for found in await asyncio.gather(*others)} == {"layer-norm"}
+
+    asyncio.run(run())
     looks.close()
 
 

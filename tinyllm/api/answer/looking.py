@@ -3,23 +3,26 @@
 Each is computed by the readable model on one thread. These threads have the priority of those that
 decode: below it, beside many streams, they would get a tenth of a core, and a class would wait for
 tens of seconds; as it is, streams go on at half their pace at worst.
+
+A look far into a text, or with a broken part, may take minutes. Such never have all of the threads:
+one is for the others.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.look import LookImage, LookNumber, LookRequest
-from tinyllm.api.limits import LOOKS_AT_ONCE, MAX_LOOK_ROWS
+from tinyllm.api.limits import LONG_LOOK, LOOKS_AT_ONCE, MAX_LOOK_ROWS
 from tinyllm.api.prompt.chat import Picture, around_pictures
 from tinyllm.api.prompt.served import ServedModel
-from tinyllm.api.prompt.turns import Workers
+from tinyllm.api.prompt.turns import FairSemaphore, Workers
 from tinyllm.decode import Session
 from tinyllm.errors import HookError
 from tinyllm.inside.breakage import Breakage
@@ -77,6 +80,7 @@ class Looks:
 
     def __init__(self) -> None:
         self._workers = Workers("look", LOOKS_AT_ONCE)
+        self._long = FairSemaphore(LOOKS_AT_ONCE - 1)  # places for looks that may take long
         self._texts: dict[Model, Texts] = {}
         self._loading = threading.Lock()
 
@@ -90,7 +94,10 @@ class Looks:
         """The look, when its turn has come; cancel it, and what runs stops soon. ApiError."""
         over = threading.Event()
         try:
-            return await self._workers.run(share, self._look, asked, pictures, model, over)
+            async with AsyncExitStack() as held:
+                if asked.break_ is not None or asked.position > LONG_LOOK:
+                    await held.enter_async_context(self._long.turn(share))
+                return await self._workers.run(share, self._look, asked, pictures, model, over)
         finally:
             over.set()
 
