@@ -232,7 +232,7 @@ class Pace:
     STRETCH = 2.4  # what a mixed step should take, in usual steps; four are promised
     CHUNK = 2.0  # what a chunk costs by itself, in tokens
     FAR = 850.0  # tokens of context that double a token's price
-    SHARED = 64  # tokens: about a tenth of a second
+    SHARED = 40  # tokens: less than a tenth of a second
     FIRST = 4  # tokens, as long as the price isn't known
     REFRESH = 32  # mixed steps, after which one goes without prefill to measure again
 
