@@ -120,6 +120,13 @@ def test_rotary_parameters_that_are_null_are_the_familys_own(name: str) -> None:
     assert ModelConfig.from_hf({**keys, "rope_parameters": None}) == without
 
 
+def test_two_names_of_one_length_must_agree() -> None:
+    """The reference takes the one that GPT-2's files don't have."""
+    assert ModelConfig.from_hf(keys_of("gpt2", num_attention_heads=4)).n_heads == 4
+    with pytest.raises(ConfigError, match="n_head is 4 and num_attention_heads 8"):
+        ModelConfig.from_hf(keys_of("gpt2", num_attention_heads=8))
+
+
 def test_qwen_has_a_window_only_where_it_is_switched_on() -> None:
     keys = keys_of("qwen2", sliding_window=4, max_window_layers=2)
     assert ModelConfig.from_hf(keys).layers == ()

@@ -12,10 +12,13 @@ def read(keys: Keys) -> Fields:
     """GPT-2's own names for everything."""
 
     def length(own: str, usual: str) -> int:
-        value = keys.optional(own, int) or keys.optional(usual, int)
-        keys.pass_over(usual)
+        value, other = keys.optional(own, int), keys.optional(usual, int)
+        if value is None or (other is not None and not keys.given(own)):
+            value = other
         if value is None:
             raise ConfigError(f"{own} is missing")
+        if other not in (None, value):
+            raise ConfigError(f"{own} is {value} and {usual} {other}: two names of one length")
         return value
 
     keys.must_be("scale_attn_weights", True)
