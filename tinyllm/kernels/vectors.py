@@ -171,12 +171,16 @@ def load_halves(typing_context, array, offset):  # type: ignore[no-untyped-def]
 
 @operation
 def prefetch(typing_context, array, offset):  # type: ignore[no-untyped-def]
-    """Ask for the 64 bytes at element `offset` to be brought nearer; a hint, it never faults."""
+    """Ask for the 64 bytes at element `offset` to be brought nearer; a hint, it never faults.
+
+    Into the second cache: the first one's list of lines that it waits for is short, and asking it
+    was no faster than not asking (1,184 ns for a page of keys and values, 790 so; Zen 4).
+    """
     del typing_context
 
     def code(builder: Any, data: Any, at: Any) -> None:
         place = builder.bitcast(builder.gep(data, [at]), I8.as_pointer())
-        emit.call(builder, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), I32(3), I32(1))
+        emit.call(builder, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), I32(2), I32(1))
 
     return op(types.void, [array, offset], code)
 
