@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.families_folder import FAMILIES
+from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.model import Model
 from tinyllm.weights import load_weights
@@ -43,3 +44,26 @@ def test_logits(name: str, tmp_path: Path) -> None:
         cache = model.new_cache(n)
         steps = [model.forward(ids[i : i + 1], cache)[-1] for i in range(n)]
         assert np.abs(np.array(steps) - want).max() < tolerance
+
+
+# Lengths that the kernels can do: multiples of 32.
+WIDE: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}
+WITH_EXPERTS = {
+    "qwen3_moe": {"moe_intermediate_size": 64},
+    "qwen3_moe softmax": {"moe_intermediate_size": 64},
+    "mixtral": {},
+    "olmoe": {},
+    "gpt_oss": {},
+}
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_compiled_experts(name: str, tmp_path: Path) -> None:
+    """The compiled path from a checkpoint's own files, in f32."""
+    theirs = reference()
+    theirs.save(theirs.seeded(name, **WIDE, **WITH_EXPERTS[name]), tmp_path)
+    model = CompiledModel(ModelConfig.from_folder(tmp_path), tmp_path, "f32", kv_cache_mb=8)
+    ids = np.random.default_rng(1).integers(3, 97, 50).astype(np.int32)
+    want = theirs.logits(tmp_path, ids.tolist())
+    got = model.forward(ids, model.new_cache(), logits="all")
+    assert np.abs(got - want).max() < max(1e-4, 1e-5 * np.abs(want).max())
