@@ -6,11 +6,12 @@ Only what the reference can load counts, and what it takes random weights for do
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.families_folder import FAMILIES
 from tests.reference.test_families import reference
@@ -23,6 +24,14 @@ from tinyllm.weights import load_weights
 ONCE = {FAMILIES[name][0]: name for name in reversed(FAMILIES)}
 IDS = np.random.default_rng(1).integers(3, 97, 40).tolist()
 FINE = {"heeded", "refused", "ours alone"}
+# What most people have; CI takes the others by name.
+MOST_USED = ("llama", "qwen3", "gemma3_text")
+
+
+def by_demand(names: Iterable[str]) -> list[Any]:
+    """Names as parameters of a test; those that CI doesn't have at every change are marked."""
+    first = {ONCE[model_type] for model_type in MOST_USED} | set(MOST_USED)
+    return [n if n in first else pytest.param(n, marks=pytest.mark.keys) for n in names]
 
 
 def whole_config(model: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.reference.changed_configs import FINE, ONCE, verdict, whole_config
+from tests.reference.changed_configs import FINE, ONCE, by_demand, verdict, whole_config
 from tests.reference.test_families import reference
 
 pytestmark = pytest.mark.reference
@@ -92,7 +92,7 @@ def with_keys_flipped(model: Any, saved: dict[str, Any]) -> Iterator[tuple[str, 
                 yield f"no {key}", {k: v for k, v in raw.items() if k != key}
 
 
-@pytest.mark.parametrize("name", [*ONCE.values(), *MORE])
+@pytest.mark.parametrize("name", by_demand([*ONCE.values(), *MORE]))
 def test_every_key_is_heeded_or_refused(name: str, tmp_path: Path) -> None:
     theirs = reference()
     model = theirs.seeded(name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.reference.changed_configs import FINE, ONCE, verdict, whole_config
+from tests.reference.changed_configs import FINE, ONCE, by_demand, verdict, whole_config
 from tests.reference.test_families import reference
 
 pytestmark = pytest.mark.reference
@@ -86,7 +86,7 @@ def with_ropes(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{label} {shown}", {**whole, "rope_parameters": kinds}
 
 
-@pytest.mark.parametrize("model_type", [kind for kind in ONCE if kind != "gpt2"])
+@pytest.mark.parametrize("model_type", by_demand(kind for kind in ONCE if kind != "gpt2"))
 def test_rotary_parameters_are_heeded_or_refused(model_type: str, tmp_path: Path) -> None:
     theirs = reference()
     model = theirs.seeded(ONCE[model_type])
