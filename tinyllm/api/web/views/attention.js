@@ -75,7 +75,7 @@ function further(weights) {
   const all = ends(weights);
   const back = all.filter((end, i) => !end.image && i < all.length - SEEN);
   const sum = back.reduce((whole, end) => whole + end.weight, 0);
-  return back.length ? h("p", { class: "note" }, `${percent(sum)} went to the ${back.length} tokens before these, ${percent(all[0].weight)} of it to the very first.`) : "";
+  return back.length ? h("p", { class: "note" }, `${percent(sum)} went to the ${back.length} tokens before these; the very first alone got ${percent(all[0].weight)}.`) : "";
 }
 
 /** An image, lit where the head looked: each row's weight on the part of the image it stands for.
@@ -95,11 +95,11 @@ async function overImage(image, index, weights, nImages) {
   const name = nImages > 1 ? `image ${index + 1}` : "the image";
   const sum = rows.reduce((all, row) => all + row.weight, 0);
   const best = rows.sort((a, b) => b.weight - a.weight).slice(0, 3)
-    .map(({ i, weight }) => `${seen.rows[i] ? visible(seen.rows[i].nearest[0][0]) : `row ${i}`} ${percent(weight)}`);
+    .flatMap(({ i, weight }) => [" ", seen.rows[i] ? h("span", { class: "token" }, visible(seen.rows[i].nearest[0][0])) : `row ${i}`, ` ${percent(weight)}`]);
   return h("figure", { class: "looked-at" },
     h("div", { class: "under" }, h("img", { src: image.url, alt: `${name}, lit where the head looked` }), svg),
     h("figcaption", {}, `Head ${head} gave ${percent(sum)} to ${name}`,
-      parts.size ? "." : `. Its rows stand for no part of it: this model is handed words. Most went to ${best.join(", ")}.`));
+      ...(parts.size ? ["."] : [". Its rows stand for no part of it: this model is handed words. Most went to", ...best, "."])));
 }
 
 function small(weights, i, place) {

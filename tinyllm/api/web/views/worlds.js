@@ -15,7 +15,7 @@ export async function draw(place) {
   if (!others.includes(chosen)) chosen = others.at(-1) ?? null;
   const pick = h("select", { "aria-label": "The other world", onchange: (e) => { chosen = others[e.target.value]; changed("selection"); } },
     ...others.map((one, i) => h("option", { value: i, selected: one === chosen }, one.name)));
-  place.replaceChildren(makers(at), others.length ? h("label", { class: "row" }, `“${at.name}” beside `, pick) : "");
+  place.replaceChildren(makers(at), others.length ? h("label", { class: "row" }, h("b", {}, at.name), " beside ", pick) : "");
   if (!chosen) return;
   const apart = shared(at, chosen);
   const end = Math.min(at.ids.length, chosen.ids.length);
