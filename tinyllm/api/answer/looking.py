@@ -1,8 +1,8 @@
 """Looks at tokens: a few at once for the whole app, and callers take turns.
 
 Each is computed by the readable model on one thread. These threads have the priority of those that
-decode: below it, beside many streams, they would get a tenth of a core, and a class would wait for
-tens of seconds; as it is, streams go on at half their pace at worst.
+decode: with the low one that traces have, the system's scheduler owes them about a tenth of a core
+beside many streams, which is too little for a class that looks.
 
 A look far into a text, or with a broken part, may take minutes. Such never have all of the threads:
 one is for the others.
