@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -131,3 +132,51 @@ def test_a_function_that_holds_more_than_numbers_cannot_be_kept() -> None:
 
     with pytest.raises(TypeError, match="holds more than numbers"):
         cache.KernelCache(function)
+
+
+LARGE = """
+import sys
+from pathlib import Path
+from tinyllm.kernels import cache
+from tinyllm.kernels.build import kernel, part
+folder = Path(sys.argv[1])
+cache.folders = lambda: (folder / f"kernels-{cache.key()}",)
+
+def make(n):
+    def large(x):
+LINES        return x + n
+    return part(large)
+
+two, three = make(2), make(3)
+
+@kernel
+def with_two(x):
+    return two(x) + two(x + 1)
+
+@kernel
+def with_three(x):
+    return three(x) + three(x + 1)
+
+for name in sys.argv[2].split(","):
+    print(globals()[name](0), end=" ")
+""".replace("LINES", "".join(f"        x = x * x % {p} + 1\n" for p in range(101, 161)))
+
+
+def test_kernels_of_two_processes_are_themselves_in_a_third(tmp_path: Path) -> None:
+    """Their parts' machine code has the same names, where numba counts from 1 in each process."""
+    script = tmp_path / "large.py"  # parts too large to be copied into what calls them
+    script.write_text(LARGE)
+
+    def run(*names: str) -> list[int]:
+        done = subprocess.run(
+            [sys.executable, script, tmp_path, ",".join(names)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [int(value) for value in done.stdout.split()]
+
+    (two,), (three,) = run("with_two"), run("with_three")
+    assert three == two + 2
+    assert run("with_two", "with_three") == [two, three]

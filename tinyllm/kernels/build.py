@@ -7,12 +7,15 @@ of every float sum is part of what they promise.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.bytecode import FunctionIdentity as _FunctionIdentity
 
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.cache import KernelCache, writable
@@ -21,7 +24,13 @@ from tinyllm.kernels.processor import JIT
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_compile: Any = numba.njit  # numba is typed in parts, differently from release to release
+# numba numbers what it compiles, and a function's name in machine code ends with its number. It
+# counts from 1 in each process: two kernels from disk, which two processes compiled, could call
+# two functions by one name, and both got the first's. No two processes count from here.
+numbered: Any = _FunctionIdentity  # numba is typed in parts, differently from release to release
+numbered._unique_ids = itertools.count(secrets.randbits(62))
+
+_compile: Any = numba.njit
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Without reference counts, two atomic steps for every array that is passed on.
 _NO_ALLOCATION = {**_OPTIONS, "_nrt": False}
