@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -32,11 +32,14 @@ LOG_2 = "0.6931471805599453"
 ANEW, LOADED = (LOG_2, 2), (LOG_2, 0)  # its value; compiling begins and ends
 
 
-def run_all(folders: Iterable[Path], script: str = SCRIPT) -> list[tuple[str, int]]:
+def run_all(
+    folders: Iterable[Path], script: str = SCRIPT, variables: Mapping[str, str] | None = None
+) -> list[tuple[str, int]]:
     """What a fresh process computes with its kernels kept in each, and how many it compiled."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, folders)],
         cwd=Path(__file__).parents[2],
+        env={**os.environ, **(variables or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -118,6 +121,49 @@ with event.install_recorder("numba:compile") as compiled:
     assert run_all([], script) == [ANEW]
 
 
+def test_what_another_process_compiled_is_loaded(tmp_path: Path) -> None:
+    script = """
+import numba.core.event as event
+from tinyllm.kernels import draw
+from tinyllm.kernels.build import compile_beside
+wait = compile_beside({draw.log: (2.0,)}, "from tinyllm.kernels import draw; draw.log(2.0)")
+wait()
+with event.install_recorder("numba:compile") as compiled:
+    print(draw.log(2.0), len(compiled.buffer))
+"""
+    set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run_all([], script, set_up) == [LOADED]
+    assert only_file(tmp_path / "tinyllm")
+
+
+def test_a_process_that_fails_costs_no_more_than_compiling_here(tmp_path: Path) -> None:
+    script = """
+import numba.core.event as event
+from tinyllm.kernels import draw
+from tinyllm.kernels.build import compile_beside
+compile_beside({draw.log: (2.0,)}, "raise SystemExit(1)")()
+with event.install_recorder("numba:compile") as compiled:
+    print(draw.log(2.0), len(compiled.buffer))
+"""
+    assert run_all([], script, {"NUMBA_CACHE_DIR": str(tmp_path)}) == [ANEW]
+
+
+def test_what_a_kernel_calls_is_compiled_with_it(tmp_path: Path) -> None:
+    """One file for all of it; what it calls can still be called from Python."""
+    script = """
+import numpy as np
+import numba.core.event as event
+from tinyllm.kernels import draw
+u = draw.uniform(np.uint64(1), np.uint64(2), np.uint64(3))
+with event.install_recorder("numba:compile") as compiled:
+    assert draw._high_product(np.uint64(2**63), np.uint64(6)) == 3
+    print(u, len(compiled.buffer))
+"""
+    ((_, compiled),) = run_all([], script, {"NUMBA_CACHE_DIR": str(tmp_path)})
+    files = sorted(path.name.split("-")[0] for path in tmp_path.glob("tinyllm/*/*.kernel"))
+    assert (compiled, files) == (2, ["_high_product", "uniform"])
+
+
 def test_a_file_changes_nothing_that_it_should_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         cache.unseal(cache.seal(b"code", "a"), "b")
@@ -131,7 +177,7 @@ def test_a_function_that_holds_more_than_numbers_cannot_be_kept() -> None:
         return held
 
     with pytest.raises(TypeError, match="holds more than numbers"):
-        cache.KernelCache(function)
+        cache.KernelCache(function, allocates=False)
 
 
 LARGE = """

@@ -7,15 +7,21 @@ of every float sum is part of what they promise.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import itertools
+import os
 import secrets
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.bytecode import FunctionIdentity as _FunctionIdentity
+from numba.core.types import unliteral as _unliteral
 
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.cache import KernelCache, writable
@@ -23,6 +29,8 @@ from tinyllm.kernels.once import PartCompiler
 from tinyllm.kernels.processor import JIT
 
 F = TypeVar("F", bound=Callable[..., Any])
+Calls = Mapping[Any, tuple[Any, ...]]
+"""Kernels, each with arguments of the types that it is wanted for."""
 
 # numba numbers what it compiles, and a function's name in machine code ends with its number. It
 # counts from 1 in each process: two kernels from disk, which two processes compiled, could call
@@ -31,40 +39,45 @@ numbered: Any = _FunctionIdentity  # numba is typed in parts, differently from r
 numbered._unique_ids = itertools.count(secrets.randbits(62))
 
 _compile: Any = numba.njit
+unliteral: Any = _unliteral
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Without reference counts, two atomic steps for every array that is passed on.
 _NO_ALLOCATION = {**_OPTIONS, "_nrt": False}
-_NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+PART: Any = {
+    **_NO_ALLOCATION,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "pipeline_class": PartCompiler,
+}
+INLINED: Any = {**PART, "forceinline": True}
 
 
 def kernel(function: F) -> F:
     """Compile a function that allocates nothing, and keep the machine code on disk.
 
-    It runs without the interpreter's lock. With NUMBA_DISABLE_JIT=1 this is the Python function
-    itself, here and below.
+    It runs without the interpreter's lock. Where another kernel calls it, it is a part of that one.
+    With NUMBA_DISABLE_JIT=1 this is the Python function itself, here and below.
     """
-    return cast(F, _kept(_compile(**_NO_ALLOCATION)(function)))
+    return cast(F, _kept(_called(function, _as_part(function, PART)), allocates=False))
 
 
 def allocating_kernel(function: F) -> F:
-    """As `kernel`, for a function that makes arrays."""
-    return cast(F, _kept(_compile(**_OPTIONS)(function)))
+    """As `kernel`, for a function that makes arrays; others call it as it is."""
+    return cast(F, _kept(_compile(**_OPTIONS)(function), allocates=True))
 
 
 def uncached(function: F) -> F:
-    """As `kernel`, but compiled as part of its callers only.
+    """As `kernel`, but compiled anew in every process that calls it from Python.
 
-    For generators and for functions that hold compiled ones in their closure: numba can't load the
-    former from a cache, and can't tell the latter apart from one process to the next.
+    For functions that hold compiled ones in their closure: numba can't tell those apart from one
+    process to the next.
     """
-    return cast(F, _compile(**_NO_ALLOCATION)(function))
+    return cast(F, _called(function, _as_part(function, PART)))
 
 
 def part(function: F) -> F:
-    """As `uncached`, and not callable from Python: wrappers take half of the time to compile."""
-    return cast(
-        F, _compile(**_NO_ALLOCATION, **_NO_WRAPPERS, pipeline_class=PartCompiler)(function)
-    )
+    """Compiled as part of its callers only: wrappers for Python take half of the time."""
+    return cast(F, _as_part(function, PART))
 
 
 def inlined(function: F) -> F:
@@ -72,12 +85,30 @@ def inlined(function: F) -> F:
 
     A call hands on every array as a dozen words, and a kernel has a dozen arrays.
     """
-    return cast(F, _compile(inline="always", **_NO_ALLOCATION)(function))
+    return cast(F, _called(function, _as_part(function, INLINED)))
 
 
-def _kept(compiled: Any) -> Any:
+def _called(function: Any, inside: Any) -> Any:
+    """Compiled for Python's calls; what other kernels call is `inside`."""
+    made = _compile(**_NO_ALLOCATION)(function)
     if JIT:
-        compiled._cache = KernelCache(compiled.py_func)
+        made.get_call_template = inside.get_call_template
+        made.get_overload = inside.get_overload
+    return made
+
+
+def _as_part(function: Any, options: Mapping[str, Any]) -> Any:
+    """Compiled once for integers, where numba would do so again for each constant handed on."""
+    made = _compile(**options)(function)
+    if JIT:
+        template = made.get_call_template
+        made.get_call_template = lambda args, kws: template(tuple(map(unliteral, args)), kws)
+    return made
+
+
+def _kept(compiled: Any, allocates: bool) -> Any:
+    if JIT:
+        compiled._cache = KernelCache(compiled.py_func, allocates)
     return compiled
 
 
@@ -89,14 +120,12 @@ def compile_for(function: Any, name: str, args: tuple[Any, ...]) -> None:
     compile_together(name, {function: args})
 
 
-def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
+def compile_together(name: str, calls: Calls) -> None:
     """The same of several kernels, each with its arguments, that are told of as one."""
     if not JIT:
         return
-    typeof: Any = numba.typeof
-    wanted = [(f, tuple(typeof(arg) for arg in args)) for f, args in calls.items()]
-    wanted = [(function, types) for function, types in wanted if types not in function.overloads]
-    known = all(function._cache.holds(types) for function, types in wanted)
+    wanted = _wanted(calls)
+    known = _are_kept(wanted)
     start = time.monotonic()
     if not known:
         folder = writable()
@@ -104,13 +133,66 @@ def compile_together(name: str, calls: Mapping[Any, tuple[Any, ...]]) -> None:
         _say(f"compiling the {name} kernels for this processor, {kept}")
         compiling.append(name)
     try:
-        for function, types in wanted:
-            function.compile(types)
+        with contextlib.nullcontext() if known else _collecting_rarely():
+            for function, types in wanted:
+                function.compile(types)
     finally:
         if not known:
             compiling.remove(name)
     if not known:
         _say(f"compiled in {time.monotonic() - start:.0f} s")
+
+
+def compile_beside(calls: Calls, code: str) -> Callable[[], None]:
+    """Start a process that compiles these kernels by running `code`, unless they are on disk.
+
+    numba compiles on one core, whatever the threads: its typing and lowering are Python's work, and
+    LLVM's library lets one thread in at a time. What that process compiles lies on disk afterwards.
+
+    Returns:
+        What waits until it is done. If it fails, the kernels are compiled when they are called.
+    """
+    if not JIT or _are_kept(_wanted(calls)) or writable() is None:
+        return lambda: None
+    paths = os.pathsep.join(path or "." for path in sys.path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    atexit.register(process.kill)
+
+    def wait() -> None:
+        process.wait()
+        atexit.unregister(process.kill)
+
+    return wait
+
+
+Wanted = list[tuple[Any, tuple[Any, ...]]]
+
+
+def _wanted(calls: Calls) -> Wanted:
+    """Kernels, each with its arguments' types, that aren't in memory."""
+    typeof: Any = numba.typeof
+    typed = [(function, tuple(typeof(arg) for arg in args)) for function, args in calls.items()]
+    return [(function, types) for function, types in typed if types not in function.overloads]
+
+
+def _are_kept(wanted: Wanted) -> bool:
+    return all(function._cache.holds(types) for function, types in wanted)
+
+
+@contextlib.contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """numba makes millions of objects and keeps them: Python looks for garbage in vain."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _say(text: str) -> None:

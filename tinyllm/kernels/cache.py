@@ -25,11 +25,13 @@ import numba
 import platformdirs
 from numba.core import serialize as _serialize
 from numba.core.compiler import CompileResult as _CompileResult
+from numba.core.runtime import nrt as _nrt
 
 from tinyllm.kernels import processor
 
 serialize: Any = _serialize  # numba is typed in parts, differently from release to release
 CompileResult: Any = _CompileResult
+nrt: Any = _nrt
 
 HERE = Path(__file__).parent
 PLAIN = (int, float, str, bool, type(None))
@@ -120,7 +122,8 @@ def writable() -> Path | None:
 class KernelCache:
     """What numba's dispatcher asks for one function's machine code, by types of arguments."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], allocates: bool) -> None:
+        self._allocates = allocates
         code = function.__code__
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
         if not all(isinstance(value, PLAIN) for value in cells):
@@ -142,8 +145,11 @@ class KernelCache:
         return any((folder / name).exists() for folder in readable())
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled function, or None: then it is compiled."""
-        target_context.refresh()
+        """The compiled function, or None: then it is compiled.
+
+        numba has all that it can compile at hand first (`refresh`), which takes longer than loading
+        does; machine code needs no more than what allocates arrays.
+        """
         name = self.file_name(signature)
         for folder in readable():
             try:
@@ -155,6 +161,8 @@ class KernelCache:
                 continue
             try:
                 payload = unseal(data, name)
+                if self._allocates:
+                    nrt.rtsys.initialize(target_context)
                 return CompileResult._rebuild(target_context, *pickle.loads(payload))
             except Exception:  # whatever is wrong with it, compiling mends it
                 told(folder / name, "is damaged")

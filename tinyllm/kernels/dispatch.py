@@ -13,6 +13,7 @@ from typing import Any
 from numba.extending import overload
 
 from tinyllm.kernels import jit, jit_attention, jit_int16, jit_mixture
+from tinyllm.kernels.build import INLINED, PART
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.mixture import Mixture
 from tinyllm.kernels.processor import JIT
@@ -75,14 +76,14 @@ def n_matrices(w: Any) -> int:
     return int((w.kinds if type(w) is Mixture else w.values).shape[0])
 
 
-@overload(n_blocks, inline="always")
+@overload(n_blocks, jit_options=PART)
 def _n_blocks(w):  # type: ignore[no-untyped-def]
     if w.instance_class is Mixture:
         return lambda w: w.kinds.shape[1]
     return lambda w: w.values.shape[1]
 
 
-@overload(matmul, inline="always")
+@overload(matmul, jit_options=INLINED)
 def _matmul(w, layer, first, count, rows, tile, n, out, out_row, column):  # type: ignore[no-untyped-def]
     del layer, first, count, tile, n, out, out_row, column
     kernel = MATMUL[w.instance_class, rows.instance_class]
@@ -95,7 +96,7 @@ def _matmul(w, layer, first, count, rows, tile, n, out, out_row, column):  # typ
     return implementation
 
 
-@overload(embed)
+@overload(embed, jit_options=PART)
 def _embed(w, token, x, row):  # type: ignore[no-untyped-def]
     del token, x, row
     kernel = EMBED[w.instance_class]
@@ -106,7 +107,7 @@ def _embed(w, token, x, row):  # type: ignore[no-untyped-def]
     return implementation
 
 
-@overload(put)
+@overload(put, jit_options=PART)
 def _put(rows, tile, lane, column, values, start, n):  # type: ignore[no-untyped-def]
     del tile, lane, column, values, start, n
     kernel = PUT[rows.instance_class]

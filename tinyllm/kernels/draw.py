@@ -11,11 +11,13 @@ a batch, nor on the kind of processor. Exponentials are float32, their sums floa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import allocating_kernel, compile_together, kernel
+from tinyllm.kernels.build import allocating_kernel, compile_beside, compile_together, kernel
 from tinyllm.kernels.emit import LANES
 from tinyllm.kernels.numbers import exp
 
@@ -255,12 +257,26 @@ def largest(row: Row, k: int) -> Ids:
 
 def prepare() -> None:
     """Compile all of it (or load it from disk), so that no request has to wait for that."""
+    while _beside:
+        _beside.pop()()
+    compile_together("sampling", _calls())
+
+
+def prepare_beside() -> None:
+    """Start to compile it in another process, beside the forward pass; `prepare` waits for that."""
+    code = f"from {__name__} import prepare; prepare()"
+    _beside.append(compile_beside(_calls(), code))
+
+
+_beside: list[Callable[[], None]] = []  # what waits for processes that compile
+
+
+def _calls() -> dict[Any, tuple[Any, ...]]:
     row, sums = np.zeros(1, np.float32), np.zeros(1, np.float64)
-    calls = {
+    return {
         exp_row: (row, np.float32(0), row),
         log: (0.0,),
         draw: (row, np.float32(0), row, sums, 0, 1.0, 0.5),
         uniform: (np.uint64(0), np.uint64(0), np.uint64(0)),
         largest: (row, 1),
     }
-    compile_together("sampling", calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
         argv: the flags; default: this process's own.
         program: the name that --help and mistakes are told under.
     """
+    # What is made until the server is ready stays: Python would look for garbage in vain.
+    gc.disable()
     words = [*(sys.argv[1:] if argv is None else argv), os.environ.get("TINYLLM_BACKEND", "")]
     if not any(word.endswith("reference") for word in words):
         # The kernels have the cores. numpy only helps, with traces: on one thread, so that two of

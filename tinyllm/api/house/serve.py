@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -99,6 +100,8 @@ class Server(uvicorn.Server):
             self.status = 1
             self.should_exit = True
             return
+        finally:
+            gc.enable()  # `terminal.serve` has it wait until here
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         for model in self._service.models:
