@@ -160,6 +160,7 @@ def compile_beside(calls: Calls, code: str) -> Callable[[], None]:
         env={**os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # where kernels are kept is told once, by this process
     )
     atexit.register(process.kill)
 
