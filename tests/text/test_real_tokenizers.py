@@ -21,6 +21,14 @@ GOLDEN: dict[str, Any] = json.loads(
 )
 pytestmark = [pytest.mark.downloads, pytest.mark.parametrize("name", REAL_TOKENIZERS)]
 EVERYTHING = [*TEXTS, *random_texts()]
+# A turn of calls without a text: the golden file's reference fails on it with this template, ours
+# gives it the null that it asks for.
+CALLS_ALONE = "call, no content"
+DEEPSEEKS_CALLS = (
+    "<｜begin▁of▁sentence｜><｜User｜>Weather?<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"
+    '<｜tool▁sep｜>get_weather\n```json\n{"city": "Łódź", "days": 1}\n```<｜tool▁call▁end｜>'
+    "<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>sunny<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"
+)
 
 
 @functools.cache
@@ -66,6 +74,10 @@ def test_chats(name: str) -> None:
     for label, chat, options in ways_to_ask():
         expected = GOLDEN[name]["chats"][label]
         messages = with_argument_strings(CHATS[chat])
+        if name == "deepseek_v3" and label.startswith(CALLS_ALONE):
+            assert expected is None
+            assert tokenizer.render_chat(messages, **options) == DEEPSEEKS_CALLS
+            continue
         if expected is None:
             with pytest.raises(TokenizerError):
                 tokenizer.render_chat(messages, **options)
