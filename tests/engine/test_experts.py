@@ -8,12 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine.test_invariance import N_TOKENS, ask, crowd
+from tests.engine.test_invariance import N_TOKENS, ask, behind_a_shared_prefix, crowd
 from tests.test_compiled_experts import mixed, weights_of
 from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
-from tinyllm.engine.types import Prompt, Request
-from tinyllm.sampler import SamplingParams
+from tinyllm.engine.types import Prompt
 
 pytestmark = pytest.mark.long
 
@@ -39,10 +38,5 @@ def test_alone_in_batches_in_chunks_and_behind_a_prefix() -> None:
             assert other.done.wait(60)
         engine.stop()
     for shared in (63, 64, 100):
-        engine = Engine(two)
-        engine.start()
-        other = np.concatenate([PROMPT.tokens[:shared], np.array([17, 71], np.int32)])
-        engine.run(Request("other", Prompt(other), SamplingParams(seed=1), 9), 60)
-        heard = ask(engine, PROMPT)
+        heard = behind_a_shared_prefix(two, PROMPT, shared, [17, 71])
         assert heard.bits == alone and heard.cached_tokens == shared
-        engine.stop()

@@ -134,6 +134,20 @@ def test_in_a_batch(
     engine.stop()
 
 
+def behind_a_shared_prefix(
+    model: CompiledModel, prompt: Prompt, shared: int, others: list[int]
+) -> Heard:
+    """What is heard behind another prompt with the same first `shared` tokens, then `others`."""
+    engine = Engine(model)
+    engine.start()
+    other = np.concatenate([prompt.tokens[:shared], np.array(others, np.int32)])
+    engine.run(Request("other", Prompt(other), SamplingParams(seed=1), 9), 60)
+    heard = ask(engine, prompt)
+    assert heard.done.wait(60)
+    engine.stop()
+    return heard
+
+
 def test_from_a_warm_prefix(
     models: dict[int, CompiledModel], prompt: Prompt, alone: list[list[Token]]
 ) -> None:
@@ -144,13 +158,8 @@ def test_from_a_warm_prefix(
     assert again.bits == alone and again.cached_tokens == len(prompt.tokens) - 1
     engine.stop()
     for shared in (1, 63, 64, 100):  # only so much of it is known, from a prompt that goes on
-        engine = Engine(models[2])
-        engine.start()
-        other = np.concatenate([prompt.tokens[:shared], np.array([17, 4711], np.int32)])
-        engine.run(Request("other", Prompt(other), SamplingParams(seed=1), 9), 60)
-        heard = ask(engine, prompt)
+        heard = behind_a_shared_prefix(models[2], prompt, shared, [17, 4711])
         assert heard.bits == alone and heard.cached_tokens == shared
-        engine.stop()
 
 
 @pytest.mark.long
