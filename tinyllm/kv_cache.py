@@ -109,6 +109,11 @@ class KVCache:
         return 2 * int(n_layers * n_kv_heads * head_dim) * self._k.itemsize
 
     @property
+    def capacity_nbytes(self) -> int:
+        """Bytes of its room, filled or not."""
+        return self.token_nbytes * self.capacity
+
+    @property
     def next_place(self) -> int:
         """The rotary position of a text that goes on here: the length, unless images stand before.
 

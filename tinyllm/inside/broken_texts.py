@@ -88,8 +88,7 @@ class BrokenTexts:
             yield lent
 
     def _nbytes(self) -> int:
-        caches = (text.cache for text in self._texts.values())
-        return sum(cache.token_nbytes * cache.capacity for cache in caches)
+        return sum(text.cache.capacity_nbytes for text in self._texts.values())
 
     def _room(self, n_tokens: int) -> int:
         return min(n_tokens + PREFIX_BLOCK, self.model.config.max_seq_len)

@@ -75,7 +75,7 @@ class Prefixes:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches that are kept."""
-        return sum(text.cache.token_nbytes * text.cache.capacity for text in self._texts)
+        return sum(text.cache.capacity_nbytes for text in self._texts)
 
     @contextmanager
     def before(
