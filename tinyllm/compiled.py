@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import ConfigError
-from tinyllm.kernels import forward
 from tinyllm.kernels.arrays import (
     MAX_LOGIT_ROWS,
     MAX_ROWS,
@@ -28,19 +27,21 @@ from tinyllm.kernels.arrays import (
     make_own,
     make_scratch,
 )
-from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.cache import sources_hash
 from tinyllm.kernels.expert_arrays import make_expert_arrays
 from tinyllm.kernels.formats import format_of
 from tinyllm.kernels.layout import GROUP, PAGE, TILE, check_arrays
+from tinyllm.kernels.machine_code import Kernel, prepare
 from tinyllm.kernels.packed import load_packed, pack
 from tinyllm.kernels.packed_vectors import plain_mlps
 from tinyllm.kernels.paged import PagedCache, PagePool
 from tinyllm.kernels.parts import TENSORS, make_parts, rotation_tables
 from tinyllm.kernels.processor import JIT
-from tinyllm.kernels.threads import Team
+from tinyllm.kernels.regions import n_regions
+from tinyllm.kernels.team import Team
 from tinyllm.runner import Segment, images_between, weights_fingerprint
 
+RUN = Kernel("tinyllm.kernels.forward", "run")  # all of a forward pass
 # Parts that the kernels don't do.
 READABLE_ALONE = {"images_see_ahead", "axes", "deep_rows"}
 
@@ -116,21 +117,17 @@ class CompiledModel:
         self._counting = np.arange(max(config.max_seq_len, MAX_ROWS))
         self.scratch = make_scratch(config, dtype, threads)
         own = make_own(config, self.kv_dtype, threads)
-        self._team = Team(threads, n_regions=forward.n_regions(config.n_layers))
+        self._team = Team(threads, n_regions=n_regions(config.n_layers))
         self._lock = threading.Lock()
 
         args = (self.arrays, self.pool.arrays, self._batch, self.scratch, own)
         check_arrays(args, "kernel arguments")
         self._arguments = args
-        control = self._team.control
-        compile_for(forward.run, f"{dtype}-{self.kv_dtype}", (0, 0, control, *args))
+        fixed = (self._team.control, *args)
+        prepare(f"{dtype}-{self.kv_dtype}", {RUN: (0, 0, *fixed)})
         if reading:
             reading.wait()  # it had the other core meanwhile
-
-        def work(thread: int, job: int) -> int:
-            return forward.run(thread, job, control, *args)
-
-        self._team.start(work)
+        self._team.start(RUN.bind((0, 0), fixed))  # the thread and the job
         weakref.finalize(self, self._team.close)
 
     @property

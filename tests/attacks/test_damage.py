@@ -21,12 +21,12 @@ pytestmark = pytest.mark.attacks
 # Prints where compiled kernels lie, and which of them a server loads.
 KERNELS = """
 import json, sys, tinyllm
-from tinyllm.kernels import cache, draw
+from tinyllm.kernels import cache, drawing
 names, unseal = [], cache.unseal
 cache.unseal = lambda data, name: names.append(name) or unseal(data, name)
 lm = tinyllm.load(sys.argv[1], backend="compiled")
 lm.generate("Hi", max_tokens=2)
-draw.prepare()  # the engine's
+drawing.prepare()  # the engine's
 print(json.dumps([str(cache.readable()[0]), str(cache.temporary()), names]))
 """
 

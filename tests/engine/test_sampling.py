@@ -13,7 +13,7 @@ from tinyllm import sampler as plain
 from tinyllm.distribution import Distribution
 from tinyllm.engine.sampling import CompiledSampler, RowScratch, look, top_logprobs
 from tinyllm.engine.types import TraceParams
-from tinyllm.kernels import draw as kernels
+from tinyllm.kernels.drawing import Drawing
 from tinyllm.sampler import Sampler, SamplingParams
 
 
@@ -72,7 +72,7 @@ def edge(sampler: Sampler, row: np.ndarray) -> bool:
     seed=st.integers(0, 2**64 - 1), stream=st.integers(0, 2**16), step=st.integers(0, 2**40)
 )  # fmt: skip
 def test_the_same_uniform_numbers(seed: int, stream: int, step: int) -> None:
-    got = kernels.uniform(np.uint64(seed), np.uint64(stream), np.uint64(step))
+    got = Drawing(1).uniform(np.uint64(seed), np.uint64(stream), np.uint64(step))
     assert got == plain.uniform(seed, stream, step)
 
 
@@ -80,7 +80,7 @@ def test_the_same_uniform_numbers(seed: int, stream: int, step: int) -> None:
 @given(row=rows(), k=st.integers(1, 20))
 def test_the_largest_logits(row: np.ndarray, k: int) -> None:
     best = np.argsort(-row, kind="stable")[:k]
-    assert kernels.largest(row, k).tolist() == best.tolist()
+    assert Drawing(len(row)).largest(row, k).tolist() == best.tolist()
     got = top_logprobs(row, k, RowScratch(len(row)))
     assert [token for token, _ in got] == best.tolist()
     norm = plain.log_normalizer(row)
@@ -89,13 +89,14 @@ def test_the_largest_logits(row: np.ndarray, k: int) -> None:
 
 def test_exponentials_to_the_last_places() -> None:
     row = np.linspace(-86.9, 0, 100_000).astype(np.float32)
-    exps = np.empty(len(row), np.float32)
-    sums = kernels.exp_row(row, np.float32(0), exps)
+    kernels = Drawing(len(row))
+    kernels.exp_row(row, np.float32(0))
+    exps, sums = kernels.room.exps, kernels.room.sums
     want = np.exp(row.astype(np.float64))
     assert np.abs(exps / want - 1).max() < 2e-7
     assert math.isclose(sums.sum(), math.fsum(want), rel_tol=1e-7)
-    kernels.exp_row(np.full(5, -np.inf, np.float32), np.float32(0), exps[:5])
-    assert (exps[:5] == 0).all()
+    kernels.exp_row(np.full(len(row), -np.inf, np.float32), np.float32(0))
+    assert (exps == 0).all()
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -106,7 +107,7 @@ def test_draws_follow_the_distribution() -> None:
     scratch.fill(row)
     counts = np.zeros(6)
     for u in (np.arange(10_000) + 0.5) / 10_000:
-        counts[kernels.draw(row, scratch.top, scratch.exps, scratch.sums, 0, 1.0, u)] += 1
+        counts[scratch.kernels.draw(row, scratch.top, 0, 1.0, u)] += 1
     np.testing.assert_allclose(counts / 10_000, [0.1, 0, 0.4, 0.2, 0.3, 0], atol=2e-4)
 
 
@@ -117,7 +118,7 @@ def test_the_ends_of_the_interval(u: float) -> None:
     scratch = RowScratch(5000)
     scratch.fill(row)
     for top_p in (1.0, 0.999):
-        token = kernels.draw(row, scratch.top, scratch.exps, scratch.sums, 0, top_p, u)
+        token = scratch.kernels.draw(row, scratch.top, 0, top_p, u)
         assert token == (700 if u == 0.0 else 3000)
 
 

@@ -11,11 +11,30 @@ from pathlib import Path
 import pytest
 
 from tinyllm.kernels import cache
+from tinyllm.kernels.dispatchers import KernelCache
 from tinyllm.kernels.processor import JIT
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 
 SCRIPT = """
+import sys
+from pathlib import Path
+from tinyllm.kernels import cache, entry
+from tinyllm.kernels.machine_code import Kernel
+compiled, n = entry.compiled, 0
+def counted(*args):
+    global n
+    n += 1
+    return compiled(*args)
+entry.compiled = counted
+for folder in map(Path, sys.argv[1:]):
+    cache.folders = lambda: (folder / f"kernels-{cache.key()}",)
+    cache.readable.cache_clear()
+    cache.writable.cache_clear()
+    log, n = Kernel("tinyllm.kernels.draw", "log"), 0  # nothing is loaded of it
+    print(log.bind((0.0,), ())(2.0), n)
+"""
+DISPATCHED = """
 import importlib, sys
 from pathlib import Path
 from numba.core import event
@@ -26,10 +45,10 @@ for folder in map(Path, sys.argv[1:]):
     cache.writable.cache_clear()
     importlib.reload(draw)  # functions of which nothing is loaded
     with event.install_recorder("numba:compile") as compiled:
-        print(draw.log(2.0), len(compiled.buffer))
+        print(draw.log(2.0), int(bool(compiled.buffer)))
 """
 LOG_2 = "0.6931471805599453"
-ANEW, LOADED = (LOG_2, 2), (LOG_2, 0)  # its value; compiling begins and ends
+ANEW, LOADED = (LOG_2, 1), (LOG_2, 0)  # its value, and whether it was compiled
 
 
 def run_all(
@@ -91,11 +110,23 @@ def test_a_damaged_file_is_compiled_anew(whole: tuple[Path, bytes], tmp_path: Pa
     path, data = whole
     damages: dict[str, Damage] = {
         **DAMAGES,
-        "no kernel": lambda data: cache.seal(b"\x80\x05N.", path.name),
+        "no kernel": lambda data: cache.seal(b"{}\n" + data, path.name),
+        "calls what isn't there": lambda data: cache.seal(
+            data[32:].replace(b'"calls": []', b'"calls": ["tinyllm_nothing"]'), path.name
+        ),
     }
     folders = [placed(tmp_path / name, path, spoil(data)) for name, spoil in damages.items()]
     assert dict(zip(damages, run_all(folders), strict=True)) == dict.fromkeys(damages, ANEW)
     assert run_all(folders) == [LOADED] * len(folders)  # and kept again
+
+
+def test_a_kernel_called_as_a_function_is_kept_and_mended(tmp_path: Path) -> None:
+    """numba's dispatchers have their files beside the entries, and the same care."""
+    assert run_all([tmp_path, tmp_path], DISPATCHED) == [ANEW, LOADED]
+    path = only_file(tmp_path)
+    for data in (path.read_bytes()[:-100], cache.seal(b"\x80\x05N.", path.name)):
+        path.write_bytes(data)
+        assert run_all([tmp_path, tmp_path], DISPATCHED) == [ANEW, LOADED]
 
 
 def test_what_others_can_write_is_not_trusted(whole: tuple[Path, bytes], tmp_path: Path) -> None:
@@ -108,44 +139,38 @@ def test_what_others_can_write_is_not_trusted(whole: tuple[Path, bytes], tmp_pat
     assert run_all([folder, folder]) == [ANEW, LOADED]  # a file alone, too; it was replaced
 
 
+BY_ENTRY = """
+import sys
+from pathlib import Path
+from tinyllm.kernels import cache
+from tinyllm.kernels.drawing import LOG
+from tinyllm.kernels.machine_code import compile_beside
+BEFORE
+print(LOG.bind((0.0,), ())(2.0), int("numba" in sys.modules))
+"""  # numba is there only if something was compiled
+
+
 def test_nowhere_to_write() -> None:
     """A file where the folder would be, and no home: compiled for this process alone."""
-    script = """
-import numba.core.event as event
-from pathlib import Path
-from tinyllm.kernels import cache, draw
-cache.folders = lambda: (Path("/proc/no/place"),)
-with event.install_recorder("numba:compile") as compiled:
-    print(draw.log(2.0), len(compiled.buffer))
-"""
-    assert run_all([], script) == [ANEW]
+    before = 'cache.folders = lambda: (Path("/proc/no/place"),)'
+    assert run_all([], BY_ENTRY.replace("BEFORE", before)) == [ANEW]
 
 
 def test_what_another_process_compiled_is_loaded(tmp_path: Path) -> None:
-    script = """
-import numba.core.event as event
-from tinyllm.kernels import draw
-from tinyllm.kernels.build import compile_beside
-wait = compile_beside({draw.log: (2.0,)}, "from tinyllm.kernels import draw; draw.log(2.0)")
-wait()
-with event.install_recorder("numba:compile") as compiled:
-    print(draw.log(2.0), len(compiled.buffer))
+    before = """
+compile_beside(
+    {LOG: (2.0,)}, "from tinyllm.kernels.drawing import LOG; LOG.bind((2.0,), ())"
+)()
 """
     set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    assert run_all([], script, set_up) == [LOADED]
+    assert run_all([], BY_ENTRY.replace("BEFORE", before), set_up) == [LOADED]
     assert only_file(tmp_path / "tinyllm")
 
 
 def test_a_process_that_fails_costs_no_more_than_compiling_here(tmp_path: Path) -> None:
-    script = """
-import numba.core.event as event
-from tinyllm.kernels import draw
-from tinyllm.kernels.build import compile_beside
-compile_beside({draw.log: (2.0,)}, "raise SystemExit(1)")()
-with event.install_recorder("numba:compile") as compiled:
-    print(draw.log(2.0), len(compiled.buffer))
-"""
-    assert run_all([], script, {"NUMBA_CACHE_DIR": str(tmp_path)}) == [ANEW]
+    before = 'compile_beside({LOG: (2.0,)}, "raise SystemExit(1)")()'
+    set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run_all([], BY_ENTRY.replace("BEFORE", before), set_up) == [ANEW]
 
 
 def test_what_a_kernel_calls_is_compiled_with_it(tmp_path: Path) -> None:
@@ -157,11 +182,11 @@ from tinyllm.kernels import draw
 u = draw.uniform(np.uint64(1), np.uint64(2), np.uint64(3))
 with event.install_recorder("numba:compile") as compiled:
     assert draw._high_product(np.uint64(2**63), np.uint64(6)) == 3
-    print(u, len(compiled.buffer))
+print(u, len(compiled.buffer) // 2)
 """
     ((_, compiled),) = run_all([], script, {"NUMBA_CACHE_DIR": str(tmp_path)})
     files = sorted(path.name.split("-")[0] for path in tmp_path.glob("tinyllm/*/*.kernel"))
-    assert (compiled, files) == (2, ["_high_product", "uniform"])
+    assert (compiled, files) == (1, ["_high_product", "uniform"])
 
 
 def test_a_file_changes_nothing_that_it_should_not(tmp_path: Path) -> None:
@@ -177,7 +202,7 @@ def test_a_function_that_holds_more_than_numbers_cannot_be_kept() -> None:
         return held
 
     with pytest.raises(TypeError, match="holds more than numbers"):
-        cache.KernelCache(function, allocates=False)
+        KernelCache(function)
 
 
 LARGE = """
@@ -185,6 +210,7 @@ import sys
 from pathlib import Path
 from tinyllm.kernels import cache
 from tinyllm.kernels.build import kernel, part
+from tinyllm.kernels.machine_code import Kernel
 folder = Path(sys.argv[1])
 cache.folders = lambda: (folder / f"kernels-{cache.key()}",)
 
@@ -203,15 +229,22 @@ def with_two(x):
 def with_three(x):
     return three(x) + three(x + 1)
 
-for name in sys.argv[2].split(","):
-    print(globals()[name](0), end=" ")
+for name in sys.argv[2].split(",") if __name__ == "__main__" else ():
+    print(CALL, end=" ")
 """.replace("LINES", "".join(f"        x = x * x % {p} + 1\n" for p in range(101, 161)))
 
 
-def test_kernels_of_two_processes_are_themselves_in_a_third(tmp_path: Path) -> None:
+CALLS = {
+    "as a function": "globals()[name](0)",
+    "by its entry": "Kernel('large', name).bind((0,), ())(0)",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_kernels_of_two_processes_are_themselves_in_a_third(tmp_path: Path, call: str) -> None:
     """Their parts' machine code has the same names, where numba counts from 1 in each process."""
     script = tmp_path / "large.py"  # parts too large to be copied into what calls them
-    script.write_text(LARGE)
+    script.write_text(LARGE.replace("CALL", CALLS[call]))
 
     def run(*names: str) -> list[int]:
         done = subprocess.run(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.tiny_compiled import tiny_compiled
-from tinyllm.kernels import forward
-from tinyllm.kernels.threads import COUNT_BITS, N_REGIONS, REGIONS, WORD
+from tinyllm.compiled import RUN
+from tinyllm.kernels import regions
+from tinyllm.kernels.team import COUNT_BITS, N_REGIONS, REGIONS, WORD
 from tinyllm.runner import Segment
 
 
@@ -30,13 +31,13 @@ def test_the_regions_are_counted() -> None:
         model.forward_batch([Segment(tokens, cache)])
         used |= regions_used(model._team.control, model.threads, model._team._job)
     n_layers = model.config.n_layers
-    of_experts = (forward.ROUTE, forward.CHOOSE, forward.GATHER)
+    of_experts = (regions.ROUTE, regions.CHOOSE, regions.GATHER)
     left_out = {
-        1 + forward.LAYER_REGIONS * layer + part
+        1 + regions.LAYER_REGIONS * layer + part
         for layer in range(n_layers)
-        for part in (forward.HEADS_NORM, forward.OUT_ADD, *of_experts, forward.DOWN_ADD)
+        for part in (regions.HEADS_NORM, regions.OUT_ADD, *of_experts, regions.DOWN_ADD)
     }
-    assert used == set(range(forward.n_regions(n_layers))) - left_out
+    assert used == set(range(regions.n_regions(n_layers))) - left_out
 
 
 def test_too_little_room_is_an_error() -> None:
@@ -45,5 +46,6 @@ def test_too_little_room_is_an_error() -> None:
     model.forward([1], model.new_cache())  # leaves a batch of one row behind
     short = model._team.control.copy()
     short[N_REGIONS] -= 1
-    with pytest.raises(IndexError, match="more regions"):
-        forward.run(0, 2, short, *model._arguments)
+    run = RUN.bind((0, 0), (short, *model._arguments))
+    with pytest.raises((IndexError, RuntimeError), match=r"more regions|the kernel run failed"):
+        run(0, 2)

@@ -99,13 +99,13 @@ def test_layer_norm_and_softmax_of_any_width(width: int) -> None:
     exact = reference_vit.layer_norm(x.astype(np.float64), norm[0], norm[1], 1e-6)
     out = np.full(width + 3, 7, np.float32)
     for row, wanted in zip(x, exact, strict=True):
-        kernels.norm_row(row, norm, 1e-6, out)
+        kernels.norm_row(row, norm, 1e-6, out, np.empty(16, np.float32))
         assert np.abs(out[:width] - wanted).max() <= 1e-5
         assert (out[width:] == 7).all()
     for row in x.copy():
         expected = reference.softmax(row)
         out[:width] = row
-        kernels.softmax_row(out, width)
+        kernels.softmax_row(out, width, np.empty(16, np.float32))
         assert np.allclose(out[:width], expected, atol=1e-6)
         assert (out[width:] == 7).all()
 
@@ -114,7 +114,7 @@ def test_layer_norm_and_softmax_of_any_width(width: int) -> None:
 def test_softmax_of_scores_far_apart(top: float) -> None:
     x = np.array([top, top - 200, top - 5, -1e30] * 5, np.float32)
     expected = reference.softmax(x)
-    kernels.softmax_row(x, len(x))
+    kernels.softmax_row(x, len(x), np.empty(16, np.float32))
     assert np.allclose(x, expected, atol=1e-7)
 
 

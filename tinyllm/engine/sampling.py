@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tinyllm.distribution import Distribution
 from tinyllm.engine.types import Look, TraceParams
-from tinyllm.kernels import draw as kernels
+from tinyllm.kernels.drawing import Drawing
 from tinyllm.sampler import (
     MAX_SEED,
     Logits,
@@ -26,12 +26,11 @@ from tinyllm.sampler import (
 
 
 class RowScratch:
-    """Exponentials of the row that was worked on last; shared by the samplers of one thread."""
+    """What is known of the row that was worked on last; shared by the samplers of one thread."""
 
     def __init__(self, vocab_size: int) -> None:
-        kernels.prepare()
-        self.exps = np.empty(vocab_size, np.float32)
-        self.sums = np.empty(0, np.float64)
+        self.kernels = Drawing(vocab_size)
+        self.sums = self.kernels.room.sums
         self.best = 0
         self.top = np.float32(0)
         self._of: Logits | None = None
@@ -40,10 +39,16 @@ class RowScratch:
         """Make all of it that of `row`; nothing to do if it is already."""
         if self._of is row:
             return
+        if row.shape != self.kernels.room.exps.shape:
+            raise ValueError(f"a row of {len(self.kernels.room.exps)} logits, not {row.shape}")
         self.best = int(row.argmax())  # the first on ties
         self.top = row[self.best]
-        self.sums = kernels.exp_row(row, self.top, self.exps)
+        self.kernels.exp_row(row, self.top)
         self._of = row
+
+    def log_normalizer(self) -> float:
+        """ln Σ exp(row)."""
+        return float(self.top) + float(self.kernels.log(self.sums.sum()))
 
 
 class CompiledSampler(Sampler):
@@ -89,7 +94,7 @@ class CompiledSampler(Sampler):
 
     def _uniform(self) -> float:
         seed, stream = np.uint64(self.seed & MAX_SEED), np.uint64(self.stream)
-        return float(kernels.uniform(seed, stream, np.uint64(len(self.picked))))
+        return float(self._scratch.kernels.uniform(seed, stream, np.uint64(len(self.picked))))
 
     def _draw(self, x: Logits, u: float) -> int:
         row, params = self._scratch, self.params
@@ -97,18 +102,18 @@ class CompiledSampler(Sampler):
             return super()._draw(x, u)
         x = apply_temperature(x, params.temperature)
         row.fill(x)
-        return int(kernels.draw(x, row.top, row.exps, row.sums, params.top_k, params.top_p, u))
+        return int(row.kernels.draw(x, row.top, params.top_k, params.top_p, u))
 
     def _log_normalizer(self, logits: Logits) -> float:
         self._scratch.fill(logits)
-        return float(self._scratch.top) + kernels.log(self._scratch.sums.sum())
+        return self._scratch.log_normalizer()
 
 
 def top_logprobs(logits: Logits, k: int, scratch: RowScratch) -> list[tuple[int, float]]:
     """The k likeliest tokens with their log-probabilities under the raw softmax, best first."""
     scratch.fill(logits)
-    norm = float(scratch.top) + kernels.log(scratch.sums.sum())
-    return [(int(i), float(logits[i]) - norm) for i in kernels.largest(logits, k)]
+    norm = scratch.log_normalizer()
+    return [(int(i), float(logits[i]) - norm) for i in scratch.kernels.largest(logits, k)]
 
 
 def look(

@@ -10,14 +10,22 @@ To read the compiled path, in this order:
     processor.py       kinds of processor, and all that differs by kind
     dispatch.py        picks the kernels
     once.py            a kernel optimised once, as a whole, by LLVM
-    threads.py         a team of threads that walks through regions of work together
+    team.py            a team of threads;  threads.py  how it walks through regions of work
     timeline.py        what each thread of a team did when, measured
     arrays.py          all arrays of a forward pass by name
-    forward.py         the whole forward pass, region by region; attention.py its hardest part
+    forward.py         the whole forward pass, region by region (regions.py); attention.py its
+                       hardest part;  parts.py, part_kernels.py  what families add
     experts.py         a layer's MLP where it is experts
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
     build.py           how all of it is compiled;  cache.py  where it is kept
     blas.py            how many threads numpy's own products take beside all this
+
+And how a server calls it, without any of what compiles it:
+
+    machine_code.py    machine code from disk, or else the compiler
+    words.py           arguments as C has them;  object_code.py  an object file, linked
+    entry.py           the compiler's side: a kernel with an entry for such calls
+    drawing.py         the sampler's kernels, called so
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

@@ -1,40 +1,34 @@
 """Compiled kernels kept on disk: one file each, used if it is whole and ours, else made again.
 
-numba keys its own cache by one function's file alone, so a change in a file that it calls would go
-unseen, and a damaged file ends the program. Here a file's name is a hash of all that went into it,
-and its contents begin with a hash of the rest: whatever is cut short, mixed up or made for another
-processor is compiled anew. Machine code is only taken from where nobody else can put it.
+A file's name is a hash of all that went into it, and its contents begin with a hash of the rest:
+whatever is cut short, mixed up or made for another processor is compiled anew. Machine code is only
+taken from where nobody else can put it.
+
+Nothing here needs numba: a process that finds all of its kernels never imports it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
-import pickle
 import stat
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import llvmlite
-import numba
 import platformdirs
-from numba.core import serialize as _serialize
-from numba.core.compiler import CompileResult as _CompileResult
-from numba.core.runtime import nrt as _nrt
 
 from tinyllm.kernels import processor
 
-serialize: Any = _serialize  # numba is typed in parts, differently from release to release
-CompileResult: Any = _CompileResult
-nrt: Any = _nrt
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
-PLAIN = (int, float, str, bool, type(None))
 
 
 @cache
@@ -49,9 +43,17 @@ def sources_hash() -> str:
 @cache
 def key() -> str:
     """Changes with anything that machine code depends on, but for the function itself."""
-    versions = (sys.version, numba.__version__, llvmlite.__version__)
+    versions = (sys.version, numba_version(), llvmlite.__version__)
     made_of = (sources_hash(), processor.NAME, processor.target(), versions)
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+
+
+def numba_version() -> bytes:
+    """What numba says of its version, read without importing it."""
+    found = importlib.util.find_spec("numba")
+    if found is None or found.origin is None:
+        return b""
+    return Path(found.origin).with_name("_version.py").read_bytes()
 
 
 @cache
@@ -63,8 +65,8 @@ def folders() -> tuple[Path, ...]:
     written, as for a user without a home, one for temporary files.
     """
     places = [HERE / "__pycache__", Path(platformdirs.user_cache_dir("tinyllm", appauthor=False))]
-    if processor.config.CACHE_DIR:
-        places.insert(0, Path(processor.config.CACHE_DIR) / "tinyllm")
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        places.insert(0, Path(chosen) / "tinyllm")
     # Where there is no home, "~" stays as it is: not a place.
     found = [place / f"kernels-{key()}" for place in places if place.is_absolute()]
     return (*found, temporary())
@@ -119,68 +121,47 @@ def writable() -> Path | None:
     return None
 
 
-class KernelCache:
-    """What numba's dispatcher asks for one function's machine code, by types of arguments."""
+def file_name(name: str, made_of: str) -> str:
+    """The file of a kernel that is made of this, beside all that every kernel depends on."""
+    return f"{name}-{hashlib.sha256(f'{key()} {made_of}'.encode()).hexdigest()[:24]}.kernel"
 
-    def __init__(self, function: Callable[..., Any], allocates: bool) -> None:
-        self._allocates = allocates
-        code = function.__code__
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        if not all(isinstance(value, PLAIN) for value in cells):
-            raise TypeError(f"{function.__qualname__} holds more than numbers: use `uncached`")
-        own = Path(code.co_filename)
-        text = b"" if own.parent == HERE else own.read_bytes()  # the others are in `key`
-        self._name = function.__name__
-        self._of = repr((function.__module__, function.__qualname__, code.co_firstlineno, cells))
-        self._of += hashlib.sha256(text).hexdigest()
 
-    def file_name(self, signature: Any) -> str:
-        """The file of this function for these types."""
-        made_of = f"{key()} {self._of} {signature}"
-        return f"{self._name}-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.kernel"
+def holds(name: str) -> bool:
+    """Whether there is such a file; it may yet turn out to be damaged."""
+    return any((folder / name).exists() for folder in readable())
 
-    def holds(self, signature: Any) -> bool:
-        """Whether there is a file; it may yet turn out to be damaged."""
-        name = self.file_name(signature)
-        return any((folder / name).exists() for folder in readable())
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled function, or None: then it is compiled.
+def load(name: str, use: Callable[[bytes], T]) -> T | None:
+    """What `use` makes of a file's contents; None if there is no file that can be used.
 
-        numba has all that it can compile at hand first (`refresh`), which takes longer than loading
-        does; machine code needs no more than what allocates arrays.
-        """
-        name = self.file_name(signature)
-        for folder in readable():
-            try:
-                if not is_ours(folder / name):
-                    told(folder / name, "isn't used, since others can write there")
-                    continue
-                data = (folder / name).read_bytes()
-            except OSError:
+    Whatever is wrong with a file, `use` raising included, is told of, and compiling mends it.
+    """
+    for folder in readable():
+        try:
+            if not is_ours(folder / name):
+                told(folder / name, "isn't used, since others can write there")
                 continue
-            try:
-                payload = unseal(data, name)
-                if self._allocates:
-                    nrt.rtsys.initialize(target_context)
-                return CompileResult._rebuild(target_context, *pickle.loads(payload))
-            except Exception:  # whatever is wrong with it, compiling mends it
-                told(folder / name, "is damaged")
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
-        return None
+            data = (folder / name).read_bytes()
+        except OSError:
+            continue
+        try:
+            return use(unseal(data, name))
+        except Exception:
+            told(folder / name, "is damaged")
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    return None
 
-    def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep it, whole or not at all, where there is a place."""
-        folder = writable()
-        if folder is None or result.library.has_dynamic_globals:
-            return
-        name = self.file_name(signature)
-        with contextlib.suppress(OSError):
-            data = seal(serialize.dumps(result._reduce()), name)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(data)
-            Path(file.name).replace(folder / name)
+
+def save(name: str, payload: bytes) -> None:
+    """Keep it, whole or not at all, where there is a place."""
+    folder = writable()
+    if folder is None:
+        return
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(seal(payload, name))
+        Path(file.name).replace(folder / name)
 
 
 def told(path: Path, what: str) -> None:

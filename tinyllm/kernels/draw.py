@@ -5,24 +5,22 @@ The definitions are in `tinyllm/sampler.py`; tests hold these functions to them.
 milliseconds, which matters once a step of sixteen streams takes ten.
 
 Each row is worked on by itself and in a fixed order, so the bits don't depend on what else is in
-a batch, nor on the kind of processor. Exponentials are float32, their sums float64.
+a batch, nor on the kind of processor. Exponentials are float32, their sums float64. What a kernel
+writes down on its way goes to a `DrawRoom`, since kernels allocate nothing; `drawing.py` makes one,
+and is how Python calls what is here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tinyllm.kernels.build import allocating_kernel, compile_beside, compile_together, kernel
+from tinyllm.kernels.build import kernel
+from tinyllm.kernels.drawing import BUCKETS, STRETCH, DrawRoom, Ids, Row, Sums
 from tinyllm.kernels.emit import LANES
 from tinyllm.kernels.numbers import exp
 
-STRETCH = 1024  # logits whose exponentials have a sum of their own
-BUCKETS = 2048  # of distance to the best logit, see `_best_until`
 PER_NAT = 32.0  # buckets a nat: the last one starts 64 nats down, at a share of 1e-28
 
 # Philox 4x64, see `uniform`
@@ -30,17 +28,12 @@ M0, M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 W0, W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 LOW_HALF, HALF_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-Row = NDArray[np.float32]  # (V,)
-Ids = NDArray[np.int64]
 
-
-@allocating_kernel
-def exp_row(row: Row, top: np.float32, out: Row) -> NDArray[np.float64]:
-    """out = exp(row - top); returns the sum of each stretch of 1,024, (ceil(V / 1024),)."""
-    n_stretches = -(-len(row) // STRETCH)
-    sums = np.empty(n_stretches, np.float64)
-    lanes = np.empty(LANES, np.float64)  # sixteen sums, whatever a register holds
-    for b in range(n_stretches):
+@kernel
+def exp_row(row: Row, top: np.float32, room: DrawRoom) -> None:
+    """room.exps = exp(row - top), and room.sums those of each stretch of 1,024."""
+    out, lanes = room.exps, room.lanes  # sixteen sums, whatever a register holds
+    for b in range(len(room.sums)):
         start, stop = b * STRETCH, min((b + 1) * STRETCH, len(row))
         whole = stop - (stop - start) % LANES
         for i in range(start, stop):
@@ -55,18 +48,19 @@ def exp_row(row: Row, top: np.float32, out: Row) -> NDArray[np.float64]:
             total += lanes[k]
         for i in range(whole, stop):
             total += np.float64(out[i])
-        sums[b] = total
-    return sums
+        room.sums[b] = total
 
 
 @kernel
 def log(x: float) -> float:
-    """The natural logarithm of a positive, finite number, to a unit or two in the last place.
+    """The natural logarithm of a positive, normal number, to a unit or two in the last place.
 
     The C library's differs from one processor to the next. ln x = e · ln 2 + 2 · artanh(s) with
     s = (m - 1) / (m + 1), m in [√½, √2): Abramowitz & Stegun 1964, formula 4.1.27.
     """
-    m, e = math.frexp(x)
+    bits = np.float64(x).view(np.int64)  # x = m · 2^e with m in [½, 1)
+    e = (bits >> 52) - 1022
+    m = np.int64((bits & ((1 << 52) - 1)) | (1022 << 52)).view(np.float64)
     if m < 0.7071067811865476:
         m, e = m * 2.0, e - 1
     s = (m - 1.0) / (m + 1.0)
@@ -78,10 +72,9 @@ def log(x: float) -> float:
 
 
 @kernel
-def _near(
-    row: Row, top: np.float32, exps: Row, sums: NDArray[np.float64], nats: float, ids: Ids
-) -> tuple[int, float]:
-    """Fill `ids` with the places of the logits within `nats` of the best; their number and mass."""
+def _near(row: Row, top: np.float32, nats: float, room: DrawRoom) -> tuple[int, float]:
+    """Fill `room.ids` with the places of the logits within `nats` of the best; number and mass."""
+    exps, sums, ids = room.exps, room.sums, room.ids
     edge = np.float32(top - np.float32(nats))
     least = math.exp(-nats) * 0.99  # a stretch with less holds none (the rest is for rounding)
     n, mass = 0, 0.0
@@ -96,53 +89,51 @@ def _near(
     return n, mass
 
 
-@allocating_kernel
-def kept(
-    row: Row,
-    top: np.float32,
-    exps: Row,
-    sums: NDArray[np.float64],
-    top_k: int,
-    top_p: float,
-) -> Ids:
-    """The ids that top-k and then top-p leave, ascending; `exps`, `sums` as `exp_row` left them.
+@kernel
+def _total(sums: Sums, n: int) -> float:
+    """The first n, one after the other."""
+    total = 0.0
+    for i in range(n):
+        total += sums[i]
+    return total
+
+
+@kernel
+def kept(row: Row, top: np.float32, top_k: int, top_p: float, room: DrawRoom) -> int:
+    """Leave in `room.ids` the ids that top-k and then top-p leave, ascending; how many they are.
+
+    `room` is as `exp_row` left it.
 
     Nothing as long as the vocabulary is sorted. First all tokens but those near the best are set
     aside, as far as the cut surely lies among the near ones; then these are thrown into buckets
     by their distance to the best. The cut falls into one bucket, and that one alone is sorted.
     """
-    ids = np.empty(len(row), np.int64)
-    total = sums.sum()
+    total = _total(room.sums, len(room.sums))
     n = 0
     for nats in (4.0, 8.0, 16.0, 64.0, np.inf):
-        n, mass = _near(row, top, exps, sums, nats, ids)
+        n, mass = _near(row, top, nats, room)
         if (n >= top_k) if top_k > 0 else (mass >= top_p * total):
             break
-    ids = ids[:n]
 
-    for rule in range(2):  # top-k counts tokens, top-p their probability
-        if rule == 0 and not 0 < top_k < len(ids):
-            continue
-        if rule == 1 and top_p >= 1.0:
-            continue
-        weights = np.ones(len(ids), np.float64) if rule == 0 else exps[ids].astype(np.float64)
-        goal = np.float64(top_k) if rule == 0 else top_p * (weights.sum() if top_k > 0 else total)
-        ids = _best_until(row, top, ids, weights, goal)
-    return ids
+    weights = room.weights
+    if 0 < top_k < n:  # counts tokens
+        for j in range(n):
+            weights[j] = 1.0
+        n = _best_until(row, top, n, float(top_k), room)
+    if top_p < 1.0:  # sums up their probability
+        for j in range(n):
+            weights[j] = np.float64(room.exps[room.ids[j]])
+        n = _best_until(row, top, n, top_p * (_total(weights, n) if top_k > 0 else total), room)
+    return n
 
 
-@allocating_kernel
-def _best_until(
-    row: Row,
-    top: np.float32,
-    ids: Ids,
-    weights: NDArray[np.float64],
-    goal: float,
-) -> Ids:
-    """The likeliest of `ids`, one at least, until their weights reach the goal; ascending."""
-    bucket = np.empty(len(ids), np.int64)
-    sums = np.zeros(BUCKETS, np.float64)
-    for j in range(len(ids)):
+@kernel
+def _best_until(row: Row, top: np.float32, n: int, goal: float, room: DrawRoom) -> int:
+    """Leave the likeliest of n ids, one at least, until their weights reach the goal; how many."""
+    ids, weights, bucket, sums = room.ids, room.weights, room.bucket, room.masses
+    for b in range(BUCKETS):
+        sums[b] = 0.0
+    for j in range(n):
         nats = min(np.float64(top) - np.float64(row[ids[j]]), 1e6)
         bucket[j] = min(int(nats * PER_NAT), BUCKETS - 1)
         sums[bucket[j]] += weights[j]
@@ -150,44 +141,68 @@ def _best_until(
     while cut < BUCKETS - 1 and passed + sums[cut] < goal:
         passed += sums[cut]
         cut += 1
-    stays = bucket < cut
-    edge = np.flatnonzero(bucket == cut)
-    for j in edge[np.argsort(-row[ids[edge]], kind="mergesort")]:  # lower ids first on ties
+    n_edge = 0
+    for j in range(n):
+        if bucket[j] == cut:
+            room.edge[n_edge] = j
+            n_edge += 1
+    _sort_best_first(row, ids, n_edge, room.edge, room.spare)
+    for i in range(n_edge):
+        j = room.edge[i]
         if passed >= goal and passed > 0.0:
             break
-        stays[j] = True
+        bucket[j] = -1
         passed += weights[j]
     if passed == 0.0:  # a goal of nothing: the best token stays
-        for j in range(len(ids)):
+        for j in range(n):
             if row[ids[j]] == top:
-                stays[j] = True
+                bucket[j] = -1
                 break
-    return ids[stays]
+    left = 0
+    for j in range(n):
+        if bucket[j] < cut:
+            ids[left] = ids[j]
+            left += 1
+    return left
 
 
-@allocating_kernel
-def draw(
-    row: Row,
-    top: np.float32,
-    exps: Row,
-    sums: NDArray[np.float64],
-    top_k: int,
-    top_p: float,
-    u: float,
-) -> int:
+@kernel
+def _sort_best_first(row: Row, ids: Ids, n: int, places: Ids, spare: Ids) -> None:
+    """Sort the first n places in `ids` by their logits, lower places first on ties: merging."""
+    width = 1
+    while width < n:
+        for first in range(0, n, 2 * width):
+            middle, last = min(first + width, n), min(first + 2 * width, n)
+            i, j = first, middle
+            for k in range(first, last):
+                if i < middle and (j >= last or row[ids[places[i]]] >= row[ids[places[j]]]):
+                    spare[k] = places[i]
+                    i += 1
+                else:
+                    spare[k] = places[j]
+                    j += 1
+        for k in range(n):
+            places[k] = spare[k]
+        width *= 2
+
+
+@kernel
+def draw(row: Row, top: np.float32, top_k: int, top_p: float, u: float, room: DrawRoom) -> int:
     """The token that `u` in [0, 1) falls on, after top-k and top-p, laid out in id order.
 
     row: (V,) after mask, penalties, bias and temperature; `top` is its largest, and finite.
-    exps, sums: what `exp_row` made of it.
+    room: as `exp_row` left it.
     """
-    total = sums.sum()
+    exps, sums = room.exps, room.sums
+    total = _total(sums, len(sums))
     passed, last = 0.0, 0
     if 0 < top_k < len(row) or top_p < 1.0:
-        ids = kept(row, top, exps, sums, top_k, top_p)
+        n = kept(row, top, top_k, top_p, room)
         total = 0.0
-        for i in ids:
-            total += np.float64(exps[i])
-        for i in ids:
+        for j in range(n):
+            total += np.float64(exps[room.ids[j]])
+        for j in range(n):
+            i = room.ids[j]
             passed += np.float64(exps[i])
             if exps[i] > 0.0:
                 last = i
@@ -235,15 +250,16 @@ def uniform(seed: np.uint64, stream: np.uint64, step: np.uint64) -> float:
     return np.float64(c0 >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@allocating_kernel
-def largest(row: Row, k: int) -> Ids:
-    """Indices of the k largest logits, best first, lower ids first on ties; (min(k, V),)."""
-    k = min(k, len(row))
-    ids = np.empty(k, np.int64)
-    n = 0
+@kernel
+def largest(row: Row, ids: Ids) -> None:
+    """Fill `ids` with the places of as many largest logits, best first, lower ones first on ties.
+
+    ids: at most as many as the row has.
+    """
+    k, n = len(ids), 0
     for i in range(len(row)):
         x = row[i]
-        if n == k and not x > row[ids[n - 1]]:
+        if n == k and (k == 0 or not x > row[ids[n - 1]]):
             continue
         place = n if n < k else k - 1
         while place > 0 and x > row[ids[place - 1]]:
@@ -252,31 +268,3 @@ def largest(row: Row, k: int) -> Ids:
             place -= 1
         ids[place] = i
         n = min(n + 1, k)
-    return ids
-
-
-def prepare() -> None:
-    """Compile all of it (or load it from disk), so that no request has to wait for that."""
-    while _beside:
-        _beside.pop()()
-    compile_together("sampling", _calls())
-
-
-def prepare_beside() -> None:
-    """Start to compile it in another process, beside the forward pass; `prepare` waits for that."""
-    code = f"from {__name__} import prepare; prepare()"
-    _beside.append(compile_beside(_calls(), code))
-
-
-_beside: list[Callable[[], None]] = []  # what waits for processes that compile
-
-
-def _calls() -> dict[Any, tuple[Any, ...]]:
-    row, sums = np.zeros(1, np.float32), np.zeros(1, np.float64)
-    return {
-        exp_row: (row, np.float32(0), row),
-        log: (0.0,),
-        draw: (row, np.float32(0), row, sums, 0, 1.0, 0.5),
-        uniform: (np.uint64(0), np.uint64(0), np.uint64(0)),
-        largest: (row, 1),
-    }

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils as _cgutils
-
-cgutils: Any = _cgutils  # numba is typed in parts, differently from release to release
 
 LANES = 16
 
@@ -28,7 +25,8 @@ def constant(kind: ir.VectorType, number: Any) -> Any:
 def call(builder: Any, name: str, returns: ir.Type, *values: Any) -> Any:
     """Call an LLVM intrinsic, or a function of the C library, by its name."""
     kind = ir.FunctionType(returns, [v.type for v in values])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+    known = builder.module.globals.get(name)
+    return builder.call(known or ir.Function(builder.module, kind, name), values)
 
 
 def splat(builder: Any, scalar: Any) -> Any:

@@ -12,95 +12,51 @@ to what the kernels take at a time.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import allocating_kernel, uncached
+from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import matmul, put
-from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows, empty_f32_rows
+from tinyllm.kernels.encoder_arrays import (
+    ATTEND,
+    FC1,
+    FC2,
+    GELU,
+    GELU_TANH,
+    KEEP,
+    LAYER_REGIONS,
+    NORM1,
+    NORM2,
+    OUT,
+    OUT_BLOCKS,
+    QKV,
+    QUICK_GELU,
+    EncoderArrays,
+    EncoderInput,
+    EncoderScratch,
+)
+from tinyllm.kernels.layout import BLOCK, F32, TILE, F32Rows
 from tinyllm.kernels.threads import Worker, begin, chunks, finish, next_job
-from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU, activate, norm_row, softmax_row
+from tinyllm.kernels.vit import activate, norm_row, softmax_row
 
 Array = NDArray[Any]
 
 TILES = 6  # tiles of 8 rows that a chunk of a matrix product goes through
-OUT_BLOCKS = 4  # blocks of 16 outputs in it
-PANEL = 32  # inputs that a matrix kernel takes at a time
 
 
-# Regions by number: three before the layers, these of each layer, and the last norm. A call may
-# leave some out.
-NORM1, QKV, ATTEND, OUT, NORM2, FC1, FC2, KEEP = range(8)
-LAYER_REGIONS = 8
-
-
-def n_regions(n_layers: int) -> int:
-    """The most regions that a call of `run` goes through."""
-    return 3 + LAYER_REGIONS * n_layers + 1
-
-
-@uncached
+@part
 def region(layer: int, part: int) -> int:
     """A region of a layer by its number."""
     return 3 + LAYER_REGIONS * layer + part
 
 
-class EncoderArrays(NamedTuple):
-    """Weights in the kernels' layout (`layout.py`); biases and norms (n_layers, …)."""
-
-    patches: F32  # one matrix, (dim, 3 · patch²)
-    qkv: F32  # a matrix a layer: every head of Q, of K, of V, each padded to whole blocks
-    out: F32
-    fc1: F32
-    fc2: F32
-    qkv_bias: Array
-    out_bias: Array
-    fc1_bias: Array
-    fc2_bias: Array
-    norm1: Array  # (n_layers, 2, dim): weight and bias
-    norm2: Array
-    pre_norm: Array  # (0 or 1, 2, dim)
-    final_norm: Array  # (0 or 1, 2, dim)
-    n_heads: int
-    head_dim: int
-    n_class: int  # rows before the patches
-    eps: float
-    activation: int
-
-
-class EncoderInput(NamedTuple):
-    """What to compute: an image, and how far to go with it."""
-
-    counts: Array  # (3,) int64: rows, layers to run, whether to norm at the end
-    keep: Array  # (n_layers + 1,) int64: where in `streams` to copy what is behind a layer, or -1
-    start: Array  # (T, dim): positions, biases and class token, which every image begins with
-    squares: F32Rows  # the patches' pixels
-    streams: Array  # (kept, T, dim)
-
-
-class EncoderScratch(NamedTuple):
-    """What all threads write on the way; zeros where padding is read."""
-
-    x: Array  # (T, dim), the residual stream
-    normed: F32Rows
-    q: F32Rows  # tiles of head 0, then of head 1, …
-    keys: F32  # a matrix a head: (T, head_dim)
-    values: F32  # a matrix a head: (head_dim, T)
-    mixed: F32Rows
-    hidden: F32Rows
-    weights: F32Rows  # a tile a thread: attention weights
-    row: Array  # (threads, widest row)
-    out: Array  # (threads, 8, widest product)
-
-
-@allocating_kernel
+@kernel
 def run(
     thread: int, last: int, control: Array, w: EncoderArrays, todo: EncoderInput, s: EncoderScratch
 ) -> int:  # fmt: skip
     """One thread's part of the work, as `threads.Work` has it: all regions of a job, in order."""
-    row, out = s.row[thread], s.out[thread]
+    row, out, lanes = s.row[thread], s.out[thread], s.lanes[thread]
     n_heads, head_dim, dim = w.n_heads, w.head_dim, s.x.shape[1]
     hidden_dim, n_threads = w.fc1_bias.shape[1], s.row.shape[0]
     head_blocks = s.values.values.shape[1]
@@ -128,12 +84,13 @@ def run(
         for tile in chunks(worker, 2, n_tiles):
             for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
                 if w.pre_norm.shape[0] > 0:
-                    norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r])
+                    norm_row(s.x[r], w.pre_norm[0], w.eps, s.x[r], lanes)
                 keep_row(todo, 0, s.x, r)
 
         for layer in range(n_layers):
             for tile in chunks(worker, region(layer, NORM1), n_tiles):
-                norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, s.normed)
+                norm_tile(s.x, w.norm1[layer], w.eps, n_rows, tile, row, lanes,
+                          s.normed)  # fmt: skip
 
             n_units = 3 * n_heads
             for chunk in chunks(worker, region(layer, QKV), n_units * n_bands):
@@ -154,7 +111,7 @@ def run(
                 n = min(TILE, n_rows - tile * TILE)
                 matmul(s.keys, head, 0, key_blocks, s.q, head * all_tiles + tile, n, out, 0, 0)
                 for lane in range(n):
-                    softmax_row(out[lane], n_rows)
+                    softmax_row(out[lane], n_rows, lanes)
                     put(s.weights, thread, lane, 0, out[lane], 0, n_rows)
                 matmul(s.values, head, 0, head_blocks, s.weights, thread, n, out, 0, 0)
                 for lane in range(n):
@@ -166,7 +123,8 @@ def run(
                                      chunk // n_units, out, s.x, n_rows)  # fmt: skip
 
             for tile in chunks(worker, region(layer, NORM2), n_tiles):
-                norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, s.normed)
+                norm_tile(s.x, w.norm2[layer], w.eps, n_rows, tile, row, lanes,
+                          s.normed)  # fmt: skip
 
             n_blocks = w.fc1.values.shape[1]
             n_units = (n_blocks + OUT_BLOCKS - 1) // OUT_BLOCKS
@@ -198,30 +156,31 @@ def run(
         if final > 0:
             for tile in chunks(worker, region(n_layers, 0), n_tiles):
                 for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
-                    norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r])
+                    norm_row(s.x[r], w.final_norm[0], w.eps, s.x[r], lanes)
 
         if finish(control, thread):
             return job
         last = job
 
 
-@uncached
+@part
 def _units(w: F32, n_rows: int) -> tuple[int, int]:
     n_tiles = (n_rows + TILE - 1) // TILE
     return (w.values.shape[1] + OUT_BLOCKS - 1) // OUT_BLOCKS, (n_tiles + TILES - 1) // TILES
 
 
-@allocating_kernel
+@part
 def norm_tile(
-    x: Array, norm: Array, eps: float, n_rows: int, tile: int, row: Array, normed: F32Rows
-) -> None:
+    x: Array, norm: Array, eps: float, n_rows: int, tile: int, row: Array, lanes: Array,
+    normed: F32Rows,
+) -> None:  # fmt: skip
     """Layer-norm the rows of a tile and lay them out as activations."""
     for r in range(tile * TILE, min(n_rows, (tile + 1) * TILE)):
-        norm_row(x[r], norm, eps, row)
+        norm_row(x[r], norm, eps, row, lanes)
         put(normed, tile, r % TILE, 0, row, 0, x.shape[1])
 
 
-@allocating_kernel
+@part
 def keep_row(todo: EncoderInput, layer: int, x: Array, r: int) -> None:
     """Copy a row of the residual stream, where what is behind this layer was asked for."""
     slot = todo.keep[layer]
@@ -230,7 +189,7 @@ def keep_row(todo: EncoderInput, layer: int, x: Array, r: int) -> None:
             todo.streams[slot, r, k] = x[r, k]
 
 
-@allocating_kernel
+@part
 def place(
     part: int, head: int, tile: int, n: int, head_dim: int, out: Array, s: EncoderScratch
 ) -> None:
@@ -248,7 +207,7 @@ def place(
                 s.values.values[head, k // BLOCK, at, k % BLOCK] = out[lane, k]
 
 
-@allocating_kernel
+@kernel
 def add_bias_and_activate(x: Array, bias: Array, activation: int) -> None:
     """x[: len(bias)] := activation(x + bias)."""
     if activation == GELU:
@@ -262,7 +221,7 @@ def add_bias_and_activate(x: Array, bias: Array, activation: int) -> None:
             x[k] = activate(x[k] + bias[k], QUICK_GELU)
 
 
-@allocating_kernel
+@part
 def add_product(
     w: F32, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
     first_row: int, n_rows: int,
@@ -281,7 +240,7 @@ def add_product(
                 x[first_row + tile * TILE + lane, begin + k] += out[lane, k]
 
 
-@allocating_kernel
+@part
 def add_product_and_bias(
     w: F32, bias: Array, layer: int, rows: F32Rows, unit: int, band: int, out: Array, x: Array,
     n_rows: int,
@@ -293,28 +252,3 @@ def add_product_and_bias(
         for k in range(begin, end):
             x[r, k] += bias[layer, k]
     add_product(w, layer, rows, unit, band, out, x, 0, n_rows)
-
-
-def padded(n: int, to: int) -> int:
-    """n rounded up to a multiple."""
-    return -(-n // to) * to
-
-
-def as_matrix(weight: Array) -> F32:
-    """(L, out, in) float32 in the kernels' layout: outputs in blocks of 16, inputs padded."""
-    n_layers, n_out, n_in = weight.shape
-    room = np.zeros((n_layers, padded(n_out, BLOCK), padded(n_in, PANEL)), np.float32)
-    room[:, :n_out, :n_in] = weight
-    blocks = room.reshape(n_layers, -1, BLOCK, room.shape[2]).transpose(0, 1, 3, 2)
-    return F32(np.ascontiguousarray(blocks))
-
-
-def empty_matrix(n_layers: int, n_out: int, n_in: int) -> F32:
-    """Zeros in that layout."""
-    shape = (n_layers, padded(n_out, BLOCK) // BLOCK, padded(n_in, PANEL), BLOCK)
-    return F32(np.zeros(shape, np.float32))
-
-
-def empty_rows(n_tiles: int, width: int) -> F32Rows:
-    """Zeros for activations of that width."""
-    return empty_f32_rows(n_tiles * TILE, width)

@@ -28,7 +28,7 @@ from tinyllm.kernels.dispatch import matmul, n_blocks, put
 from tinyllm.kernels.expert_arrays import ExpertArrays, ExpertScratch, Groups
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 from tinyllm.kernels.numbers import exp
-from tinyllm.kernels.parts import add_bias
+from tinyllm.kernels.part_kernels import add_bias
 from tinyllm.kernels.rows import hidden_row, norm_one
 from tinyllm.kernels.threads import Worker, chunks
 

@@ -44,7 +44,20 @@ from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
 from tinyllm.kernels.experts import add_experts
 from tinyllm.kernels.heads import place_normed, take_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
-from tinyllm.kernels.parts import FamilyParts, add_bias, add_position
+from tinyllm.kernels.part_kernels import add_bias, add_position
+from tinyllm.kernels.parts import FamilyParts
+from tinyllm.kernels.regions import (
+    ATTEND,
+    ATTN_NORM,
+    DOWN,
+    GATE_UP,
+    HEADS_NORM,
+    LAYER_REGIONS,
+    MERGE,
+    MLP_NORM,
+    OUT,
+    QKV,
+)
 from tinyllm.kernels.rows import embed_row, finish_logits, hidden_row, norm_one, norm_tile
 from tinyllm.kernels.threads import Worker, begin, chunks, finish, next_job
 
@@ -52,17 +65,6 @@ Array = NDArray[Any]
 
 OWN_ROWS = 2  # up to this many rows every thread norms for itself: less work than a region's wait
 HEAD_BLOCKS = 24  # blocks of 16 outputs in a chunk of the logits
-
-# Regions by number: the embedding's, then these of each layer, then two for the logits. A call may
-# leave some out.
-LAYER_REGIONS = 14
-(ATTN_NORM, QKV, HEADS_NORM, ATTEND, MERGE, OUT, OUT_ADD, MLP_NORM, ROUTE, CHOOSE, GATHER, GATE_UP,
- DOWN, DOWN_ADD) = range(LAYER_REGIONS)  # fmt: skip
-
-
-def n_regions(n_layers: int) -> int:
-    """The most regions that a call of `run` goes through."""
-    return 1 + LAYER_REGIONS * n_layers + 2
 
 
 @kernel

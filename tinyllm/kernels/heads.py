@@ -12,7 +12,7 @@ from tinyllm.kernels.arrays import Batch, Call, ModelArrays, Own, Pages, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import append_key, append_value, rope
 from tinyllm.kernels.layout import PAGE
-from tinyllm.kernels.parts import clipped, head_normed
+from tinyllm.kernels.part_kernels import clipped, head_normed
 from tinyllm.kernels.threads import Worker, chunks
 
 Array = NDArray[Any]

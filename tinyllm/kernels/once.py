@@ -80,11 +80,15 @@ class PartCompiler(compiler.CompilerBase):  # type: ignore[misc]
 
     def define_pipelines(self) -> list[Any]:
         passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state, "part")
-        lowering = typed_passes.NativeLowering
-        passes.passes = [
-            (LowerPart if kind is lowering else kind, told)
-            for kind, told in passes.passes
-            if kind not in NEEDLESS
-        ]
-        passes.finalize()
-        return [passes]
+        return [without_needless(passes, LowerPart)]
+
+
+def without_needless(passes: Any, lowering: Any) -> Any:
+    """numba's passes with this one as the last, and without those that kernels don't need."""
+    passes.passes = [
+        (lowering if kind is typed_passes.NativeLowering else kind, told)
+        for kind, told in passes.passes
+        if kind not in NEEDLESS
+    ]
+    passes.finalize()
+    return passes

@@ -15,7 +15,8 @@ that. All ways are exact, every float operation is rounded by itself and every s
 | plain     | every other                      | whatever LLVM makes of shifts and products     |
 
 Which kind a processor is we ask of LLVM itself: it translates a few products for the target that
-numba compiles for, and the instructions that it takes are there (`instructions_of`).
+kernels are compiled for, and the instructions that it takes are there (`instructions_of`). That
+takes no numba, which a process whose kernels are on disk does without.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
-from numba.core.registry import cpu_target
 
 from tinyllm.kernels.emit import (
     F32X16,
@@ -188,6 +187,7 @@ declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 _WORDS = r"\b(vpdpbusd|vpmaddwd|vfmadd|vcvtph2ps|zmm|ymm|usdot|sdot|fmla|fcvtl)"
 
 
+@cache
 def instructions_of(triple: str, cpu: str, features: str) -> frozenset[str]:
     """What LLVM takes for a few products on that target, of what the kinds ask for."""
     module = llvm.parse_assembly(_PRODUCTS)
@@ -223,17 +223,32 @@ def choose(wish: str, target: tuple[str, str, str]) -> Kind:
 
 @cache
 def target() -> tuple[str, str, str]:
-    """What numba compiles for: LLVM's triple, processor and features.
+    """What is compiled for: LLVM's triple, processor and features; `build.py` tells numba.
 
-    That is this machine unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise.
+    That is this machine unless numba's own variables say otherwise: NUMBA_CPU_NAME,
+    NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX.
     """
-    context: Any = cpu_target.target_context
-    triple, cpu, features = context.codegen().magic_tuple()
-    return triple, cpu, features
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    cpu = os.environ.get("NUMBA_CPU_NAME")
+    features = os.environ.get("NUMBA_CPU_FEATURES", "" if cpu == "generic" else None)
+    if features is None:
+        features = _own_features(avx=os.environ.get("NUMBA_ENABLE_AVX") != "0")
+    return llvm.get_process_triple(), cpu or llvm.get_host_cpu_name(), features
 
 
-config: Any = numba.config
-JIT = not config.DISABLE_JIT
+def _own_features(avx: bool) -> str:
+    """This machine's, as LLVM writes them."""
+    try:
+        found = llvm.get_host_cpu_features()
+    except RuntimeError:
+        return ""  # LLVM can't tell, on this system
+    if not avx:
+        found.update({name: False for name in found if name.startswith("avx")})
+    return str(found.flatten())
+
+
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "") in ("", "0")
 """False under NUMBA_DISABLE_JIT=1, where kernels are plain Python on one thread."""
 
 KIND = choose(os.environ.get(VARIABLE, "").lower(), target()) if JIT else KINDS[-1]

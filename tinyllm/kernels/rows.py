@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import embed, norm_row, put, swiglu
-from tinyllm.kernels.parts import (
-    CLAMPED,
+from tinyllm.kernels.part_kernels import (
     capped,
     clamped_row,
     copy_row,
@@ -18,6 +17,7 @@ from tinyllm.kernels.parts import (
     plain_row,
     scaled_row,
 )
+from tinyllm.kernels.parts import CLAMPED
 
 Array = NDArray[Any]
 

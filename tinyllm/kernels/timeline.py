@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tinyllm.kernels.forward import LAYER_REGIONS
-from tinyllm.kernels.threads import CAME, CHUNKS, DID, LEFT
+from tinyllm.kernels.regions import LAYER_REGIONS
+from tinyllm.kernels.team import CAME, CHUNKS, DID, LEFT
 
 if TYPE_CHECKING:
     from tinyllm.compiled import CompiledModel

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.build import allocating_kernel, uncached
+from tinyllm.kernels.build import kernel
+from tinyllm.kernels.encoder_arrays import GELU, GELU_TANH
 from tinyllm.kernels.numbers import exp
 
 Array = NDArray[Any]
 
 LANES = 16  # partial sums of a row, so that additions needn't wait for one another
-GELU, GELU_TANH, QUICK_GELU = 0, 1, 2
 
 
-@uncached
+@kernel
 def activate(x: np.float32, kind: int) -> np.float32:
     """One of the activations of `reference_vit.py`."""
     one, half = np.float32(1.0), np.float32(0.5)
@@ -42,12 +42,16 @@ def activate(x: np.float32, kind: int) -> np.float32:
     return x / (one + exp(np.float32(-1.702) * x))
 
 
-@allocating_kernel
-def norm_row(x: Array, norm: Array, eps: float, out: Array) -> None:
-    """x (dim,) to mean 0 and variance 1, times norm[0], plus norm[1], into out[:dim]."""
+@kernel
+def norm_row(x: Array, norm: Array, eps: float, out: Array, lanes: Array) -> None:
+    """x (dim,) to mean 0 and variance 1, times norm[0], plus norm[1], into out[:dim].
+
+    lanes: (16,) to write to.
+    """
     dim = x.shape[0]
     whole = dim - dim % LANES
-    lanes = np.zeros(LANES, np.float32)
+    for i in range(LANES):
+        lanes[i] = np.float32(0.0)
     for k in range(0, whole, LANES):
         for i in range(LANES):
             lanes[i] += x[k + i]
@@ -72,11 +76,10 @@ def norm_row(x: Array, norm: Array, eps: float, out: Array) -> None:
         out[k] = (x[k] - mean) * scale * norm[0, k] + norm[1, k]
 
 
-@allocating_kernel
-def softmax_row(x: Array, n: int) -> None:
-    """x[:n] := softmax of it."""
+@kernel
+def softmax_row(x: Array, n: int, lanes: Array) -> None:
+    """x[:n] := softmax of it; lanes: (16,) to write to."""
     whole = n - n % LANES
-    lanes = np.empty(LANES, np.float32)
     for i in range(LANES):
         lanes[i] = x[0]
     for k in range(0, whole, LANES):

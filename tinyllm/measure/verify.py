@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
 from tinyllm.families.parts import Experts, Layer
-from tinyllm.kernels import dispatch, draw, mixture
+from tinyllm.kernels import dispatch, mixture
 from tinyllm.kernels.arrays import make_softmax
+from tinyllm.kernels.drawing import Drawing
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import BLOCK, GROUP, PAGE, TILE, AttendScratch, Keys
 from tinyllm.kernels.parts import rotation_tables
@@ -204,16 +205,17 @@ def _attend(stored: Any) -> Iterator[Array]:
 
 
 def _sampling() -> Iterator[Array]:
-    row, exps = numbers((3000,), 10, 12), np.zeros(3000, np.float32)
+    row, kernels = numbers((3000,), 10, 12), Drawing(3000)
     top = row.max()
-    sums = draw.exp_row(row, top, exps)
-    yield from (exps, sums, np.array(draw.log(float(sums.sum()))))
+    kernels.exp_row(row, top)
+    exps, sums = kernels.room.exps, kernels.room.sums
+    yield from (exps, sums, np.array(kernels.log(float(sums.sum()))))
     for step in range(20):
-        u = draw.uniform(np.uint64(11), np.uint64(3), np.uint64(step))
+        u = kernels.uniform(np.uint64(11), np.uint64(3), np.uint64(step))
         cuts = ((0, 1.0), (40, 1.0), (0, 0.9), (50, 0.95))
-        tokens = [draw.draw(row, top, exps, sums, k, p, u) for k, p in cuts]
+        tokens = [kernels.draw(row, top, k, p, u) for k, p in cuts]
         yield np.array([u, *tokens])
-    yield draw.largest(row, 20)
+    yield kernels.largest(row, 20)
 
 
 # --- whole models -------------------------------------------------------------------------------

@@ -17,19 +17,20 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels import encode as kernels
+from tinyllm.kernels import encoder_arrays as kernels
 from tinyllm.kernels import reference_vit as vit
-from tinyllm.kernels.build import compile_for
 from tinyllm.kernels.cores import default_threads
+from tinyllm.kernels.encoder_arrays import GELU, GELU_TANH, QUICK_GELU
 from tinyllm.kernels.layout import BLOCK, GROUP, TILE, F32Rows, check_arrays
+from tinyllm.kernels.machine_code import Kernel, prepare
 from tinyllm.kernels.processor import JIT
-from tinyllm.kernels.threads import Team
-from tinyllm.kernels.vit import GELU, GELU_TANH, QUICK_GELU
+from tinyllm.kernels.team import Team
 from tinyllm.vision.config import NAMES, VisionConfig
 from tinyllm.vision.encoder import VisionModel, grid_of, positions_for, wanted_layers
 
 Array = NDArray[np.float32]
 
+RUN = Kernel("tinyllm.kernels.encode", "run")  # all of an image's pass
 ACTIVATIONS = {"gelu": GELU, "gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU}
 SIZES_KEPT = 3  # sizes of image whose room and threads are kept; seldom more than one is in use
 
@@ -189,17 +190,14 @@ class _Workspace:
             hidden=kernels.empty_rows(n_tiles, config.hidden_dim),
             weights=kernels.empty_rows(threads, n_rows),
             row=np.zeros((threads, width), np.float32),
+            lanes=np.zeros((threads, BLOCK), np.float32),
             out=np.zeros((threads, TILE, max(outputs, kernels.OUT_BLOCKS * BLOCK)), np.float32),
         )
         self.team = Team(threads, n_regions=kernels.n_regions(config.n_layers))
-        control = self.team.control
-
-        def work(thread: int, last: int) -> int:
-            return kernels.run(thread, last, control, arrays, job, scratch)
-
         check_arrays((arrays, job, scratch), "kernel arguments")
-        compile_for(kernels.run, "image-encoder", (0, 0, control, arrays, job, scratch))
-        self.team.start(work)
+        fixed = (self.team.control, arrays, job, scratch)
+        prepare("image-encoder", {RUN: (0, 0, *fixed)})
+        self.team.start(RUN.bind((0, 0), fixed))  # the thread and the job
         weakref.finalize(self, self.team.close)
 
     def encode(self, squares: Array, n_layers: int, final: bool, kept: Sequence[int]) -> Array:

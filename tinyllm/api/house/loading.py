@@ -16,7 +16,7 @@ from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.compiled import CompiledModel
 from tinyllm.engine.engine import Engine
 from tinyllm.fetch import is_here, resolve
-from tinyllm.kernels import draw, processor
+from tinyllm.kernels import drawing, processor
 from tinyllm.kernels.cores import default_threads
 from tinyllm.kernels.formats import with_8_bit_activations
 from tinyllm.kernels.own_format import own_format
@@ -74,7 +74,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         threads, why = (threads, "as asked") if threads else default_threads()
         kind = f"{processor.NAME} kernels on {threads} thread{'s' if threads > 1 else ''}"
         print(f"tinyllm: {kind}: {why}", file=sys.stderr, flush=True)
-        draw.prepare_beside()
+        drawing.prepare_beside()
     lm = tinyllm.load(
         parts.language_model,
         dtype=dtype,
