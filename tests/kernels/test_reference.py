@@ -45,6 +45,18 @@ def test_linear(data: Any, n_tokens: int, n_in: int, n_out: int, dtype: Any) -> 
     assert_near(out, naive.linear(x, weight), naive.linear(np.abs(x), np.abs(weight)))
 
 
+@pytest.mark.parametrize("n_in", [70, ops.LONG_SUM + 100])
+@pytest.mark.parametrize("n_tokens", [1, 2, ops.FEW_ROWS, ops.FEW_ROWS + 1])
+def test_linear_of_few_rows_and_of_many(n_tokens: int, n_in: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n_tokens, n_in)).astype(np.float32)
+    weight = rng.standard_normal((9, n_in)).astype(np.float32)
+    out = ops.linear(x, weight)
+    assert out.flags.c_contiguous
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert_near(out, exact, np.abs(x) @ np.abs(weight).T)
+
+
 @given(st.data(), SIZES, SIZES, DTYPES)
 def test_rms_norm(data: Any, n_tokens: int, dim: int, dtype: Any) -> None:
     x = data.draw(arrays((n_tokens, dim), dtype))
