@@ -185,7 +185,8 @@ def best_ids(logits: Logits, k: int) -> NDArray[np.intp]:
     """The ids of the k largest logits, best first; among equals the lower ids."""
     # k blocks hold a value of at least the k-th largest block maximum, so the top k are among the
     # few that reach it: a whole partition of the vocabulary costs ten times as much.
-    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), VOCABULARY_BLOCK))
+    block = min(VOCABULARY_BLOCK, max(1, len(logits) // max(1, 2 * k)))  # at least 2k blocks
+    maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), block))
     floor = np.partition(maxima, -k)[-k] if 0 < k <= len(maxima) else -np.inf
     ids = np.flatnonzero(logits >= floor)  # ascending, so a stable sort leaves ties in id order
     return ids[np.argsort(-logits[ids], kind="stable")[:k]]
@@ -199,7 +200,8 @@ def _keep_only(logits: Logits, ids: NDArray[np.intp]) -> Logits:
 
 def probabilities(logits: Logits) -> NDArray[np.float64]:
     """Softmax in float64, (vocab_size,)."""
-    p: NDArray[np.float64] = np.exp(logits.astype(np.float64) - float(logits.max()))
+    p: NDArray[np.float64] = np.subtract(logits, logits.max(), dtype=np.float64)
+    np.exp(p, out=p)
     p /= p.sum()
     return p
 

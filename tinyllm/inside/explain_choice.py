@@ -22,6 +22,7 @@ from tinyllm.inside.formulas import Term, Worked, short, softmax_share, weighted
 from tinyllm.inside.points import FINAL
 from tinyllm.inside.replay import check_index
 from tinyllm.model import Model
+from tinyllm.sampler import best_ids
 
 if TYPE_CHECKING:
     from tinyllm.inside.rerun import Rerun
@@ -107,14 +108,15 @@ def _probability(
 ) -> tuple[Worked, float]:
     """Softmax over the raw logits, or over what the filters have left."""
     raw = name == "p_raw"
-    x = (distribution.logits if raw else distribution.stages[-1].logits).astype(np.float64)
+    logits = distribution.logits if raw else distribution.stages[-1].logits
+    x = logits.astype(np.float64)
     value = float((distribution.p_raw if raw else distribution.p)[token])
     before = "logits" if raw else distribution.stages[-1].name
     if np.isneginf(x[token]):
         cut_by = distribution.standing(token).cut_by
         term = Term(f"cut by {cut_by}", "exp(−∞)", 0.0, {"name": cut_by, "dim": token})
         return Worked("exp(−∞) / Σⱼ exp(x[j] − max)", "0", 0.0, [term]), value
-    order = np.argsort(-x, kind="stable")[:100]  # a softmax's smaller terms are many and nothing
+    order = best_ids(logits, 100)  # a softmax's smaller terms are many and nothing
     shown = np.unique(np.append(order[np.isfinite(x[order])], token))
     labels = [repr(rerun.tokenizer.token_text(int(t))) for t in shown]
     opens: list[dict[str, Any]] = [{"name": before, "dim": int(t)} for t in shown]
