@@ -33,6 +33,13 @@ def test_standings_by_hand() -> None:
     assert d.entropy == pytest.approx(-(p * np.log(p)).sum())
 
 
+def test_entropy_of_the_sure_and_of_what_cannot_come() -> None:
+    rare = math.exp(-30)  # p log p of the sure token alone would be rounding
+    assert dist([0.0, -30.0]).entropy == pytest.approx(31 * rare, rel=1e-3)
+    assert dist([5.0, -math.inf]).entropy == 0
+    assert dist([2.0, -math.inf, 2.0, -3e38]).entropy == pytest.approx(math.log(2))
+
+
 def test_a_mask_is_a_stage() -> None:
     d = dist([3.0, 2.0, 1.0], [False, True, True], temperature=0)
     assert [s.cut_by for s in d.best(3)] == ["mask", None, "temperature"]

@@ -5,6 +5,7 @@ Worked out when somebody looks, from the raw logits and the sampler as it was be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from tinyllm.sampler import Logits, Sampler, best_ids, probabilities
 from tinyllm.text.shown import bar, percent, table
+
+FAR_BELOW = 800.0  # nats: e to the minus that is 0 in float64
 
 
 class Stage(NamedTuple):
@@ -71,10 +74,10 @@ class Distribution:
             if stages and x is stages[-1].logits:  # a filter that is off
                 stages.append(stages[-1]._replace(name=name))
                 continue
-            kept = ~np.isneginf(x)
-            stages.append(
-                Stage(name, x, int(np.count_nonzero(kept)), float(self.p_raw[kept].sum()))
-            )
+            kept = x != -np.inf
+            n_kept = int(np.count_nonzero(kept))
+            mass = self.p_raw.sum() if n_kept == len(x) else self.p_raw[kept].sum()
+            stages.append(Stage(name, x, n_kept, float(mass)))
         return stages
 
     @cached_property
@@ -85,14 +88,27 @@ class Distribution:
     @cached_property
     def p(self) -> NDArray[np.float64]:
         """What is drawn from, (vocab_size,): zero where a filter has cut."""
-        last = self.stages[-1].logits
-        return self.p_raw if last is self.logits else probabilities(last)
+        last = self.stages[-1]
+        if last.logits is self.logits:
+            return self.p_raw
+        if last.n_kept == len(self.logits):
+            return probabilities(last.logits)
+        (kept,) = np.nonzero(last.logits != -np.inf)  # often a few dozen of fifty thousand
+        p = np.zeros(len(self.logits))
+        p[kept] = probabilities(last.logits[kept])
+        return p
 
     @cached_property
     def entropy(self) -> float:
-        """Of the raw distribution, in nats."""
-        p = self.p_raw[self.p_raw > 0]
-        return float(-(p * np.log(p)).sum())
+        """Of the raw distribution, in nats.
+
+        -log p is that of the likeliest token and how far a logit lies below the best one: one
+        logarithm in all, and a sum without a negative term.
+        """
+        below = np.subtract(self.logits.max(), self.logits, dtype=np.float64)
+        np.minimum(below, FAR_BELOW, out=below)  # of what has no probability: 0 · inf is no number
+        below *= self.p_raw
+        return float(below.sum()) - math.log(self.p_raw.max())
 
     def best(self, k: int) -> list[Standing]:
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
@@ -112,7 +128,7 @@ class Distribution:
             p_raw=float(self.p_raw[token]),
             p=float(self.p[token]),
             rank=rank,
-            cut_by=next((s.name for s in self.stages if np.isneginf(s.logits[token])), None),
+            cut_by=next((s.name for s in self.stages if s.logits[token] == -np.inf), None),
         )
 
     def best_and(self, token: int, k: int) -> list[Standing]:
