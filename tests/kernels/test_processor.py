@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.kernels import processor
-from tinyllm.kernels.processor import JIT, KINDS, choose, instructions_of, possible
+from tinyllm.kernels.processor import JIT, KINDS, ahead, choose, instructions_of, possible
 
 LINUX, MAC = "x86_64-unknown-linux-gnu", "arm64-apple-darwin"
 ARM = "aarch64-unknown-linux-gnu"
@@ -51,6 +51,19 @@ def test_a_wish_is_granted_or_refused() -> None:
         choose("avx512", haswell)
     with pytest.raises(ValueError, match="must be auto or one of avx512, avxvnni, avx2, neon-i8mm"):
         choose("on", haswell)
+
+
+@pytest.mark.parametrize(
+    ("triple", "name", "asked"),
+    [
+        ("x86_64-unknown-linux-gnu", "emeraldrapids", True),
+        ("x86_64-pc-windows-msvc", "alderlake", True),
+        ("x86_64-unknown-linux-gnu", "znver4", False),
+        ("arm64-apple-darwin23", "apple-m1", False),
+    ],
+)
+def test_weights_are_asked_for_ahead_where_it_helps(triple: str, name: str, asked: bool) -> None:
+    assert (ahead((triple, name, "")) > 0) is asked
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")

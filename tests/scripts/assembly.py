@@ -127,6 +127,7 @@ def table(kind: str, cpu: str, tokens: Sequence[int]) -> dict[str, dict[str, Any
 
     processor.KIND = next(k for k in processor.KINDS if k.name == kind)
     processor._HAS_FMA = processor._HAS_HALVES = True
+    processor.AHEAD = processor.ahead((TARGETS[cpu], cpu, ""))
     from tinyllm.kernels import layout, simd, simd_int16
 
     byte, int8, f32, int32 = (
@@ -146,7 +147,9 @@ def table(kind: str, cpu: str, tokens: Sequence[int]) -> dict[str, dict[str, Any
     found = {}
     for name, make, weights, inputs, n_bytes in rows:
         for n in tokens:
-            compile_in_part(make(n), (weights, types.int64, inputs, f32, types.int64))
+            compile_in_part(
+                make(n), (weights, types.int64, inputs, f32, types.int64, types.boolean)
+            )
             loop = hot_loop(assembly(texts[-1], TARGETS[cpu], cpu))
             row = counts(loop, n_bytes)
             if name == "f32":  # unrolled as LLVM likes: a byte, by the products there are

@@ -18,7 +18,6 @@ Array = NDArray[Any]
 MAX_ROWS = 256  # tokens in one call of the kernels: their activations fit the second-level cache
 MAX_LOGIT_ROWS = 64  # logits of one call
 SPREAD_ROWS = 32  # up to this many rows a long context is spread over the threads
-TILES = 8  # tiles of 8 rows that a chunk of a matrix product goes through
 OUT_BLOCKS = 3  # blocks of 16 outputs in a chunk of the output and down projections
 
 

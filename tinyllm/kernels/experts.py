@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.kernels.arrays import OUT_BLOCKS, TILES, Call, ModelArrays, Own, Scratch
+from tinyllm.kernels.arrays import OUT_BLOCKS, Call, ModelArrays, Own, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import matmul, n_blocks, put
 from tinyllm.kernels.expert_arrays import ExpertArrays, ExpertScratch, Groups
-from tinyllm.kernels.layout import BLOCK, GROUP, TILE
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE, TILES
 from tinyllm.kernels.numbers import exp
 from tinyllm.kernels.part_kernels import add_bias
 from tinyllm.kernels.rows import hidden_row, norm_one

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from tinyllm.kernels.arrays import (
     OUT_BLOCKS,
     SPREAD_ROWS,
-    TILES,
     Batch,
     Call,
     ModelArrays,
@@ -43,7 +42,7 @@ from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
 from tinyllm.kernels.experts import add_experts
 from tinyllm.kernels.heads import place_normed, take_head
-from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, Softmax
+from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, TILES, Softmax
 from tinyllm.kernels.part_kernels import add_bias, add_position
 from tinyllm.kernels.parts import FamilyParts
 from tinyllm.kernels.regions import (

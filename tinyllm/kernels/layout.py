@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 BLOCK = 16  # rows of a matrix in one vector
 TILE = 8  # tokens in one register-blocked product
+TILES = 8  # tiles of 8 rows that a chunk of a matrix product goes through
 GROUP = 32  # inputs that share a scale
 
 REST = 254  # parts of a step of 8 bits that `Int16Rows.rest` counts

@@ -248,6 +248,19 @@ def _own_features(avx: bool) -> str:
     return str(found.flatten())
 
 
+def ahead(target: tuple[str, str, str]) -> int:
+    """How many bytes before they are needed weights are asked for; 0: they aren't.
+
+    A processor that sees a run of memory being read fetches what comes next, but Intel's stop at
+    the end of a page of 4 kB. Two pages ahead, with 2 threads on an Emerald Rapids, q8 decodes 1.41
+    times as fast, bf16 1.25, q4 1.24, and 16 streams 1.16 (q4) to 1.55 (f32); 1 kB ahead it is 1.0
+    to 1.1. On Zen 4, asking some lines ahead was up to 60 % slower. Arm's weren't measured.
+    """
+    triple, name, _ = target
+    intel = triple.startswith("x86_64") and not name.startswith(("znver", "bdver", "btver"))
+    return 8192 if intel else 0
+
+
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "") in ("", "0")
 """False under NUMBA_DISABLE_JIT=1, where kernels are plain Python on one thread."""
 
@@ -255,6 +268,9 @@ KIND = choose(os.environ.get(VARIABLE, "").lower(), target()) if JIT else KINDS[
 """The kind that kernels are compiled for; decided once, at import."""
 
 NAME = KIND.name if JIT else "python"
+
+AHEAD = ahead(target()) if JIT else 0
+
 _NATIVE = instructions_of(*target()) if JIT else frozenset()
 _HAS_FMA = bool(_NATIVE & {"vfmadd", "fmla"})
 _HAS_HALVES = bool(_NATIVE & {"vcvtph2ps", "fcvtl"})

@@ -47,7 +47,7 @@ def _product(x: Array, weight: Array) -> Array:
     """x Wᵀ, of a few rows as (W xᵀ)ᵀ.
 
     BLAS rearranges both factors before it multiplies, the second one in parts that stay in the
-    processor's cache. Beside few rows W is the larger one: with it there, 40 rows take a sixth less.
+    processor's cache. Beside few rows W is the larger: with it there, 40 rows take a sixth less.
     """
     if 1 < len(x) <= FEW_ROWS:
         return (weight @ x.T).T

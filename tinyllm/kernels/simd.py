@@ -36,6 +36,7 @@ from tinyllm.kernels.layout import (
     Q8_BYTES,
     Q8_SCALES,
     TILE,
+    TILES,
     F32Rows,
     Int8Rows,
 )
@@ -53,7 +54,7 @@ from tinyllm.kernels.numbers import (
     LOG2_E,
     ROUNDER,
 )
-from tinyllm.kernels.processor import KIND
+from tinyllm.kernels.processor import AHEAD, KIND
 from tinyllm.kernels.vectors import (
     add,
     at,
@@ -69,6 +70,7 @@ from tinyllm.kernels.vectors import (
     load_halves,
     low_bf16,
     mul,
+    prefetch,
     splat,
     store,
     store_int8,
@@ -82,6 +84,7 @@ Array = NDArray[Any]
 Tile = Callable[..., None]
 
 WHOLE_TILES = KIND.sums >= TILE
+LINE = 64  # bytes of a cache line
 PANEL = 32  # inputs summed before they join the rest: short sums keep float32's rounding small
 
 
@@ -199,18 +202,29 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 # --- matrices: a block of 16 outputs for n tokens, then all blocks ------------------------------
 #
 # A tile's `weights`, `out` and every array of `inputs` are pointers to where it begins; `out` gets
-# token i's 16 outputs at i · stride.
+# token i's 16 outputs at i · stride. The `first` of the tiles that go through a block reads it from
+# memory; the others find it in the cache.
+
+
+@part
+def ask_ahead(weights: Any, begin: int, n_bytes: int) -> None:
+    """Ask for as many bytes as are read now (weights are bytes), from `processor.AHEAD` on."""
+    if AHEAD > 0:
+        for line in range(0, n_bytes, LINE):
+            prefetch(weights, begin + AHEAD + line)
 
 
 def _make_f32_tile(n: int) -> Tile:
     @part
-    def f32_tile(weights: Any, width: int, inputs: Any, out: Any, stride: int) -> None:
+    def f32_tile(weights: Any, width: int, inputs: Any, out: Any, stride: int, first: bool) -> None:
         (tokens,) = inputs
         acc = zeros(n)
         for start in range(0, width, PANEL):
             part = zeros(n)
             for k in range(start, start + PANEL):
                 x = start * TILE + k - start
+                if AHEAD > 0 and first:
+                    prefetch(weights, k * BLOCK + AHEAD // 4)
                 part = fma_each(part, load(weights, k * BLOCK), tokens, x, GROUP)
             acc = add_each(acc, part)
         store_each(acc, 1, out, 0, stride)
@@ -220,13 +234,17 @@ def _make_f32_tile(n: int) -> Tile:
 
 def _make_bf16_tile(n: int) -> Tile:
     @part
-    def bf16_tile(weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int) -> None:
+    def bf16_tile(
+        weights: Any, n_pairs: int, inputs: Any, out: Any, stride: int, first: bool
+    ) -> None:
         (tokens,) = inputs
         acc = zeros(n)
         for start in range(0, n_pairs, PANEL // 2):
             part = zeros(n)
             for k in range(start, start + PANEL // 2):
                 pairs = load_bytes(weights, k * 2 * BLOCK)
+                if AHEAD > 0 and first:
+                    prefetch(weights, k * 2 * BLOCK + AHEAD // 2)
                 x = start * 2 * TILE + (k - start) * 2
                 part = fma_each(part, low_bf16(pairs), tokens, x, GROUP)
                 part = fma_each(part, high_bf16(pairs), tokens, x + 1, GROUP)
@@ -238,11 +256,15 @@ def _make_bf16_tile(n: int) -> Tile:
 
 def _make_q8_tile(n: int) -> Tile:
     @part
-    def q8_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def q8_tile(
+        weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool
+    ) -> None:
         tokens, token_scales, starts, _ = inputs
         acc = zeros(n)
         for g in range(n_groups):
             begin = g * Q8_BYTES
+            if first:
+                ask_ahead(weights, begin, Q8_BYTES)
             dots = q8_starts(n, starts, g * TILE)
             dots = q8_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q8_SCALES)
@@ -254,11 +276,15 @@ def _make_q8_tile(n: int) -> Tile:
 
 def _make_q4_tile(n: int) -> Tile:
     @part
-    def q4_tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def q4_tile(
+        weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool
+    ) -> None:
         tokens, token_scales, _, sums = inputs
         acc = zeros(n)
         for g in range(n_groups):
             begin = g * Q4_BYTES
+            if first:
+                ask_ahead(weights, begin, Q4_BYTES)
             dots = repeat(n, splat(np.int32(0)))
             dots = q4_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q4_SCALES)
@@ -310,22 +336,22 @@ def make_matmul(
         size = w.values.strides[1] // w.values.itemsize  # of a block
         stride = out.shape[1]
         inputs = inputs_of(rows, tile, 0)
+        first_tile = n < TILE or tile % TILES == 0
         for b in range(count):
             weights = at(w.values, (layer * n_blocks + first + b) * size)
             begin = out_row * stride + column + b * BLOCK
             if n == 1:
-                tile_1(weights, n_steps, inputs, at(out, begin), stride)
+                tile_1(weights, n_steps, inputs, at(out, begin), stride, first_tile)
             elif n == 2:
-                tile_2(weights, n_steps, inputs, at(out, begin), stride)
+                tile_2(weights, n_steps, inputs, at(out, begin), stride, first_tile)
             elif n <= 4:
-                tile_4(weights, n_steps, inputs, at(out, begin), stride)
+                tile_4(weights, n_steps, inputs, at(out, begin), stride, first_tile)
             elif WHOLE_TILES:
-                tile_8(weights, n_steps, inputs, at(out, begin), stride)
+                tile_8(weights, n_steps, inputs, at(out, begin), stride, first_tile)
             else:
-                tile_4(weights, n_steps, inputs, at(out, begin), stride)
-                tile_4(
-                    weights, n_steps, inputs_of(rows, tile, 4), at(out, begin + 4 * stride), stride
-                )
+                tile_4(weights, n_steps, inputs, at(out, begin), stride, first_tile)
+                later = inputs_of(rows, tile, 4)
+                tile_4(weights, n_steps, later, at(out, begin + 4 * stride), stride, False)
 
     return matmul
 

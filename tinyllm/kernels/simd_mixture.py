@@ -28,7 +28,7 @@ from tinyllm.kernels.bundles import (
 )
 from tinyllm.kernels.emit import F32X16, I8, I32X16, LANES, constant
 from tinyllm.kernels.jit_mixture import sum_halves
-from tinyllm.kernels.layout import BLOCK, GROUP, Q8_BYTES, Q8_SCALES, TILE
+from tinyllm.kernels.layout import BLOCK, GROUP, Q8_BYTES, Q8_SCALES, TILE, TILES
 from tinyllm.kernels.mixture import (
     GROUP_BYTES,
     HIGH,
@@ -49,7 +49,7 @@ from tinyllm.kernels.mixture import (
     HalvedRows,
     Mixture,
 )
-from tinyllm.kernels.simd import WHOLE_TILES, Tile
+from tinyllm.kernels.simd import WHOLE_TILES, Tile, ask_ahead
 from tinyllm.kernels.simd_int16 import put_int16
 from tinyllm.kernels.vectors import at, f32x16, literal, load_halves, mul, op, operation, splat
 
@@ -147,11 +147,13 @@ def _make_halves_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
     step = size + 4 * BLOCK
 
     @part
-    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool) -> None:
         tokens, rest, token_scales, _, sums, _ = inputs
         acc = zeros(n)
         for g in range(n_groups):
             begin, x = g * step, g * GROUP * TILE
+            if first:
+                ask_ahead(weights, begin, step)
             dots = dots_of_both(repeat(n, splat(NOTHING)), weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + size)
             minimums = load_halves(weights, begin + size + 2 * BLOCK)
@@ -164,11 +166,13 @@ def _make_halves_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
 
 def _make_q8_tile(n: int) -> Tile:
     @part
-    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool) -> None:
         tokens, rest, token_scales, starts, _, _ = inputs
         acc = zeros(n)
         for g in range(n_groups):
             begin, x = g * Q8_BYTES, g * GROUP * TILE
+            if first:
+                ask_ahead(weights, begin, Q8_BYTES)
             dots = q8_starts(n, starts, g * TILE)
             dots = q8_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q8_SCALES)
@@ -180,10 +184,10 @@ def _make_q8_tile(n: int) -> Tile:
 
 def _make_super_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
     size, whole = GROUP_BYTES[kind], SUPER_BYTES[kind]
-    to_scales = SUPER_GROUPS * size
+    to_scales, share = SUPER_GROUPS * size, whole // SUPER_GROUPS
 
     @part
-    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool) -> None:
         tokens, rest, token_scales, _, sums, _ = inputs
         acc = zeros(n)
         for block in range(n_groups // SUPER_GROUPS):
@@ -194,6 +198,8 @@ def _make_super_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
             for j in range(SUPER_GROUPS):
                 g = block * SUPER_GROUPS + j
                 begin, x = start + j * size, g * GROUP * TILE
+                if first:
+                    ask_ahead(weights, start + j * share, share)
                 dots = dots_of_both(repeat(n, splat(NOTHING)), weights, begin, tokens, rest, x)
                 of_group = behind + j * BLOCK
                 scales = mul(d, load_bytes_as_floats(weights, of_group))
@@ -206,10 +212,10 @@ def _make_super_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
 
 
 def _make_q6k_tile(n: int) -> Tile:
-    size = GROUP_BYTES[Q6K]
+    size, share = GROUP_BYTES[Q6K], Q6K_BYTES // SUPER_GROUPS
 
     @part
-    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int) -> None:
+    def tile(weights: Any, n_groups: int, inputs: Any, out: Any, stride: int, first: bool) -> None:
         tokens, rest, token_scales, _, _, halves = inputs
         acc = zeros(n)
         for block in range(n_groups // SUPER_GROUPS):
@@ -219,6 +225,8 @@ def _make_q6k_tile(n: int) -> Tile:
             for j in range(SUPER_GROUPS):
                 g = block * SUPER_GROUPS + j
                 begin, x = start + j * size, g * GROUP * TILE
+                if first:
+                    ask_ahead(weights, start + j * share, share)
                 of_group, of_tokens = behind + 2 * j * BLOCK, 2 * g * TILE
                 dots = start_each(n, halves, of_tokens)
                 dots = q6_dots_of_both(dots, weights, begin, 0, tokens, rest, x)
@@ -239,20 +247,21 @@ def _make_block(make_tile: Callable[[int], Tile]) -> Callable[..., None]:
 
     @part
     def block(
-        weights: Any, n_groups: int, inputs: Any, later: Any, n: int, out: Array, begin: int
-    ) -> None:
+        weights: Any, n_groups: int, inputs: Any, later: Any, n: int, out: Array, begin: int,
+        first: bool,
+    ) -> None:  # fmt: skip
         stride = out.shape[1]
         if n == 1:
-            tile_1(weights, n_groups, inputs, at(out, begin), stride)
+            tile_1(weights, n_groups, inputs, at(out, begin), stride, first)
         elif n == 2:
-            tile_2(weights, n_groups, inputs, at(out, begin), stride)
+            tile_2(weights, n_groups, inputs, at(out, begin), stride, first)
         elif n <= 4:
-            tile_4(weights, n_groups, inputs, at(out, begin), stride)
+            tile_4(weights, n_groups, inputs, at(out, begin), stride, first)
         elif WHOLE_TILES:
-            tile_8(weights, n_groups, inputs, at(out, begin), stride)
+            tile_8(weights, n_groups, inputs, at(out, begin), stride, first)
         else:
-            tile_4(weights, n_groups, inputs, at(out, begin), stride)
-            tile_4(weights, n_groups, later, at(out, begin + 4 * stride), stride)
+            tile_4(weights, n_groups, inputs, at(out, begin), stride, first)
+            tile_4(weights, n_groups, later, at(out, begin + 4 * stride), stride, False)
 
     return block
 
@@ -294,19 +303,20 @@ def matmul_gguf(
     """As `jit_mixture.matmul_gguf`."""
     n_groups = rows.scales.shape[1]
     inputs, later = _inputs(rows, tile, 0), _inputs(rows, tile, TILE // 2)
+    first_tile = n < TILE or tile % TILES == 0
     for b in range(count):
         kind = w.kinds[layer, first + b]
         weights = at(w.values, w.starts[layer, first + b])
         begin = out_row * out.shape[1] + column + b * BLOCK
         if kind == Q4K:
-            _q4k(weights, n_groups, inputs, later, n, out, begin)
+            _q4k(weights, n_groups, inputs, later, n, out, begin, first_tile)
         elif kind == Q6K:
-            _q6k(weights, n_groups, inputs, later, n, out, begin)
+            _q6k(weights, n_groups, inputs, later, n, out, begin, first_tile)
         elif kind == Q5K:
-            _q5k(weights, n_groups, inputs, later, n, out, begin)
+            _q5k(weights, n_groups, inputs, later, n, out, begin, first_tile)
         elif kind == Q8:
-            _q8(weights, n_groups, inputs, later, n, out, begin)
+            _q8(weights, n_groups, inputs, later, n, out, begin, first_tile)
         elif kind == Q5:
-            _q5(weights, n_groups, inputs, later, n, out, begin)
+            _q5(weights, n_groups, inputs, later, n, out, begin, first_tile)
         else:
-            _q4(weights, n_groups, inputs, later, n, out, begin)
+            _q4(weights, n_groups, inputs, later, n, out, begin, first_tile)
