@@ -26,7 +26,7 @@ class ExpertArrays(NamedTuple):
     router: Any  # a matrix a layer, (n, dim), in float32: rounding would send rows elsewhere
     gate_up: Any  # a matrix an expert, in whichever format: as in `ModelArrays`
     down: Any
-    router_bias: Array | None  # (layers with experts, n)
+    router_bias: Array | None  # (layers with experts, n, padded with zeros to whole blocks)
     up_bias: Array | None  # (experts of all layers, rows of gate_up)
     down_bias: Array | None  # (experts of all layers, dim)
     n: int  # experts in a layer
@@ -73,12 +73,15 @@ def make_expert_arrays(config: ModelConfig, packed: Mapping[str, Any]) -> Expert
         return None
     with_experts = np.array([config.layer(i).experts for i in range(config.n_layers)])
     slot = np.where(with_experts, np.cumsum(with_experts) - 1, -np.cumsum(~with_experts))
+    bias = packed.get("router_bias")
+    if bias is not None:  # whole blocks, like the router's own rows
+        bias = np.pad(bias, ((0, 0), (0, -bias.shape[1] % BLOCK)))
     return ExpertArrays(
         slot=slot.astype(np.int64),
         router=packed["router"],
         gate_up=packed["expert_gate_up"],
         down=packed["expert_down"],
-        router_bias=packed.get("router_bias"),
+        router_bias=bias,
         up_bias=packed.get("expert_up_bias"),
         down_bias=packed.get("expert_down_bias"),
         n=experts.n,

@@ -11,6 +11,11 @@ A row's own scores choose its experts; of equal scores the lower number wins. Wh
 added to the row in the order of their numbers, whoever else goes to the same expert. So the bits
 are those of the row alone.
 
+A token costs what reading its experts' weights costs, and these come from memory: eight of 64
+change from token to token, and all together rarely fit the processor's last cache. A dense model of
+as many active bytes may lie in that cache whole, and is then read about twice as quick; where both
+come from the cache, or both from memory, the two take the same time to within a fifth.
+
 How many chunks a region has follows from how many rows there are, never from what they chose: a
 thread that was held up may come upon the next layer's choice, and must see that all is done here.
 """
@@ -26,9 +31,10 @@ from tinyllm.kernels.arrays import OUT_BLOCKS, Call, ModelArrays, Own, Scratch
 from tinyllm.kernels.build import part
 from tinyllm.kernels.dispatch import matmul, n_blocks, put
 from tinyllm.kernels.expert_arrays import ExpertArrays, ExpertScratch, Groups
-from tinyllm.kernels.layout import BLOCK, GROUP, TILE, TILES
+from tinyllm.kernels.layout import BLOCK, GROUP, TILE
 from tinyllm.kernels.numbers import exp
 from tinyllm.kernels.part_kernels import add_bias
+from tinyllm.kernels.products import put_product, rows_of
 from tinyllm.kernels.rows import hidden_row, norm_one
 from tinyllm.kernels.threads import Worker, chunks
 
@@ -51,14 +57,14 @@ def add_experts(
     norm_for_router(worker, at + NORM, call, layer, model, s, to, own)
     if lone:  # what its experts read
         put(to.gathered, private, 0, 0, own.row, 0, s.x.shape[1])
-    route(worker, at + ROUTE, call, slot, e, to)
+    put_product(worker, at + ROUTE, call, e.router, e.router_bias, slot, ROUTER_BLOCKS, to.normed,
+                call.normed, to.scores, own.out)  # fmt: skip
     if lone:
         choose(to.scores, 0, e, groups.chosen, groups.weight)
         n_ranks, n_tiles = group(1, e, groups.chosen, groups.weight, groups)
     else:
-        for tile in chunks(worker, at + CHOOSE, call.n_tiles):
-            for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
-                choose(to.scores, r, e, to.chosen, to.weight)
+        for r in rows_of(worker, at + CHOOSE, call):
+            choose(to.scores, r, e, to.chosen, to.weight)
         n_ranks, n_tiles = group(call.n_rows, e, to.chosen, to.weight, groups)
         gather(worker, at + GATHER, call, layer, n_tiles, model, e, groups, s, to, own)
     hidden_of_experts(worker, at + GATE_UP, call, layer, n_ranks, private if lone else -1, model, e,
@@ -93,40 +99,9 @@ def norm_for_router(
             norm_one(s.x, r, model.mlp_norm, model.parts.mlp_bias, layer, model.norm_eps, own.row)
             put(to.normed, call.normed, r, 0, own.row, 0, s.x.shape[1])
     else:
-        for tile in chunks(worker, at, call.n_tiles):
-            for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
-                norm_one(s.x, r, model.mlp_norm, model.parts.mlp_bias, layer, model.norm_eps,
-                         own.row)  # fmt: skip
-                put(to.normed, tile, r % TILE, 0, own.row, 0, s.x.shape[1])
-
-
-@part
-def route(
-    worker: Worker, at: int, call: Call, slot: int, e: ExpertArrays, to: ExpertScratch
-) -> None:
-    """Every row's score of every expert."""
-    of_matrix = n_blocks(e.router)
-    n_units = (of_matrix + ROUTER_BLOCKS - 1) // ROUTER_BLOCKS
-    for chunk in chunks(worker, at, n_units * call.n_bands):
-        first, band = chunk % n_units * ROUTER_BLOCKS, chunk // n_units
-        count = min(ROUTER_BLOCKS, of_matrix - first)
-        for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
-            n = min(TILE, call.n_rows - tile * TILE)
-            matmul(e.router, slot, first, count, to.normed, call.normed + tile, n, to.scores,
-                   tile * TILE, first * BLOCK)  # fmt: skip
-            add_router_bias(e.router_bias, slot, first * BLOCK, to.scores, tile * TILE, n,
-                            count * BLOCK)  # fmt: skip
-
-
-@part
-def add_router_bias(
-    bias: Any, slot: int, first: int, scores: Array, row: int, n: int, width: int
-) -> None:
-    """scores[row : row + n, first : first + width] += a layer's bias."""
-    if bias is not None:
-        for r in range(row, row + n):
-            for i in range(first, min(first + width, bias.shape[1])):
-                scores[r, i] += bias[slot, i]
+        for r in rows_of(worker, at, call):
+            norm_one(s.x, r, model.mlp_norm, model.parts.mlp_bias, layer, model.norm_eps, own.row)
+            put(to.normed, r // TILE, r % TILE, 0, own.row, 0, s.x.shape[1])
 
 
 @part

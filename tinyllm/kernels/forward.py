@@ -39,12 +39,13 @@ from tinyllm.kernels.attention import (
     merge_chunks,
 )
 from tinyllm.kernels.build import kernel, part
-from tinyllm.kernels.dispatch import add_row, matmul, n_blocks, norm_row, put
+from tinyllm.kernels.dispatch import matmul, n_blocks, norm_row, put
 from tinyllm.kernels.experts import add_experts
 from tinyllm.kernels.heads import place_normed, take_head
 from tinyllm.kernels.layout import BLOCK, CHUNK, GROUP, TILE, TILES, Softmax
 from tinyllm.kernels.part_kernels import add_bias, add_position
 from tinyllm.kernels.parts import FamilyParts
+from tinyllm.kernels.products import add_product, put_product, rows_of
 from tinyllm.kernels.regions import (
     ATTEND,
     ATTN_NORM,
@@ -205,11 +206,9 @@ def take_own(thread: int, all_own: Own) -> Own:
 @part
 def embed_rows(worker: Worker, call: Call, model: ModelArrays, batch: Batch, s: Scratch) -> None:
     """x = the tokens' embeddings, or rows of images."""
-    for tile in chunks(worker, 0, call.n_tiles):
-        for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
-            embed_row(model.embed, batch.tokens[r], batch.images, s.x, r,
-                      model.parts.embedding_scale)  # fmt: skip
-            add_position(model.parts.positions, batch.position[r], s.x, r)
+    for r in rows_of(worker, 0, call):
+        embed_row(model.embed, batch.tokens[r], batch.images, s.x, r, model.parts.embedding_scale)
+        add_position(model.parts.positions, batch.position[r], s.x, r)
 
 
 @part
@@ -302,35 +301,8 @@ def add_sublayer(
     if after is None:
         add_product(worker, at, call, w, bias, layer, rows, s.x, own.out)
     else:
-        put_product(worker, at, call, w, bias, layer, rows, s.added, own.out)
+        put_product(worker, at, call, w, bias, layer, OUT_BLOCKS, rows, 0, s.added, own.out)
         add_normed(worker, at + 1, call, after, layer, eps, s.added, s.x, own.row)
-
-
-@part
-def put_product(
-    worker: Worker,
-    at: int,
-    call: Call,
-    w: Any,
-    bias: Any,
-    layer: int,
-    rows: Any,
-    y: Array,
-    out: Array,
-) -> None:
-    """y = w · rows."""
-    of_matrix = n_blocks(w)
-    n_units = (of_matrix + OUT_BLOCKS - 1) // OUT_BLOCKS
-    for chunk in chunks(worker, at, n_units * call.n_bands):
-        first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
-        count = min(OUT_BLOCKS, of_matrix - first)
-        for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
-            n = min(TILE, call.n_rows - tile * TILE)
-            matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
-            add_bias(bias, layer, first * BLOCK, out, n, count * BLOCK)
-            for lane in range(n):
-                for k in range(count * BLOCK):
-                    y[tile * TILE + lane, first * BLOCK + k] = out[lane, k]
 
 
 @part
@@ -339,37 +311,10 @@ def add_normed(
     row: Array,
 ) -> None:  # fmt: skip
     """x += norm(y)."""
-    for tile in chunks(worker, at, call.n_tiles):
-        for r in range(tile * TILE, min(call.n_rows, (tile + 1) * TILE)):
-            norm_row(y, r, weight, layer, eps, row)
-            for k in range(x.shape[1]):
-                x[r, k] += row[k]
-
-
-@part
-def add_product(
-    worker: Worker,
-    at: int,
-    call: Call,
-    w: Any,
-    bias: Any,
-    layer: int,
-    rows: Any,
-    x: Array,
-    out: Array,
-) -> None:
-    """x += w · rows."""
-    of_matrix = n_blocks(w)
-    n_units = (of_matrix + OUT_BLOCKS - 1) // OUT_BLOCKS
-    for chunk in chunks(worker, at, n_units * call.n_bands):
-        first, band = chunk % n_units * OUT_BLOCKS, chunk // n_units
-        count = min(OUT_BLOCKS, of_matrix - first)
-        for tile in range(band * TILES, min(call.n_tiles, (band + 1) * TILES)):
-            n = min(TILE, call.n_rows - tile * TILE)
-            matmul(w, layer, first, count, rows, tile, n, out, 0, 0)
-            add_bias(bias, layer, first * BLOCK, out, n, count * BLOCK)
-            for lane in range(n):
-                add_row(x, tile * TILE + lane, first * BLOCK, out, lane, count * BLOCK)
+    for r in rows_of(worker, at, call):
+        norm_row(y, r, weight, layer, eps, row)
+        for k in range(x.shape[1]):
+            x[r, k] += row[k]
 
 
 @part
