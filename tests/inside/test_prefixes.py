@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from tests.tiny import CONFIG, tiny_model
 from tinyllm.errors import CacheFull
 from tinyllm.inside.prefixes import PREFIX_BLOCK, Prefixes
+from tinyllm.model import Model
 from tinyllm.prompt import Prompt
+from tinyllm.weights import expected_shapes
 
 MODEL = tiny_model()
 TEXT = np.random.default_rng(1).integers(0, 256, CONFIG.max_seq_len).astype(np.int32)
@@ -45,6 +48,27 @@ def test_the_rows_are_those_of_a_plain_prefill() -> None:
     MODEL.prefill(TEXT[:200], cache)
     for i, got in enumerate(rows(Prefixes(MODEL), TEXT, 200)):
         np.testing.assert_allclose(got[0], cache.keys(i), atol=1e-4)
+
+
+def test_with_compiled_products_too() -> None:
+    """A model of widths that they do: near a plain prefill, and the same bits warm and cold."""
+    config = replace(CONFIG, dim=32, hidden_dim=64, n_heads=4, n_kv_heads=2, head_dim=16)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: (np.ones(shape) if len(shape) == 1 else 0.2 * rng.standard_normal(shape)).astype("f4")
+        for name, shape in expected_shapes(config).items()
+    }
+    model = Model(config, weights)
+    plain = model.new_cache(130)
+    model.prefill(TEXT[:130], plain)
+    warm = Prefixes(model)
+    with warm.before(Prompt(TEXT), 50), warm.before(Prompt(TEXT[::-1].copy()), 20):
+        pass
+    with warm.before(Prompt(TEXT), 130) as a, Prefixes(model).before(Prompt(TEXT), 130) as b:
+        for layer in range(config.n_layers):
+            np.testing.assert_array_equal(a.keys(layer), b.keys(layer))
+            np.testing.assert_array_equal(a.values(layer), b.values(layer))
+            np.testing.assert_allclose(a.keys(layer), plain.keys(layer), atol=1e-4)
 
 
 def test_what_is_kept_is_bounded_and_known_text_costs_nothing() -> None:

@@ -18,6 +18,7 @@ To read the compiled path, in this order:
     experts.py         a layer's MLP where it is experts
     paged.py           the KV cache in pages;  packed.py  weights kept in the kernels' layout
     build.py           how all of it is compiled;  cache.py  where it is kept
+    plain_rows.py      a checkpoint's float32 matrices as they lie, for texts looked at
     blas.py            how many threads numpy's own products take beside all this
 
 And how a server calls it, without any of what compiles it:
@@ -25,7 +26,7 @@ And how a server calls it, without any of what compiles it:
     machine_code.py    machine code from disk, or else the compiler
     words.py           arguments as C has them;  object_code.py  an object file, linked
     entry.py           the compiler's side: a kernel with an entry for such calls
-    drawing.py         the sampler's kernels, called so
+    drawing.py         the sampler's kernels, called so;  plain_linear.py  and one product
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

@@ -264,6 +264,60 @@ def fma_each(typing_context, acc, weights, rows, offset, stride):  # type: ignor
 
 
 @operation
+def fma_rows(typing_context, acc, left, at_left, right, at_right, stride):  # type: ignore[no-untyped-def]
+    """acc[4i + j] += sixteen of row i of `left` × those of row j of `right`, four rows each.
+
+    Row i begins `stride` elements behind row i - 1, in both.
+    """
+    del typing_context
+    if acc.count != LANES or {left.dtype, right.dtype} != {types.float32}:
+        raise TypingError(f"fma_rows cannot add {left} × {right} to {acc}")
+
+    def code(builder: Any, sums: Any, a: Any, to_a: Any, b: Any, to_b: Any, step: Any) -> Any:
+        rows = [
+            [emit.load(builder, data, _token(builder, at, step, i), F32X16) for i in range(4)]
+            for data, at in ((a, to_a), (b, to_b))
+        ]
+        for n, (i, j) in enumerate((i, j) for i in range(4) for j in range(4)):
+            before = builder.extract_value(sums, n)
+            after = processor.fma(builder, rows[0][i], rows[1][j], before)
+            sums = builder.insert_value(sums, after, n)
+        return sums
+
+    return op(acc, [acc, left, at_left, right, at_right, stride], code)
+
+
+@operation
+def store_sums(typing_context, bundle, array, offset, stride):  # type: ignore[no-untyped-def]
+    """array[offset + i · stride + j] = all lanes of bundle[4i + j], added up halves onto halves.
+
+    Two vectors at a time become one: half as many lanes are left of each.
+    """
+    del typing_context
+    if bundle.count != LANES or array.dtype != types.float32:
+        raise TypingError(f"store_sums cannot write {bundle} to {array}")
+
+    def code(builder: Any, values: Any, data: Any, at: Any, step: Any) -> None:
+        vectors = [builder.extract_value(values, i) for i in range(LANES)]
+        size = LANES  # lanes that belong together
+        while len(vectors) > 1:
+            first = [lane for lane in range(2 * LANES) if lane % size < size // 2]
+            second = [lane + size // 2 for lane in first]
+            vectors = [
+                builder.fadd(
+                    *(builder.shuffle_vector(a, b, ir.Constant(I32X16, part))
+                      for part in (first, second))
+                )
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]  # fmt: skip
+            size //= 2
+        for i, part in enumerate(emit.cut(builder, vectors[0], 4)):
+            emit.store(builder, part, data, _token(builder, at, step, i))
+
+    return op(types.void, [bundle, array, offset, stride], code)
+
+
+@operation
 def add_each(typing_context, left, right):  # type: ignore[no-untyped-def]
     """left[i] + right[i]."""
     del typing_context
