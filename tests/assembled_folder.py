@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.tiny_connector import write_connector
-from tinyllm.vision.connected import CONNECTOR_FILE
+from tinyllm.parts import CONNECTOR_FILE
 
 CARD: dict[str, Any] = {
     "id": "seeded-vision",

@@ -17,9 +17,9 @@ from tests.smolvlm_folder import write_smolvlm
 from tests.vision_models import picture
 from tinyllm.errors import ConfigError, FetchError, ImageError, TinyllmError, WeightsError
 from tinyllm.lm import LM
-from tinyllm.parts import Parts
+from tinyllm.parts import CONNECTOR_FILE, Parts
 from tinyllm.terminal.stepper import Stepper, prompt_text
-from tinyllm.vision.connected import CONNECTOR_FILE, PROCESSOR, ConnectedEncoder
+from tinyllm.vision.connected import PROCESSOR, ConnectedEncoder
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -22,12 +21,9 @@ if TYPE_CHECKING:
     from tinyllm.lm import LM, load, reopen
     from tinyllm.sampler import SamplingParams
 
-__all__ = ["LM", "SamplingParams", "TinyllmError", "compare", "load", "reopen"]
+    __version__: str
 
-try:
-    __version__ = version("tinyllm")
-except PackageNotFoundError:  # a checkout that isn't installed
-    __version__ = "0+checkout"
+__all__ = ["LM", "SamplingParams", "TinyllmError", "compare", "load", "reopen"]
 
 
 # Modules by the names they had before they moved: `from tinyllm import lab` and
@@ -78,8 +74,19 @@ class _Moved(MetaPathFinder, Loader):
 sys.meta_path.append(_Moved())
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tinyllm")
+    except PackageNotFoundError:  # a checkout that isn't installed
+        return "0+checkout"
+
+
 def __getattr__(name: str) -> object:
     """Import on first use, so that `python server.py --help` needn't wait for numpy."""
+    if name == "__version__":
+        return _version()
     if name in ("LM", "load", "reopen"):
         from tinyllm import lm
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyllm import fetch
 from tinyllm.config import read_json_object
@@ -21,13 +21,14 @@ from tinyllm.errors import ConfigError, WeightsError
 from tinyllm.files import generation_config
 from tinyllm.sampler import SamplingParams
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision.connected import CONNECTOR_FILE, ConnectedEncoder
-from tinyllm.vision.connector import Connector
-from tinyllm.vision.load import load_encoder
 from tinyllm.vision.prompt import ImagePrompts
 from tinyllm.vision.whole import eyes_of, sees_images
 from tinyllm.weights import read_folder
 
+if TYPE_CHECKING:
+    from tinyllm.vision.connector import Connector
+
+CONNECTOR_FILE = "connector.safetensors"
 IMAGE_TOKEN = "<|endoftext|>"  # no chat template writes it, and no user's text can
 EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -108,6 +109,10 @@ class Parts:
         if self.image_encoder is None:
             eyes = eyes_of(self.folder, tokenizer, compiled=compiled, threads=threads)
             return ImagePrompts(eyes, tokenizer)
+        # What sees is imported when there is something to see.
+        from tinyllm.vision.connected import ConnectedEncoder
+        from tinyllm.vision.load import load_encoder
+
         connector = self.connector(tokenizer)
         encoder = load_encoder(
             fetch.resolve(self.image_encoder), compiled=compiled, threads=threads
@@ -121,6 +126,8 @@ class Parts:
         Raises:
             WeightsError: its file is missing, damaged, or of other shapes.
         """
+        from tinyllm.vision.connector import Connector
+
         path = self.folder / CONNECTOR_FILE
         remedy = "it comes with tinyllm: `git checkout` the file, or install tinyllm anew"
         if not path.is_file():

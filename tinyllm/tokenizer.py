@@ -44,7 +44,6 @@ class Tokenizer(TokenTexts):
         eos_ids: the tokens that end an answer.
         bos_ids: what the tokenizer puts in front of a text that is no chat: nothing, or one token.
         special_tokens: the control tokens, text → id.
-        vocab_size: one more than the largest id.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Tokenizer(TokenTexts):
         self._control_ids = frozenset(self.special_tokens.values())
         self.eos_ids = tuple(eos_ids)
         self.bos_ids = _bos_ids(backend)
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self._pieces = Pieces(backend)
         self._known_bytes: dict[int, bytes] = {}  # what `token_bytes` has been asked for
         self._control = ControlTexts(self.special_tokens)
@@ -118,6 +116,11 @@ class Tokenizer(TokenTexts):
     def chat_template(self) -> str | None:
         """The default chat template's Jinja source, or None."""
         return self._templates.sources.get("default")
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._full.get_vocab(with_added_tokens=True).values(), default=-1)
 
     # -- text → ids -----------------------------------------------------------------------------
 

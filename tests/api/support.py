@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tinyllm.api.house.app import create_app
 from tinyllm.api.house.budget import Budget
 from tinyllm.api.house.clocks import Clocks
-from tinyllm.api.house.serve import Server, TimedProtocol
+from tinyllm.api.house.server import Server, TimedProtocol
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.images import ImageSource

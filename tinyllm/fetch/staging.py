@@ -15,14 +15,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from tinyllm.errors import FetchError
 
 
 @contextlib.contextmanager
 def locked(destination: Path) -> Iterator[None]:
     """Hold the lock of `destination`; waits, and says so, while another process has it."""
+    from filelock import FileLock, Timeout  # seldom needed, and long to import
+
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(_hidden(destination, ".lock"))

@@ -116,9 +116,15 @@ class GGUF:
     `path` is the file, or any part of a split model, whose other parts lie beside it. Use it as a
     context manager; arrays returned by `raw` are views of the mapped file and must not outlive it.
     Raises `FetchError` on anything that is not a sound GGUF file.
+
+    Args:
+        path: the file.
+        texts: whether lists of strings, the vocabulary above all, are to be in `metadata`; they
+            take longer to read than all else, and whoever wants weights has no use for them.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, texts: bool = True) -> None:
+        self._texts = texts
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._maps: list[mmap.mmap] = []
@@ -272,11 +278,15 @@ class GGUF:
         raise self._broken(f"gives the metadata key {key!r} an unknown type {kind}")
 
     def _strings(self, n: int, key: str) -> list[str]:
-        """n strings in a row: a vocabulary, so in as few steps as that takes."""
+        """n strings in a row: a vocabulary, so in as few steps as that takes; [] if not wanted."""
         data, pos, length = self._map, self._pos, struct.Struct("<Q").unpack_from
         found = []
         try:
-            for _ in range(n):
+            for _ in range(0 if self._texts else n):
+                pos += 8 + length(data, pos)[0]
+            if pos > len(data):
+                raise self._broken(f"is cut short: it ends inside {key!r}")
+            for _ in range(n if self._texts else 0):
                 start = pos + 8
                 pos = start + length(data, pos)[0]
                 found.append(data[start:pos].decode("utf-8"))

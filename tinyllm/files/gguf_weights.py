@@ -104,7 +104,7 @@ def open_weights(path: Path) -> GGUFWeights:
     The file stays mapped as long as anything made from it is there.
     """
     try:
-        return GGUFWeights(GGUF(path))
+        return GGUFWeights(GGUF(path, texts=False))
     except FetchError as error:
         raise WeightsError(str(error)) from error
 

@@ -105,8 +105,9 @@ def rotation_tables(config: ModelConfig) -> dict[str, Any]:
         else:
             own = config.local() if kind == "local" else config
             c, s = reference.rope_tables(own, positions)
-            still = ((0, 0), (0, width - c.shape[1]))
-            c, s = np.pad(c, still, constant_values=1), np.pad(s, still)
+            if c.shape[1] < width:
+                still = ((0, 0), (0, width - c.shape[1]))
+                c, s = np.pad(c, still, constant_values=1), np.pad(s, still)
         cos.append(c)
         sin.append(s)
     turns = None
@@ -115,10 +116,15 @@ def rotation_tables(config: ModelConfig) -> dict[str, Any]:
         kinds = [own_kind or config.layer(i).rotary for i in range(config.n_layers)]
         turns = np.array([rows[kind] for kind in kinds], np.int64)
     return {
-        "cos": np.ascontiguousarray(np.concatenate(cos), np.float32),
-        "sin": np.ascontiguousarray(np.concatenate(sin), np.float32),
+        "cos": _joined(cos),
+        "sin": _joined(sin),
         "turns": turns,
     }
+
+
+def _joined(tables: list[Array]) -> Array:
+    whole = tables[0] if len(tables) == 1 else np.concatenate(tables)
+    return np.ascontiguousarray(whole, np.float32)
 
 
 def make_parts(

@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None, program: str = "server.py") -> int:
         # The kernels have the cores. numpy only helps, with traces: on one thread, so that two of
         # its own don't wait for each other while the kernels run. It reads this as it is imported.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Before its first class pydantic looks through every installed package for plugins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
 
     from tinyllm.api.house.settings import parse
 

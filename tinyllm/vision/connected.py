@@ -27,7 +27,6 @@ from tinyllm.vision.encoder import Encoder
 from tinyllm.vision.preprocess import ImageProcessor
 from tinyllm.vision.seen import WHOLE_IMAGE, Box, Seen
 
-CONNECTOR_FILE = "connector.safetensors"
 # The whole picture, squeezed into a square: what lies at its edges counts too.
 PROCESSOR = ImageProcessor(
     size={"height": 224, "width": 224},

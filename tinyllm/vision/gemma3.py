@@ -26,7 +26,6 @@ from tinyllm.vision.preprocess import ImageProcessor
 from tinyllm.vision.seen import WHOLE_IMAGE, Seen, grid
 from tinyllm.weights import read_folder
 
-MODEL_TYPES = ("gemma3",)
 PROJECTOR = "multi_modal_projector."
 PROJECTION, NORM = "mm_input_projection_weight", "mm_soft_emb_norm.weight"
 

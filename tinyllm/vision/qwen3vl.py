@@ -30,7 +30,6 @@ from tinyllm.vision.preprocess import resize
 from tinyllm.vision.seen import WHOLE_IMAGE, Seen, grid
 from tinyllm.weights import read_folder
 
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 EPS, THETA = 1e-6, 10_000.0
 MOST_ASPECT = 200
 

@@ -26,7 +26,6 @@ from tinyllm.vision.preprocess import ImageProcessor
 from tinyllm.vision.seen import WHOLE_IMAGE, Seen, grid
 from tinyllm.weights import read_folder
 
-MODEL_TYPES = ("idefics3", "smolvlm")
 PROJECTION = "model.connector.modality_projection.proj.weight"
 FAKE_TOKEN = "<fake_token_around_image>"  # stands on both sides of every tile's rows
 GLOBAL_TOKEN = "<global-img>"  # the whole image comes next

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tinyllm.config import read_json_object
 from tinyllm.tokenizer import Tokenizer
-from tinyllm.vision import gemma3, qwen3vl, smolvlm
 from tinyllm.vision.prompt import ImageEmbedder
 
-EYES: dict[str, Any] = {
-    **dict.fromkeys(smolvlm.MODEL_TYPES, smolvlm.SmolVLM),
-    **dict.fromkeys(qwen3vl.MODEL_TYPES, qwen3vl.Qwen3Eyes),
-    **dict.fromkeys(gemma3.MODEL_TYPES, gemma3.Gemma3Eyes),
+EYES = {  # by model type: the module that has them, and its class
+    "idefics3": ("smolvlm", "SmolVLM"),
+    "smolvlm": ("smolvlm", "SmolVLM"),
+    "qwen3_vl": ("qwen3vl", "Qwen3Eyes"),
+    "qwen3_vl_moe": ("qwen3vl", "Qwen3Eyes"),
+    "gemma3": ("gemma3", "Gemma3Eyes"),
 }
 
 
@@ -30,7 +32,8 @@ def eyes_of(
     Raises:
         ConfigError, WeightsError: naming the file, and the key or tensor.
     """
-    eyes: type[Any] = EYES[_kind(folder)]
+    module, name = EYES[_kind(folder)]
+    eyes: Any = getattr(import_module(f"tinyllm.vision.{module}"), name)
     found: ImageEmbedder = eyes.from_folder(folder, tokenizer, compiled=compiled, threads=threads)
     return found
 

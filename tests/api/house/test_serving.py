@@ -16,7 +16,7 @@ import pytest
 
 from tests.api.support import MODEL, PREFIXES, Live, ScriptRunner, events_of, live, scripted_model
 from tinyllm.api.house.clocks import Clocks
-from tinyllm.api.house.serve import TimedProtocol
+from tinyllm.api.house.server import TimedProtocol
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.limits import COSTLY_READ
 from tinyllm.kernels.being_compiled import compiling

@@ -45,9 +45,12 @@ def fail(message: str, *loc: str | int) -> PydanticCustomError:
 
 
 class Open(BaseModel):
-    """Keys that are not in the schema are kept, so that they can be named to the caller."""
+    """Keys that are not in the schema are kept, so that they can be named to the caller.
 
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    What checks a body is built when the first of its kind comes: most kinds never do.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=(), defer_build=True)
 
 
 def read(kind: type[Read], body: Mapping[str, Any]) -> Read:

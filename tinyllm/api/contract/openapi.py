@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from tinyllm import __version__
+import tinyllm
 from tinyllm.api.contract.answers import ErrorEnvelope
 from tinyllm.api.contract.dialect import DIALECTS, Dialect
 from tinyllm.api.contract.endpoints import ENDPOINTS, Endpoint
@@ -49,7 +49,7 @@ def document(authenticated: bool) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "tinyllm",
-            "version": __version__,
+            "version": tinyllm.__version__,
             "description": "Chat completions and their like, in two dialects of one route.",
         },
         "paths": paths,

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -29,7 +30,6 @@ from tinyllm.api.house.routes import Api
 from tinyllm.api.house.service import Service
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.house.spare_memory import keep_giving_back
-from tinyllm.api.prompt.fetch_image import ImageFetcher
 from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.served import ServedModel
 
@@ -37,6 +37,23 @@ log = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OPEN = frozenset(("/", "/health"))  # without a key: they tell nothing
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+class FromTheWeb:
+    """Images behind URLs; what fetches them takes long to import, and waits for the first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _fetcher(self) -> ImageSource:
+        from tinyllm.api.prompt.fetch_image import ImageFetcher
+
+        return ImageFetcher(self._settings.image_urls, self._settings.image_host)
+
+    async def fetch(self, url: str) -> bytes:
+        """See `ImageFetcher.fetch`."""
+        return await self._fetcher.fetch(url)
 
 
 def create_app(
@@ -62,7 +79,7 @@ def create_app(
             giving_back.cancel()
             service.stop()
 
-    images = images or ImageFetcher(settings.image_urls, settings.image_host)
+    images = images or FromTheWeb(settings)
     api = Api(service, images)
     app = Starlette(routes=api.routes(), lifespan=lifespan, exception_handlers={
         ApiError: _on_api_error, HTTPException: _on_http_error,

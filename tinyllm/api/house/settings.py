@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
-from tinyllm import __version__
+import tinyllm
 from tinyllm.api.house.origins import is_loopback
 from tinyllm.files import generation_config
 from tinyllm.kernels.formats import Asked
@@ -174,6 +174,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
+class _Version(argparse.Action):
+    """Print the version, which takes a moment to look up, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"tinyllm {tinyllm.__version__}")
+        parser.exit()
+
+
 def parse(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -188,8 +196,7 @@ def parse(
         epilog="Each flag can be given as an environment variable too: --max-n as TINYLLM_MAX_N.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    version = f"tinyllm {__version__}"
-    parser.add_argument("--version", action="version", version=version, help="what this is")
+    parser.add_argument("--version", action=_Version, nargs=0, help="what this is")
     kinds = {name: _given(kind) for name, kind in get_type_hints(Settings).items()}
     for field in dataclasses.fields(Settings):
         kind = kinds[field.name]
