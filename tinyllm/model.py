@@ -272,9 +272,13 @@ class Model:
 
     # The parts that those are made of -----------------------------------------------------------
 
+    def product(self, x: Array, weight: Array) -> Array:
+        """x Wᵀ; (T, in) and (out, in) → (T, out)."""
+        return ops.linear(x, weight)
+
     def linear(self, name: str, x: Array) -> Array:
         """x Wᵀ, plus a bias where the family has one; (T, in) → (T, out)."""
-        y = ops.linear(x, self.weights[f"{name}.weight"])
+        y = self.product(x, self.weights[f"{name}.weight"])
         bias = self.weights.get(f"{name}.bias")
         return y if bias is None else y + bias
 
@@ -289,7 +293,7 @@ class Model:
         """Logits of normed rows of the residual stream; (T, dim) → (T, vocab_size)."""
         cfg = self.config
         with few_threads():
-            logits = ops.linear(x, self.head_weight)
+            logits = self.product(x, self.head_weight)
         bias = self.weights.get("lm_head.bias")
         logits = scaled(logits if bias is None else logits + bias, cfg.logit_scale)
         return logits if cfg.logit_cap is None else ops.soft_cap(logits, cfg.logit_cap)

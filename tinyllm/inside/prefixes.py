@@ -7,7 +7,7 @@ their own tokens say where. A block goes on with what comes next in the text, an
 a repeated token where nothing does: no earlier token can see either. Whatever two texts have in
 common is then the same to the bit, and is computed once.
 
-The blocks' products are compiled (`filling.py`); the look's own forward is the readable model's.
+The blocks' products are compiled (`many_rows.py`); the look's own forward is the readable model's.
 
 The first block ends where the first message does, if that is short: it is the system prompt, which
 a class of conversations has in common.
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.errors import CacheFull
-from tinyllm.inside.filling import Filling
+from tinyllm.inside.many_rows import ManyRows
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
@@ -65,7 +65,7 @@ class Prefixes:
         self, model: Model, control: Collection[int] = (), max_bytes: int = KEPT_BYTES
     ) -> None:
         self.model = model
-        self._filling = Filling(model.config, model.weights)
+        self._many_rows = ManyRows(model)
         self._control = np.array(sorted(control), np.int64)
         self._max_bytes = max_bytes
         self._texts: list[_Text] = []  # least recently used first
@@ -184,7 +184,7 @@ class Prefixes:
         filled = np.zeros(rows, np.int64)  # token 0 behind the text's end
         filled[: len(tokens)] = tokens
         where, images = prompt.images_between(start, start + len(tokens))
-        self._filling.forward(
+        self._many_rows.forward(
             filled, cache, logits="none", image_positions=where, image_rows=images
         )
         cache.truncate(min(start + rows, stop))

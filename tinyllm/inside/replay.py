@@ -274,10 +274,12 @@ class Replay:
     @cached_property
     def lens_logits(self) -> Array:
         """Every depth's stream through final norm and unembedding, (n_layers + 1, vocab_size)."""
+        from tinyllm.inside.many_rows import ManyRows  # its kernel is loaded when it is used
+
         model = self.model
         normed = model.norm("model.norm", self.hidden_states)
         normed[-1] = self.activations[FINAL][-1]  # a hook there counts
-        return model.unembed(normed)
+        return ManyRows(model).unembed(normed)
 
     def logit_lens(
         self, k: int, target: int, tokenizer: Tokenizer, begun: bytes = b""
