@@ -71,3 +71,13 @@ def test_options_are_checked() -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["bench", "--dtype", "q5"]).exit_code == 2
     assert runner.invoke(app, ["bench", "--peer", "other=/x"]).exit_code == 2
+
+
+def test_a_slow_processor_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of 15 seconds: a third one would end after 45; three are made if they are wished."""
+    now = [0.0]
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    for asked, made in ((None, 2), (3, 3)):
+        for i in bench.rounds_of(bench.BenchOptions(rounds=asked)):
+            now[0] += 15
+        assert i + 1 == made

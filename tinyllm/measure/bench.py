@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from tinyllm.runner import Segment
 
 PROMPT_CONTEXT = 16  # tokens before the first that is timed, unless asked otherwise
 BATCH_STEPS = 32  # of a batch, at most
+ROUNDS = 7
+ENOUGH = 40.0  # seconds of rounds; a slow processor has done fewer than ROUNDS by then
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class BenchOptions:
     decode: int = 128
     batch: int = 16
     context: int = PROMPT_CONTEXT
-    rounds: int = 7
+    rounds: int | None = None  # None: ROUNDS, or as many as ENOUGH seconds hold, at least one
     busy: bool = False  # once more with another process keeping one core busy
     profile: bool = False  # each operation within a call, too
     peer: Path | None = None  # llama-bench
@@ -58,7 +60,7 @@ class BenchOptions:
 
 
 def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) -> dict[str, Any]:
-    """All measurements, as one JSON-able dictionary; medians of `rounds`."""
+    """All measurements, as one JSON-able dictionary; medians of the rounds."""
     config = ModelConfig.from_folder(folder)
     longest = max(options.context + options.decode, options.prefill)
     if longest > config.max_seq_len:
@@ -80,22 +82,24 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     }
     progress("reading the prompts")
     streams = start_streams(model, options)
-    measure(model, options, ours, streams)  # warm up
+    short = replace(options, prefill=min(options.prefill, 64), decode=min(options.decode, 4))
+    measure(model, short, ours, streams)  # warm up
     for times in ours.values():
         times.clear()
     bandwidth = []
-    for i in range(options.rounds):
-        progress(f"round {i + 1} of {options.rounds}: ours")
+    for i in rounds_of(options):
+        progress(f"round {i + 1} of {options.rounds or ROUNDS}: ours")
         measure(model, options, ours, streams)
         bandwidth.append(machine.read_bandwidth(options.threads, repeats=2))
         for path in options.peer_models:
-            progress(f"round {i + 1} of {options.rounds}: {path.name}")
+            progress(f"round {i + 1} of {options.rounds or ROUNDS}: {path.name}")
             for name, speed in time_peer(options, path).items():
                 peers[path.name][name].append(speed)
     speeds = {name: statistics.median(times) for name, times in ours.items() if times}
     result: dict[str, Any] = {
         "dtype": options.dtype,
         "threads": options.threads,
+        "rounds": len(bandwidth),
         **{f"{name}_tokens_per_s": speed for name, speed in speeds.items()},
     }
     read = model.nbytes + kv_bytes(model, options.context + options.decode // 2)
@@ -121,7 +125,7 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     if options.profile:
         progress("where the time goes")
         limits = {"bandwidth": limit, **({"peak": peak[kind]} if kind in peak else {})}
-        result["profile"] = profile(model, options.context, options.rounds, limits)
+        result["profile"] = profile(model, options.context, options.rounds or ROUNDS, limits)
     if options.busy:
         progress("beside a busy core")
         result["decode_beside_a_busy_core_tokens_per_s"] = beside_busy(model, options)
@@ -129,6 +133,19 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
         result["peers"] = compare(speeds, peers)
     result["environment"] = environment(options)
     return result
+
+
+def rounds_of(options: BenchOptions) -> Iterator[int]:
+    """The numbers of the rounds; ends early once another one would take it past ENOUGH seconds.
+
+    Not beside a peer, nor where the rounds were asked for.
+    """
+    start = time.monotonic()
+    for i in range(options.rounds or ROUNDS):
+        spent = time.monotonic() - start
+        if i and not options.rounds and not options.peer and spent * (i + 1) / i > ENOUGH:
+            return
+        yield i
 
 
 def prompt_of(model: CompiledModel, length: int) -> NDArray[np.int32]:
@@ -193,7 +210,7 @@ def beside_busy(model: CompiledModel, options: BenchOptions) -> float:
             decode=options.decode, context=options.context, prefill=0, batch=0
         )
         times: dict[str, list[float]] = {"decode": []}
-        for _ in range(options.rounds):
+        for _ in range(options.rounds or ROUNDS):
             measure(model, only_decode, times, [])
         return statistics.median(times["decode"])
     finally:
@@ -267,7 +284,11 @@ def environment(options: BenchOptions) -> dict[str, str]:
 def print_result(result: dict[str, Any], console: Console) -> None:
     """The same for people."""
     kind = result["environment"]["kind"]
-    console.print(f"{result['dtype']} on {result['threads']} threads, {kind} kernels", style="bold")
+    console.print(
+        f"{result['dtype']} on {result['threads']} threads, {kind} kernels; "
+        f"medians of {result['rounds']} rounds",
+        style="bold",
+    )
     for name in ("decode", "prefill", "batch_decode", "decode_beside_a_busy_core"):
         if (speed := result.get(f"{name}_tokens_per_s")) is not None:
             console.print(f"{name.replace('_', ' '):>26}  {speed:8.1f} tokens/s")
