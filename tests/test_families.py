@@ -12,6 +12,7 @@ from tests import families_readme
 from tests.families_folder import FAMILIES, config_keys
 from tests.golden.families import LENGTHS, kept, load_goldens, tokens, write_checkpoint
 from tests.llama_folders import small_config
+from tests.seeing_folders import GEMMA, QWEN_MOE
 from tests.tiny import bytes_tokenizer
 from tinyllm import families
 from tinyllm.config import ModelConfig
@@ -162,6 +163,34 @@ def test_longrope_turns_a_short_text_by_the_short_factors(tmp_path: Path) -> Non
         assert session.cache.capacity == capacity
         want = model.forward(ids, model.new_cache(capacity))[-1]
         np.testing.assert_allclose(session.peek().logits, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_experts_of_qwen3_vl_lie_either_way(turned: bool) -> None:
+    """The hub's are (in, out), transformers 5 writes (out, in); a square one it doesn't turn."""
+    config = ModelConfig.from_hf(QWEN_MOE)
+    names, dim, wide = families.BY_TYPE["qwen3_vl_moe_text"].names, 32, 24
+    for which, n in (
+        ("gate_proj", (wide, dim)),
+        ("up_proj", (wide, dim)),
+        ("down_proj", (dim, wide)),
+    ):
+        ours = f"model.layers.1.mlp.experts.2.{which}.weight"
+        found = source(ours, names, config)
+        rows = (dim, wide) if which == "down_proj" else (2 * wide, dim)
+        stored = np.arange(5 * 2 * wide * dim)[: 5 * rows[0] * rows[1]].reshape(5, *rows)
+        first = wide if which == "up_proj" else 0
+        want = stored[2, first : first + n[0]]
+        got = take(stored.transpose(0, 2, 1) if turned else stored, found, ours, config)
+        np.testing.assert_array_equal(got, want)
+
+
+def test_gemma_3_with_eyes_has_no_cap_of_logits() -> None:
+    """The reference has one in `Gemma3ForCausalLM` alone."""
+    text = GEMMA["text_config"] | {"final_logit_softcapping": 0.5}
+    seeing = ModelConfig.from_hf(GEMMA | {"text_config": text})
+    alone = ModelConfig.from_hf({**text, "architectures": ["Gemma3ForCausalLM"]})
+    assert (seeing.logit_cap, alone.logit_cap) == (None, 0.5)
 
 
 def test_fused_tensors_are_taken_apart() -> None:

@@ -40,7 +40,9 @@ def whole_config(model: Any) -> dict[str, Any]:
     return {**keys, "architectures": [type(model).__name__]}
 
 
-def their_logits(raw: Mapping[str, Any], folder: Path, made: bool) -> Any:
+def their_logits(
+    raw: Mapping[str, Any], folder: Path, made: bool, auto: str = "AutoModelForCausalLM"
+) -> Any:
     """The reference's logits in a folder, (T, vocab_size); None where it can't load it."""
     import torch
     import transformers
@@ -49,14 +51,16 @@ def their_logits(raw: Mapping[str, Any], folder: Path, made: bool) -> Any:
     text = json.dumps(raw)
     (folder / "config.json").write_text(text)
     how = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    load = transformers.AutoModelForCausalLM.from_pretrained
+    chosen = getattr(transformers, auto)
     try:
         if made:
             config = transformers.AutoConfig.from_pretrained(folder)
-            seeded = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            seeded = chosen.from_config(config, dtype=torch.float32)
             theirs.save(theirs.fill(seeded), folder)
             (folder / "config.json").write_text(text)  # as a person would write it
-        model, info = load(folder, dtype=torch.float64, output_loading_info=True, **how)
+        model, info = chosen.from_pretrained(
+            folder, dtype=torch.float64, output_loading_info=True, **how
+        )
         if info["missing_keys"] or info["mismatched_keys"]:
             return None
         with torch.no_grad():
@@ -66,9 +70,11 @@ def their_logits(raw: Mapping[str, Any], folder: Path, made: bool) -> Any:
     return logits if np.isfinite(logits).all() else None
 
 
-def verdict(raw: Mapping[str, Any], folder: Path, made: bool) -> str:
+def verdict(
+    raw: Mapping[str, Any], folder: Path, made: bool, auto: str = "AutoModelForCausalLM"
+) -> str:
     """One of `FINE`, or what is wrong; "ours alone": the reference can't load it."""
-    want = their_logits(raw, folder, made)
+    want = their_logits(raw, folder, made, auto)
     try:
         config = ModelConfig.from_folder(folder)
         model = Model(config, load_weights(folder, config))

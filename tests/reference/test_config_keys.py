@@ -69,14 +69,19 @@ def asked_for(model: Any) -> dict[str, Any]:
     return {name: known.get(name) for name in names if not name.startswith("_")}
 
 
-def wrong(cases: Iterator[tuple[str, dict[str, Any]]], base: Path, work: Path) -> dict[str, str]:
+def wrong(
+    cases: Iterator[tuple[str, dict[str, Any]]], base: Path, work: Path,
+    auto: str = "AutoModelForCausalLM",
+) -> dict[str, str]:  # fmt: skip
     """The cases that are neither heeded nor refused; several must be heeded."""
     found: dict[str, str] = {}
     for label, raw in cases:
         for made in (True, False):
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(base, work)
-            found[f"{label}, {'made for it' if made else 'as it was'}"] = verdict(raw, work, made)
+            found[f"{label}, {'made for it' if made else 'as it was'}"] = verdict(
+                raw, work, made, auto
+            )
     assert list(found.values()).count("heeded") > 10
     return {label: said for label, said in found.items() if said not in FINE}
 

@@ -61,7 +61,11 @@ SEEING: dict[str, tuple[str, Fields]] = {
     "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe_text", {}),
     "Idefics3ForConditionalGeneration": ("llama", {}),
     "SmolVLMForConditionalGeneration": ("llama", {}),
-    "Gemma3ForConditionalGeneration": ("gemma3_text", {"images_see_ahead": True}),
+    # The reference caps the logits of `Gemma3ForCausalLM` alone.
+    "Gemma3ForConditionalGeneration": (
+        "gemma3_text",
+        {"images_see_ahead": True, "logit_cap": None},
+    ),
 }
 
 

@@ -16,7 +16,7 @@ from tinyllm.families import qwen3, qwen3_moe
 from tinyllm.families.family import Family, Fields
 from tinyllm.families.keys import Keys
 from tinyllm.families.parts import Experts
-from tinyllm.families.tensors import Names, Taken
+from tinyllm.families.tensors import Layout, Names, Taken
 
 SECTION = [24, 20, 20]
 THETA = 500_000.0
@@ -69,14 +69,15 @@ QWEN3_VL = Family(
 )  # fmt: skip
 
 PAIR = ("mlp.experts.N.gate_proj", "mlp.experts.N.up_proj")
+TURNED: Layout = "rows or columns"  # the hub's are columns; transformers 5 writes rows
 QWEN3_VL_MOE = Family(
     "Qwen3-VL with experts (text)", "qwen3_vl_moe_text", "Qwen3VLMoeTextModel", read_experts,
     defaults=qwen3_moe.QWEN3_MOE.defaults,
     names=Names(tensors={
         "mlp.router": "mlp.gate",
-        "mlp.experts.N.gate_proj.weight": Taken("mlp.experts.gate_up_proj!", 0, "columns", PAIR),
-        "mlp.experts.N.up_proj.weight": Taken("mlp.experts.gate_up_proj!", 1, "columns", PAIR),
-        "mlp.experts.N.down_proj.weight": Taken("mlp.experts.down_proj!", 0, "columns"),
+        "mlp.experts.N.gate_proj.weight": Taken("mlp.experts.gate_up_proj!", 0, TURNED, PAIR),
+        "mlp.experts.N.up_proj.weight": Taken("mlp.experts.gate_up_proj!", 1, TURNED, PAIR),
+        "mlp.experts.N.down_proj.weight": Taken("mlp.experts.down_proj!", 0, TURNED),
     }),
     paper="https://arxiv.org/abs/2511.21631",
 )  # fmt: skip

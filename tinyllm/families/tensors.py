@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tinyllm.config import ModelConfig
 
 Array = NDArray[Any]
-Layout = Literal["rows", "columns", "by head", "alternating columns"]
+Layout = Literal["rows", "columns", "rows or columns", "by head", "alternating columns"]
 
 EMBED = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
@@ -41,8 +41,9 @@ class Taken:
         name: the checkpoint's tensor, without .weight or .bias.
         part: which of the matrices in it, from 0.
         layout: "rows": one below the other, (a + b + c, in); "columns": the same transposed,
-            (in, a + b + c); "by head": q, k and v of one head, then of the next; "alternating
-            columns": (in, 2 · out), a gate's and an up's in turn.
+            (in, a + b + c); "rows or columns": "rows" where the shape allows it, as the reference
+            decides; "by head": q, k and v of one head, then of the next; "alternating columns":
+            (in, 2 · out), a gate's and an up's in turn.
         fused: the tensors of ours that it holds, in order.
     """
 
@@ -210,7 +211,12 @@ def take(array: Array, found: Source, ours: str, config: ModelConfig) -> Array:
     if taken is None:
         return array
     is_matrix = array.ndim == 2
-    if taken.layout in ("columns", "alternating columns") and is_matrix:
+    width = config.hidden_dim
+    if config.experts is not None and ".experts." in ours:
+        width = config.experts.hidden_dim
+    outputs = len(taken.fused) * width or config.dim  # gates and ups, or what is added to x
+    turned = taken.layout == "rows or columns" and len(array) != outputs
+    if (turned or taken.layout in ("columns", "alternating columns")) and is_matrix:
         array = array.T  # (out, in)
     if taken.layout == "alternating columns":
         return array[taken.part :: len(taken.fused)]
@@ -222,9 +228,6 @@ def take(array: Array, found: Source, ours: str, config: ModelConfig) -> Array:
         return array
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     rows = {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
-    width = config.hidden_dim
-    if config.experts is not None and ".experts." in ours:
-        width = config.experts.hidden_dim
     counts = [rows.get(stem, width) for stem in taken.fused]
     first = sum(counts[: taken.part])
     if len(array) != sum(counts):
