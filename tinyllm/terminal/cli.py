@@ -289,14 +289,7 @@ def bench(
             min=1, help="Tokens before the first one decoded, of one stream and of a batch"
         ),
     ] = 16,
-    rounds: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Turns, whose medians are reported",
-            show_default="7; as many as 40 s hold where no peer is timed",
-        ),
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns [7, or what 40 s hold]")] = None,
     busy: Annotated[bool, typer.Option(help="Also beside one busy core")] = False,
     profile: Annotated[bool, typer.Option(help="Also where a call's time goes")] = False,
     peer: Annotated[
