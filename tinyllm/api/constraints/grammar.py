@@ -242,7 +242,7 @@ INNER_SCHEMAS = ("items", "prefixItems", "anyOf", "oneOf", "allOf", "additionalP
           "additionalItems", "contains", "unevaluatedProperties", "unevaluatedItems")  # fmt: skip
 NAMED_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
 # The formats that can be held to; any other is a note to the reader, as JSON Schema has it.
-_FORMATS = frozenset(
+FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
 
@@ -255,7 +255,7 @@ def _tidy(node: Any, close: bool) -> None:
         return
     if not isinstance(node, dict):
         return
-    if isinstance(node.get("format"), str) and node["format"] not in _FORMATS:
+    if isinstance(node.get("format"), str) and node["format"] not in FORMATS:
         del node["format"]
     if node.get("uniqueItems") is False:
         del node["uniqueItems"]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tinyllm.api.constraints.bare_text import text_rules
 from tinyllm.api.constraints.grammar import UnsupportedSchema
 
 PLAIN_KEY = re.compile(r"[\w.$-]+")  # any other stands between quotes, too
@@ -92,6 +93,8 @@ class Rules:
             if several in schema:
                 options = [self.value(option) for option in schema[several]]
                 return self._rule(" | ".join(options))
+        if schema.get("type") == "string":
+            return self._text(schema)
         if "enum" in schema or "const" in schema:
             options = schema["enum"] if "enum" in schema else [schema["const"]]
             return self._rule(" | ".join(self._constant(option) for option in options))
@@ -101,8 +104,6 @@ class Rules:
             return self._rule(" | ".join(options))
         if kind is None and "properties" in schema:
             kind = "object"
-        if kind == "string":
-            return self._text()
         if kind == "object":
             return self._rule(f'"{{" {self.pairs(schema)} "}}"')
         if kind == "array":
@@ -123,7 +124,7 @@ class Rules:
             pair = f'{BARE_KEY} ":" {self._any}'
             plain = '{"type": ["number", "boolean", "null"]}'
             self.rules.append(
-                f"{self._any}: {self._text()} | %json {plain}"
+                f"{self._any}: {self._text({})} | %json {plain}"
                 f' | "[" ({self._any} ("," {self._any})*)? "]" | "{{" ({pair} ("," {pair})*)? "}}"'
             )
         return self._any
@@ -131,10 +132,9 @@ class Rules:
     def _key(self, key: str) -> str:
         return json.dumps(key) if PLAIN_KEY.fullmatch(key) else self._constant(key)
 
-    def _text(self) -> str:
-        if self._quote.startswith("<["):  # a token: no text can hold it
-            return self._rule(f"{self._quote} /(.|\\n)*/ {self._quote}")
-        inside = self._rule(f"/(.|\\n)*/ {self._quote}", "[lazy]")
+    def _text(self, schema: Mapping[str, Any]) -> str:
+        inside = f"{self._prefix}_t{len(self.rules)}"
+        self.rules += text_rules(inside, schema, self._quote)
         return self._rule(f"{self._quote} {inside}")
 
     def _constant(self, option: Any) -> str:
@@ -156,9 +156,9 @@ class Rules:
             self.rules.append(f"{name}: {self.value(found)}")
         return self._referred[place]
 
-    def _rule(self, body: str, mark: str = "") -> str:
+    def _rule(self, body: str) -> str:
         name = f"{self._prefix}_v{len(self.rules)}"
-        self.rules.append(f"{name}{mark}: {body}")
+        self.rules.append(f"{name}: {body}")
         return name
 
 

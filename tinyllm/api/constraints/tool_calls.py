@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tinyllm.api.constraints.bare_text import text_rules
 from tinyllm.api.constraints.call_forms import HERMES, CallForm
 from tinyllm.api.constraints.grammar import UnsupportedSchema, prepared
 from tinyllm.api.constraints.quoted_values import Rules
@@ -79,10 +80,14 @@ def calls_grammar(
             named = f"{spell(tool.function.name)} /:[0-9]{{1,3}}/ {spell(form.middle)}"
         if form.arguments == "json":
             rules.append(f"tool{i}: {named} %json {schema}")
-        elif form.arguments == "quoted":
-            rules += _quoted_rules(f"tool{i}", named, json.loads(schema), i, form, spell)
         else:
-            rules += _parameter_rules(f"tool{i}", named, json.loads(schema), form, spell)
+            write = _quoted_rules if form.arguments == "quoted" else _parameter_rules
+            try:
+                rules += write(f"tool{i}", named, json.loads(schema), form, spell)
+            except UnsupportedSchema as error:
+                raise UnsupportedSchema(f"{error}", i) from None
+            except (TypeError, ValueError, AttributeError):  # a list in place of an object, say
+                raise UnsupportedSchema("it isn't a JSON Schema", i) from None
     return "%llguidance {}\n" + "\n".join(rules) + "\n"
 
 
@@ -100,15 +105,10 @@ def _call_rule(tools: Iterable[int], opening: str, form: CallForm, spell: _Spell
 
 
 def _quoted_rules(
-    rule: str, named: str, schema: Mapping[str, Any], i: int, form: CallForm, spell: _Speller
+    rule: str, named: str, schema: Mapping[str, Any], form: CallForm, spell: _Speller
 ) -> list[str]:
     values = Rules(rule, spell(form.quote), schema)
-    try:
-        return [f"{rule}: {named} {values.pairs(schema)}", *values.rules]
-    except UnsupportedSchema as error:
-        raise UnsupportedSchema(f"{error}", i) from None
-    except (TypeError, ValueError, AttributeError):  # a list where there should be an object, say
-        raise UnsupportedSchema("it isn't a JSON Schema", i) from None
+    return [f"{rule}: {named} {values.pairs(schema)}", *values.rules]
 
 
 def _parameter_rules(
@@ -121,7 +121,7 @@ def _parameter_rules(
         key = f"{spell(form.pair_opening)} /[^<>\n]+/ {spell(form.pair_middle)}"
         return [
             f"{rule}: {named} ({key} {rule}_value)*",
-            f"{rule}_value[lazy]: /(.|\n)*/ {ends}",
+            *text_rules(f"{rule}_value", {}, ends),
         ]
     order, rules = [], []
     for j, (key, inner) in enumerate(properties.items()):
@@ -132,12 +132,9 @@ def _parameter_rules(
             shared = {k: schema[k] for k in ("$defs", "definitions", "x-guidance") if k in schema}
             inner = json.dumps({**shared, **inner} if isinstance(inner, dict) else inner)
             rules.append(f"{rule}_{j}: {begins} %json {inner} {ends}")
-        elif "enum" in inner:
-            options = " | ".join(json.dumps(option) for option in inner["enum"])
-            rules.append(f"{rule}_{j}: {begins} ({options}) {ends}")
         else:
             rules.append(f"{rule}_{j}: {begins} {rule}_{j}_text")
-            rules.append(f"{rule}_{j}_text[lazy]: /(.|\n)*/ {ends}")
+            rules += text_rules(f"{rule}_{j}_text", inner, ends)
     return [f"{rule}: {named} {' '.join(order)}", *rules]
 
 
