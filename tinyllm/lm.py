@@ -26,6 +26,7 @@ from tinyllm.inside.points import HookPoints, NamesFilter, hook_points
 from tinyllm.inside.reopen import TraceLike, prompt_of, read, redo
 from tinyllm.inside.replay import ActivationCache, check_index, run_with_cache
 from tinyllm.kernels.formats import Asked, format_of
+from tinyllm.kernels.memory import on_huge_pages
 from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
@@ -35,7 +36,7 @@ from tinyllm.step import Step
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.image import ImageSource, list_of_images, read_image, thumbnail
 from tinyllm.vision.prompt import ImagePrompts
-from tinyllm.weights import load_weights
+from tinyllm.weights import Checkpoint
 
 KVDtype = Literal["f16", "f32"]
 Backend = Literal["auto", "reference", "compiled"]
@@ -143,7 +144,7 @@ class LM:
     @cached_property
     def model(self) -> Model:
         """The readable numpy model, whichever path generates."""
-        return Model(self.config, load_weights(self.folder, self.config))
+        return Model(self.config, on_huge_pages(Checkpoint(self.folder, self.config)))
 
     def _compile(self, dtype: Asked, *, threads: int | None, **options: Any) -> Runner:
         from tinyllm.compiled import CompiledModel  # numba is only imported when it is used

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+LINE = 64  # bytes of a line of the cache
+STRETCH = 64 << 20  # bytes that are taken for arrays at a time
 
 
 def huge_memory(nbytes: int) -> NDArray[np.uint8]:
@@ -35,3 +38,36 @@ def huge_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     array: Array = huge_memory(nbytes).view(dtype).reshape(shape)
     return array
+
+
+def on_huge_pages(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays in such memory, each at the beginning of a cache line.
+
+    They are asked for one after the other, so that one that is made only then is in memory twice no
+    longer than it takes to copy it. What is mapped from a file stays where it is: other processes
+    share it, and what nobody reads takes no memory.
+    """
+    moved: dict[str, Array] = {}
+    room = huge_memory(0)
+    for name in arrays:
+        old = arrays[name]
+        if not _is_own(old):
+            moved[name] = old
+            continue
+        taken = -(-old.nbytes // LINE) * LINE
+        if taken > len(room):
+            room = huge_memory(max(taken, STRETCH))
+        new = room[: old.nbytes].view(old.dtype).reshape(old.shape)
+        room = room[taken:]
+        new[...] = old
+        new.flags.writeable = old.flags.writeable
+        moved[name] = new
+        del old  # before the next one is made
+    return moved
+
+
+def _is_own(array: Array) -> bool:
+    """Whether an array's memory was allocated, by numpy."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.base is None
