@@ -172,6 +172,20 @@ def test_a_call_is_forced_into_the_familys_form(served: tuple[Live, CallForm]) -
     assert json.loads("".join(d["function"]["arguments"] for d in deltas)) == given
 
 
+@pytest.mark.parametrize("spare", [0, 1, 30])
+def test_a_call_that_is_cut_is_whole(served: tuple[Live, CallForm], spare: int) -> None:
+    """A string would go on for ever, without quotes as with them: it ends where the tokens do."""
+    server, _ = served
+    assert server.runner is not None
+    says(server.runner, "q" * 999)
+    wanted = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    refused = server.chat(O, {**wanted, "max_tokens": 4})
+    assert refused.status_code == 400, refused.text
+    shortest = int(refused.json()["error"]["message"].split("takes ")[1].split(".")[0])
+    (given,) = arguments(ask(server, **wanted, max_tokens=shortest + spare)["message"])
+    assert isinstance(given["city"], str) and isinstance(given["days"], int)
+
+
 def test_words_and_several_calls_as_the_model_likes(served: tuple[Live, CallForm]) -> None:
     server, form = served
     assert server.runner is not None

@@ -50,6 +50,11 @@ class CallForm:
         """Whether a call can be told from words that the model writes instead."""
         return self.marker is not None or self.opening.startswith("{")
 
+    @property
+    def string_end(self) -> str:
+        """What ends a string that stands as it is; nothing where strings are JSON's."""
+        return {"parameters": self.pair_closing, "quoted": self.quote, "json": ""}[self.arguments]
+
     def write(self, name: str, arguments: Any, number: int = 0) -> str:
         """One call, without what stands around several."""
         named = f"{name}:{number}" if self.counted else name

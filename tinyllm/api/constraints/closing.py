@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyllm.api.constraints.grammar import Grammar, Matcher
+from tinyllm.api.constraints.call_forms import CallForm
+from tinyllm.api.constraints.grammar import Grammar, Matcher, Vocabulary
 from tinyllm.api.constraints.json_text import DIGITS, JsonText
 from tinyllm.api.constraints.least import openings
 from tinyllm.api.limits import MAX_COUNTED, MAX_FAILED, MAX_SEARCH, MAX_STEPS, MAX_TRIED
@@ -53,9 +54,17 @@ _BRACKETS = frozenset(b"<>[]{}|")
 
 
 class TokenForms:
-    """What closing needs to know of a vocabulary: which tokens are digits, quotes, plain text."""
+    """What closing needs to know of a vocabulary: which tokens are digits, quotes, plain text.
 
-    def __init__(self, known: Sequence[bytes], vocab_size: int) -> None:
+    Args:
+        known: each token's bytes.
+        ends: the tokens of what ends a string that stands without JSON's quotes.
+    """
+
+    def __init__(
+        self, known: Sequence[bytes], vocab_size: int, ends: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.ends = ends
         # Tables are often padded beyond the tokens that there are.
         self.tokens = tokens = [*known, *[b""] * (vocab_size - len(known))][:vocab_size]
         ids: dict[bytes, int] = {}
@@ -75,11 +84,26 @@ class TokenForms:
         self.words = np.array([_is_plain(raw) and not set(raw) & _BRACKETS for raw in tokens])
         self.lengths = np.array([len(raw) for raw in tokens], np.int16)
 
+    def is_free(self, mask: Mask) -> bool:
+        """Whether nearly any text may come."""
+        return 2 * int(mask[self.plain].sum()) > int(self.plain.sum())
+
     def extending(self, text: bytes) -> list[int]:
         """Tokens that are `text` and something behind it."""
         first = bisect_right(self._sorted, text, key=itemgetter(0))
         longer = takewhile(lambda pair: pair[0].startswith(text), self._sorted[first:])
         return [token for _, token in longer]
+
+
+def token_forms(
+    tokenizer: Vocabulary, known: Sequence[bytes], vocab_size: int, form: CallForm | None
+) -> TokenForms:
+    """Of a model that writes its calls in `form`; `known` are each token's bytes."""
+    text = form.string_end if form is not None else ""
+    control = tokenizer.special_tokens.get(text)
+    end = tokenizer.encode(text) if control is None else [control]
+    whole = control is not None or b"".join(known[t] for t in end) == text.encode()
+    return TokenForms(known, vocab_size, [end] if text and whole else ())
 
 
 def _leading_digits(raw: bytes) -> int:
@@ -138,6 +162,7 @@ def _try(
         if len(way) >= most or matcher.error:
             return None, len(way)
         following: list[int | None] = [*matcher.forced()]
+        following = following or [*_end_of_bare(matcher, forms)]
         following = following or [_choice(matcher, text, forms, rng)]
         for token in following:
             if token is None:
@@ -146,6 +171,20 @@ def _try(
             text.push(forms.tokens[token])
             way.append(token)
     return way, len(way)
+
+
+def _end_of_bare(matcher: Matcher, forms: TokenForms) -> Sequence[int]:
+    """What ends a string without quotes, if one is open and may end here; else nothing."""
+    if not forms.ends or not forms.is_free(matcher.allowed()):
+        return ()
+    for end in forms.ends:
+        behind = matcher.copy()
+        fits = all(behind.allowed()[token] and not behind.accept(token) for token in end[:-1])
+        if fits and behind.allowed()[end[-1]]:
+            behind.accept(end[-1])
+            if not forms.is_free(behind.allowed()):  # else it is text itself
+                return end
+    return ()
 
 
 def _choice(
@@ -222,7 +261,7 @@ class Closing:
             and self._text.in_string
             and bool(way)
             and self._forms.tokens[way[0]].startswith(b'"')
-            and 2 * int(mask[self._forms.plain].sum()) > int(self._forms.plain.sum())
+            and self._forms.is_free(mask)
         )
         if n_left > len(way) + self._margin + (
             self._more if self._may_begin_anew(mask, way) else 0

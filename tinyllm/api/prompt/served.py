@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from tinyllm.api.constraints.call_forms import CallForm
-from tinyllm.api.constraints.closing import TokenForms
+from tinyllm.api.constraints.closing import TokenForms, token_forms
 from tinyllm.api.constraints.grammar import Grammars
 from tinyllm.api.prompt.defaults import SamplingDefaults
 from tinyllm.api.prompt.tool_forms import form_of
@@ -71,7 +71,7 @@ class ServedModel:
         """What ending a structured answer needs to know of the vocabulary."""
         if self.base is not None:
             return self.base.token_forms
-        return TokenForms(self.grammars.tokens, self.vocab_size)
+        return token_forms(self.tokenizer, self.grammars.tokens, self.vocab_size, self.call_form)
 
     @cached_property
     def call_form(self) -> CallForm | None:
