@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from tinyllm.distribution import Standing
 from tinyllm.errors import TraceError
-from tinyllm.inside.replay import LogitLens, Replay, check_index
 from tinyllm.model import Model
 from tinyllm.prompt import ImageSpan, Prompt, texts_of
 from tinyllm.sampler import ChosenBy, Draws
@@ -27,6 +26,7 @@ from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from tinyllm.decode import Session
+    from tinyllm.inside.replay import LogitLens, Replay
     from tinyllm.step import Step
 
 FORMAT, VERSION = "tinyllm-trace", 1
@@ -273,11 +273,8 @@ def record_lens(lens: LogitLens) -> list[LensRecord]:
 def record_attention(
     replay: Replay, layer: int, heads: Sequence[int] | None = None
 ) -> list[AttentionRecord]:
-    """Where some heads of a layer looked (None: all of them)."""
-    n_heads = replay.model.config.n_heads
-    chosen = range(n_heads) if heads is None else heads
-    for head in chosen:
-        check_index("head", head, n_heads)
+    """Where some heads of a layer looked (None: all of them). ValueError for one it hasn't."""
+    chosen = range(replay.model.config.n_heads) if heads is None else heads
     return [
         AttentionRecord(layer, head, [_short(w) for w in replay.attention(layer, head)])
         for head in chosen

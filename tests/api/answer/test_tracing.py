@@ -31,7 +31,7 @@ from tests.api.support import (
 )
 from tests.llama_folders import small_model
 from tests.smolvlm_folder import write_smolvlm
-from tinyllm.api.answer import tracing
+from tinyllm.api.answer import looking_along, tracing
 from tinyllm.api.contract import sampling
 from tinyllm.api.house.clocks import Clocks
 from tinyllm.api.house.settings import Settings
@@ -182,7 +182,7 @@ def test_every_choice_has_its_own(real: Live, lm: LM, stream: bool) -> None:
 
 
 def test_only_so_many_steps_are_looked_into(real: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (sampling, tracing):
+    for module in (sampling, tracing, looking_along):
         monkeypatch.setattr(module, "MAX_INSIDE", 5)
     monkeypatch.setattr("tinyllm.api.answer.generation.MAX_INSIDE", 5)
     choices = ask(real, O, False, temperature=0, n=2, max_tokens=4, trace={"lens": 1})
@@ -455,7 +455,7 @@ def test_a_fault_in_looking_is_the_servers_own(
         raise FloatingPointError("secret")
 
     Gated.gate.set()
-    monkeypatch.setattr(tracing, "replay_token", broken)
+    monkeypatch.setattr(looking_along, "replay_token", broken)
     response = gated.chat(O, {"trace": {"lens": 1}})
     assert response.status_code == 500
     assert "secret" not in response.text
@@ -470,7 +470,7 @@ def test_a_long_prompt_is_looked_into_behind_its_chunks(
     body = {"messages": [{"role": "user", "content": "a b c " * 40}], "temperature": 0,
             "trace": {"attention": {"layer": 1}}, "max_tokens": 2}  # fmt: skip
     whole = steps_of(ask(gated, O, False, **body))
-    monkeypatch.setattr(tracing, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(looking_along, "PREFILL_CHUNK", 7)
     cut = steps_of(ask(gated, O, False, **body))
     for a, b in zip(whole, cut, strict=True):
         for head_a, head_b in zip(a["attention"], b["attention"], strict=True):

@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tinyllm.api.answer.asking import Caller, failed, out_of_time, stopped, submit
 from tinyllm.api.answer.echo import Echo, echo
 from tinyllm.api.answer.event_queue import ClientGone, LoopWaker
 from tinyllm.api.answer.reader import ChoiceReader, Piece
-from tinyllm.api.answer.tracing import Inside, StepWriter, TraceWorker, engine_params
+from tinyllm.api.answer.tracing import StepWriter, TraceWorker, engine_params
 from tinyllm.api.contract.answers import Finish, Usage
 from tinyllm.api.contract.errors import (
     invalid,
@@ -35,6 +36,9 @@ from tinyllm.engine.types import (
 from tinyllm.inside.trace_file import StepRecord
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from tinyllm.api.answer.looking_along import Inside
 
 LOOK_AGAIN = 0.25  # seconds after which a wait for a look inside is thought over
 
@@ -138,6 +142,8 @@ class Generation:
             # The plan has checked that both are there.
             assert self._trace_worker is not None and readable is not None
             leave = self._trace_worker.take_place(self._request.share)
+            from tinyllm.api.answer.looking_along import Inside
+
             self._inside = Inside(
                 readable, plan.model.tokenizer, plan.prompt, trace, self._request.n, leave
             )

@@ -19,16 +19,22 @@ from tinyllm.api.limits import (
     MAX_LOOK_TOKENS,
     MAX_TOP_LOGPROBS,
 )
-from tinyllm.inside.lab import BREAKAGES, break_it
 
 
+# The mistakes that can be made are code, which is imported when somebody asks for one.
 def _known(name: str) -> str:
+    from tinyllm.inside.lab import break_it
+
     return break_it(name).name
 
 
-Breaking = Annotated[
-    str, AfterValidator(_known), Field(json_schema_extra={"enum": sorted(BREAKAGES)})
-]
+def _list_all(schema: dict[str, Any]) -> None:
+    from tinyllm.inside.lab import BREAKAGES
+
+    schema["enum"] = sorted(BREAKAGES)
+
+
+Breaking = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_list_all)]
 
 
 class LookAttention(Open):

@@ -5,24 +5,29 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 
-import tinyllm
 from tinyllm.api.house.settings import Settings
 from tinyllm.api.prompt.defaults import SamplingDefaults
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.vision import LazyVision
 from tinyllm.compiled import CompiledModel
+from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
+from tinyllm.errors import ConfigError
 from tinyllm.fetch import is_here, resolve
 from tinyllm.kernels import drawing, processor
 from tinyllm.kernels.cores import default_threads
 from tinyllm.kernels.formats import with_8_bit_activations
 from tinyllm.kernels.own_format import own_format
+from tinyllm.model import Model
 from tinyllm.parts import Parts
+from tinyllm.runner import Runner
 from tinyllm.tokenizer import Tokenizer
+from tinyllm.weights import load_weights
 
+GRAMMARS_AFTER = 2.0  # seconds behind the loading
 CLAIMED_TOKENS = 2048  # room in the KV cache that is in memory before anybody waits for it
 
 
@@ -75,37 +80,50 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         kind = f"{processor.NAME} kernels on {threads} thread{'s' if threads > 1 else ''}"
         print(f"tinyllm: {kind}: {why}", file=sys.stderr, flush=True)
         drawing.prepare_beside()
-    lm = tinyllm.load(
-        parts.language_model,
-        dtype=dtype,
-        backend=settings.backend,
-        threads=threads or None,
-        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
-        kv_cache_mb=settings.kv_cache_mb,
-    )
-    if isinstance(lm.runner, CompiledModel):
-        lm.runner.pool.claim_memory(CLAIMED_TOKENS)
+    # What `tinyllm.load` does, without all that can be done with an `LM`.
+    folder = parts.language_model
+    config, tokenizer = ModelConfig.from_folder(folder), Tokenizer.from_folder(folder)
+    readable = cache(lambda: Model(config, load_weights(folder, config)))
+    runner: Runner
+    if settings.backend == "compiled":
+        runner = CompiledModel(
+            config,
+            folder,
+            own_format(folder) if dtype == "auto" else dtype,
+            threads,
+            None if settings.kv_dtype == "auto" else settings.kv_dtype,
+            settings.kv_cache_mb,
+        )
+        runner.pool.claim_memory(CLAIMED_TOKENS)
+    elif dtype in ("auto", "f32"):
+        runner = readable()
+    else:
+        raise ConfigError(
+            f"the reference backend computes in f32; for {dtype} use the compiled one"
+        )
     engine = Engine(
-        lm.runner,
+        runner,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         kv_cache_mb=settings.kv_cache_mb,
     )
     engine.start()
     model = ServedModel(
-        id=lm.name,
-        tokenizer=lm.tokenizer,
+        id=Parts.of(folder).name,
+        tokenizer=tokenizer,
         engine=engine,
-        vocab_size=lm.config.vocab_size,
-        dtype=lm.runner.dtype,
-        n_layers=lm.config.n_layers,
-        n_heads=lm.config.n_heads,
-        shape=lm.config,
-        readable=partial(getattr, lm, "model"),  # loaded when it is first looked into
-        fingerprint=lm.runner.fingerprint,
+        vocab_size=config.vocab_size,
+        dtype=runner.dtype,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        shape=config,
+        readable=readable,  # loaded when it is first looked into
+        fingerprint=runner.fingerprint,
         defaults=SamplingDefaults(parts.sampling_defaults(), settings.sampling()),
         processor=processor.NAME if settings.backend == "compiled" else "numpy",
     )
-    # Beside the rest of the loading, so that the first grammar holds nobody up.
-    threading.Thread(target=lambda: model.grammars.start(), name="grammars", daemon=True).start()
+    # Behind the first requests, so that it holds none of them up, and the first grammar nobody.
+    grammars = threading.Timer(GRAMMARS_AFTER, lambda: model.grammars.start())
+    grammars.daemon = True
+    grammars.start()
     return model

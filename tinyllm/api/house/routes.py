@@ -42,7 +42,6 @@ from tinyllm.api.prompt.images import ImageSource
 from tinyllm.api.prompt.planner import Planner
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.replay import ReplayResult
-from tinyllm.inside.lab import BREAKAGES, possible
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -309,6 +308,8 @@ def _model(name: str, model: ServedModel, dialect: Dialect) -> ModelOut:
 
 
 def _inside(model: ServedModel) -> InsideOut:
+    from tinyllm.inside.lab import BREAKAGES, possible
+
     breakages = BREAKAGES if model.shape is None else possible(model.shape)
     return {
         "dtype": model.dtype,

@@ -8,10 +8,10 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.api.answer.event_queue import LoopWaker
-from tinyllm.api.answer.looking import Looks
 from tinyllm.api.answer.tracing import TraceWorker
 from tinyllm.api.contract.errors import model_not_found, unauthorized, unavailable
 from tinyllm.api.house.access_log import AccessLog
@@ -25,6 +25,9 @@ from tinyllm.api.prompt.served import EngineLike, ServedModel
 from tinyllm.api.prompt.turns import FairSemaphore, WorkerPools
 from tinyllm.fetch.progress import under_way
 from tinyllm.kernels.being_compiled import compiling
+
+if TYPE_CHECKING:
+    from tinyllm.api.answer.looking import Looks
 
 
 class Service:
@@ -56,7 +59,6 @@ class Service:
         self.access_log = AccessLog(settings.access_log)
         self.metrics = Metrics(self)
         self.trace_worker = TraceWorker(settings.trace_inside)
-        self.looks = Looks()
         self.pools = WorkerPools()
         self.replays = FairSemaphore(places=4, most=2)  # of kept requests, at once
         limits = BodyLimits(settings.max_body, clocks.body)
@@ -93,11 +95,19 @@ class Service:
     def stop(self) -> None:
         """Let go of everything."""
         self.trace_worker.close()
-        self.looks.close()
+        if "looks" in vars(self):
+            self.looks.close()
         self.pools.close()
         for engine in self.engines.values():
             engine.stop()
         self.access_log.stop()
+
+    @cached_property
+    def looks(self) -> Looks:
+        """Where looks are made; nothing of it is imported before the first."""
+        from tinyllm.api.answer.looking import Looks
+
+        return Looks()
 
     @property
     def keyed(self) -> bool:
