@@ -531,6 +531,30 @@ def test_a_narrow_screen_has_no_sideways_scrolling(page: Page, scheme: str) -> N
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
     talk(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.click("text=Two worlds")  # whose choices are long sentences
+    choice = page.locator("#view select").last.bounding_box()
+    assert choice is not None and choice["x"] + choice["width"] <= 340
+
+
+def test_what_is_said_before_the_first_look_has_come(page: Page) -> None:
+    page.add_init_script(
+        """const own = window.fetch, held = new Promise((go) => { window.goOn = go; });
+        window.fetch = async (path, request) => {
+            if (path === "/v1/look") await held;
+            return own(path, request);
+        };"""
+    )
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("ready")
+    view = page.locator("#view")
+    expect(view).to_contain_text("Say something")
+    page.fill("#text", "Hello")
+    page.press("#text", "Enter")
+    expect(view).to_contain_text("Looking inside")
+    expect(view).not_to_contain_text("Say something")
+    page.evaluate("window.goOn()")
+    expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+    expect(view).not_to_contain_text("Looking inside")
 
 
 def test_a_server_that_loads_shows_how_far_and_then_the_page(

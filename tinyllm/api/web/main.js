@@ -97,6 +97,7 @@ function drawButtons() {
 }
 
 let drawing = 0;
+const invitation = h("p", { class: "note" }, "Say something; then click any token to see where it came from.");
 async function drawView() {
   const mine = ++drawing;
   for (const tab of $("tabs").children) {
@@ -106,8 +107,9 @@ async function drawView() {
   }
   const view = VIEWS[state.view] ?? why;
   const draft = h("div", {});
-  if (!world()) return $("view").replaceChildren(h("p", { class: "note" }, "Say something; then click any token to see where it came from."));
+  if (!world()) return $("view").replaceChildren(invitation);
   $("view").setAttribute("aria-busy", "true");
+  invitation.replaceWith(h("p", { class: "note" }, "Looking inside; the first look takes some seconds, which read the weights in float32 …"));
   try {
     await view.draw(draft);
   } catch (error) {
