@@ -12,7 +12,7 @@ that. All ways are exact, every float operation is rounded by itself and every s
 | avx2      | Intel from Haswell, AMD Zen      | `vpmaddubsw`, `vpmaddwd`, 256 bits             |
 | neon-i8mm | Apple M2, Arm Neoverse V1        | `usdot`, 128 bits                              |
 | neon      | Apple M1, Arm Neoverse N1        | `sdot`, 128 bits                               |
-| plain     | every other                      | whatever LLVM makes of shifts and products     |
+| plain     | every other                      | products of 16 bits: `pmaddwd`, or LLVM's      |
 
 Which kind a processor is we ask of LLVM itself: it translates a few products for the target that
 kernels are compiled for, and the instructions that it takes are there (`instructions_of`). That
@@ -40,6 +40,7 @@ from tinyllm.kernels.emit import (
     I32,
     I32X16,
     I64X16,
+    LANES,
     call,
     constant,
     cut,
@@ -117,14 +118,33 @@ def _small_pairs(builder: Any, acc: Any, weights: Any, quad: Any) -> Any:
     )
 
 
-def _byte_by_byte(builder: Any, acc: Any, weights: Any, quad: Any) -> Any:
-    """Plain LLVM: the k-th byte of each lane, four times."""
-    for k in range(4):
-        up, down = constant(I32X16, 24 - 8 * k), constant(I32X16, 24)
-        w = builder.ashr(builder.shl(weights, up), down)
-        x = builder.ashr(builder.shl(quad, I32(24 - 8 * k)), I32(24))
-        acc = builder.add(acc, builder.mul(w, splat(builder, x)))
+_WORDS_16 = ir.VectorType(I16, 2 * LANES)
+
+
+def _pairs_of_words(builder: Any, acc: Any, weights: Any, quad: Any) -> Any:
+    """Plain LLVM: bytes 0 and 2, then 1 and 3, widened to 16 bits; two products a lane and step."""
+    eight = constant(_WORDS_16, 8)
+    both = []
+    for value in (weights, splat(builder, quad)):
+        words = builder.bitcast(value, _WORDS_16)
+        both.append((builder.ashr(builder.shl(words, eight), eight), builder.ashr(words, eight)))
+    for w, x in zip(*both, strict=True):
+        acc = builder.add(acc, _sums_of_two(builder, w, x))
     return acc
+
+
+def _sums_of_two(builder: Any, a: Any, b: Any) -> Any:
+    """Sixteen sums of two products of int16s; what x86 has as `pmaddwd`, since SSE2."""
+    if builder.module.triple.startswith("x86_64"):
+        four, eight = ir.VectorType(I32, 4), 4
+        parts = zip(cut(builder, a, eight), cut(builder, b, eight), strict=True)
+        return join(builder, [call(builder, "llvm.x86.sse2.pmadd.wd", four, *p) for p in parts])
+    total = constant(I32X16, 0)
+    for k in range(2):
+        lanes = ir.Constant(I32X16, list(range(k, 2 * LANES, 2)))
+        a_k, b_k = (builder.sext(builder.shuffle_vector(v, v, lanes), I32X16) for v in (a, b))
+        total = builder.add(total, builder.mul(a_k, b_k))
+    return total
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -155,7 +175,7 @@ KINDS = (  # the best first
     _kind("avx2", {"vpmaddwd", "ymm", *_FLOATS}, 4, True, _signed_pairs, _small_pairs),
     _kind("neon-i8mm", {"usdot", "fmla"}, 4, False, _usdot),
     _kind("neon", {"sdot", "fmla"}, 4, True, _sdot),
-    _kind("plain", set(), 4, True, _byte_by_byte),
+    _kind("plain", set(), 4, True, _pairs_of_words),
 )
 
 
