@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.kernels import cache
+from tinyllm.kernels import cache, plain_linear
 from tinyllm.kernels.dispatchers import KernelCache
 from tinyllm.kernels.processor import JIT
 
@@ -160,15 +160,29 @@ def test_what_another_process_compiled_is_loaded(tmp_path: Path) -> None:
     before = """
 compile_beside(
     {LOG: (2.0,)}, "from tinyllm.kernels.drawing import LOG; LOG.bind((2.0,), ())"
-)()
+)
 """
     set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
     assert run_all([], BY_ENTRY.replace("BEFORE", before), set_up) == [LOADED]
     assert only_file(tmp_path / "tinyllm")
 
 
+def test_sampling_and_looks_are_compiled_by_another_process(tmp_path: Path) -> None:
+    """So that no look, the first one of a server's life neither, waits for the compiler."""
+    before = """
+from tinyllm.kernels import ahead, plain_linear
+ahead.prepare_beside()
+plain_linear.prepare()
+"""
+    set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run_all([], BY_ENTRY.replace("BEFORE", before), set_up) == [LOADED]
+    files = {path.name.split("-")[0] for path in tmp_path.glob("tinyllm/*/*.kernel")}
+    assert {"draw", "largest"} <= files
+    assert ("rows_times_rows" in files) == plain_linear.ENOUGH_REGISTERS
+
+
 def test_a_process_that_fails_costs_no_more_than_compiling_here(tmp_path: Path) -> None:
-    before = 'compile_beside({LOG: (2.0,)}, "raise SystemExit(1)")()'
+    before = 'compile_beside({LOG: (2.0,)}, "raise SystemExit(1)")'
     set_up = {"NUMBA_CACHE_DIR": str(tmp_path)}
     assert run_all([], BY_ENTRY.replace("BEFORE", before), set_up) == [ANEW]
 

@@ -27,6 +27,7 @@ And how a server calls it, without any of what compiles it:
     words.py           arguments as C has them;  object_code.py  an object file, linked
     entry.py           the compiler's side: a kernel with an entry for such calls
     drawing.py         the sampler's kernels, called so;  plain_linear.py  and one product
+    ahead.py           both before the first request, by a process of their own
 
 `python -m tinyllm.measure.kernel` shows one of them beside the reference.
 """

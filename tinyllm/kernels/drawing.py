@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyllm.kernels.emit import LANES
-from tinyllm.kernels.machine_code import Calls, Kernel, compile_beside
+from tinyllm.kernels.machine_code import Calls, Kernel
 from tinyllm.kernels.machine_code import prepare as prepare_all
 
 STRETCH = 1024  # logits whose exponentials have a sum of their own
@@ -82,21 +81,11 @@ class Drawing:
 
 def prepare() -> None:
     """Load all of it from disk, or compile it, so that no request has to wait for that."""
-    while _beside:
-        _beside.pop()()
-    prepare_all("sampling", _calls())
+    prepare_all("sampling", calls())
 
 
-def prepare_beside() -> None:
-    """Start to compile it in another process, beside the forward pass; `prepare` waits for that."""
-    code = f"from {__name__} import prepare; prepare()"
-    _beside.append(compile_beside(_calls(), code))
-
-
-_beside: list[Callable[[], None]] = []  # what waits for processes that compile
-
-
-def _calls() -> Calls:
+def calls() -> Calls:
+    """The kernels, each with arguments of the types that it is called with."""
     room = make_room(1)
     row, top, seed = room.exps, np.float32(0), np.uint64(0)
     return {

@@ -63,6 +63,7 @@ class Kernel:
         """For arguments of these types: from memory, from disk, or compiled now."""
         types = described(tuple(args))
         if types not in self._linked:
+            _wait_for(self)
             name = self._file(types)
             found = cache.load(name, lambda data: Linked(ObjectCode.unpacked(data)))
             if found is None:
@@ -111,7 +112,9 @@ def prepare(name: str, calls: Calls) -> None:
     if not processor.JIT:
         return
     wanted = _wanted(calls)
-    known = _are_kept(wanted)
+    for kernel in wanted:
+        _wait_for(kernel)
+    known = all(kernel.on_disk(args) for kernel, args in wanted.items())
     start = time.monotonic()
     if not known:
         folder = cache.writable()
@@ -129,17 +132,16 @@ def prepare(name: str, calls: Calls) -> None:
         _say(f"compiled in {time.monotonic() - start:.0f} s")
 
 
-def compile_beside(calls: Calls, code: str) -> Callable[[], None]:
+def compile_beside(calls: Calls, code: str) -> None:
     """Start a process that compiles these kernels by running `code`, unless they are on disk.
 
     numba compiles on one core, whatever the threads: its typing and lowering are Python's work, and
-    LLVM's library lets one thread in at a time. What that process compiles lies on disk afterwards.
-
-    Returns:
-        What waits until it is done. If it fails, the kernels are compiled when they are called.
+    LLVM's library lets one thread in at a time. Whoever calls one of these kernels waits until the
+    process has ended, and finds them on disk; if it failed, they are compiled then.
     """
-    if not processor.JIT or _are_kept(_wanted(calls)) or cache.writable() is None:
-        return lambda: None
+    missing = [k for k, args in _wanted(calls).items() if not k.on_disk(args)]
+    if not processor.JIT or not missing or cache.writable() is None:
+        return
     paths = os.pathsep.join(path or "." for path in sys.path)
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -149,21 +151,22 @@ def compile_beside(calls: Calls, code: str) -> Callable[[], None]:
         stderr=subprocess.DEVNULL,  # where kernels are kept is told once, by this process
     )
     atexit.register(process.kill)
+    _beside.update(dict.fromkeys(missing, process))
 
-    def wait() -> None:
+
+_beside: dict[Kernel, subprocess.Popen[bytes]] = {}  # what another process compiles, and which
+
+
+def _wait_for(kernel: Kernel) -> None:
+    """Until no other process is compiling it."""
+    process = _beside.pop(kernel, None)
+    if process is not None:
         process.wait()
-        atexit.unregister(process.kill)
-
-    return wait
 
 
 def _wanted(calls: Calls) -> Calls:
     """Those that aren't in memory."""
     return {kernel: args for kernel, args in calls.items() if not kernel.in_memory(args)}
-
-
-def _are_kept(wanted: Calls) -> bool:
-    return all(kernel.on_disk(args) for kernel, args in wanted.items())
 
 
 @contextlib.contextmanager

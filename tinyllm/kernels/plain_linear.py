@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from tinyllm.kernels import reference
 from tinyllm.kernels.layout import BLOCK
-from tinyllm.kernels.machine_code import Kernel, prepare
+from tinyllm.kernels.machine_code import Calls, Kernel
+from tinyllm.kernels.machine_code import prepare as prepare_all
 from tinyllm.kernels.processor import JIT, KIND
 
 ROWS = 4  # of each factor that are worked on together
@@ -23,7 +24,10 @@ LONGEST = 4096  # inputs of four rows that stay in the first cache while tokens 
 
 Array = NDArray[Any]
 
+ENOUGH_REGISTERS = JIT and KIND.sums >= ROWS * ROWS
+
 ROWS_TIMES_ROWS = Kernel("tinyllm.kernels.plain_rows", "rows_times_rows")
+EXAMPLES = (np.zeros((1, 1), np.float32),) * 3
 
 
 def linear(x: Array, weight: Array) -> Array:
@@ -31,7 +35,7 @@ def linear(x: Array, weight: Array) -> Array:
     n_out, n_in = weight.shape
     fits = min(len(x), n_out) >= ROWS and n_in % BLOCK == 0 and n_in <= LONGEST
     plain = x.dtype == weight.dtype == np.float32 and weight.flags.c_contiguous
-    if not (fits and plain and JIT and KIND.sums >= ROWS * ROWS):
+    if not (fits and plain and ENOUGH_REGISTERS):
         return reference.linear(x, weight)
     out = np.empty((len(x), n_out), np.float32)
     _kernel()(_aligned(x), weight, out)
@@ -40,10 +44,18 @@ def linear(x: Array, weight: Array) -> Array:
 
 @lru_cache(maxsize=1)
 def _kernel() -> Callable[[Array, Array, Array], None]:
-    example = np.zeros((1, 1), np.float32)
-    arguments = (example, example, example)
-    prepare("look", {ROWS_TIMES_ROWS: arguments})
-    return ROWS_TIMES_ROWS.bind(arguments, ())
+    prepare()
+    return ROWS_TIMES_ROWS.bind(EXAMPLES, ())
+
+
+def prepare() -> None:
+    """Load the kernel from disk, or compile it, so that no look has to wait for that."""
+    prepare_all("look", calls())
+
+
+def calls() -> Calls:
+    """The kernel, if it is used here, with arguments of the types that it is called with."""
+    return {ROWS_TIMES_ROWS: EXAMPLES} if ENOUGH_REGISTERS else {}
 
 
 def _aligned(x: Array) -> Array:

@@ -360,11 +360,11 @@ def compile_ahead(
     """
     from tinyllm.compiled import CompiledModel
     from tinyllm.config import ModelConfig
-    from tinyllm.kernels import cache, drawing
+    from tinyllm.kernels import ahead, cache
     from tinyllm.kernels.own_format import own_format
 
     folder = _language_model(model)
-    drawing.prepare()
+    ahead.prepare()
     for name in dtype or ["auto"]:
         check_dtype(name)
         name = own_format(folder) if name == "auto" else name

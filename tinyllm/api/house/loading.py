@@ -17,7 +17,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.engine.engine import Engine
 from tinyllm.errors import ConfigError
 from tinyllm.fetch import is_here, resolve
-from tinyllm.kernels import drawing, processor
+from tinyllm.kernels import ahead, processor
 from tinyllm.kernels.cores import default_threads
 from tinyllm.kernels.formats import with_8_bit_activations
 from tinyllm.kernels.own_format import own_format
@@ -79,7 +79,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         threads, why = (threads, "as asked") if threads else default_threads()
         kind = f"{processor.NAME} kernels on {threads} thread{'s' if threads > 1 else ''}"
         print(f"tinyllm: {kind}: {why}", file=sys.stderr, flush=True)
-        drawing.prepare_beside()
+        ahead.prepare_beside()
     # What `tinyllm.load` does, without all that can be done with an `LM`.
     folder = parts.language_model
     config, tokenizer = ModelConfig.from_folder(folder), Tokenizer.from_folder(folder)
