@@ -59,6 +59,8 @@ def test_large_bodies_that_drip(server: Server) -> None:
                 connection.sendall(b"A" * MB)
                 time.sleep(0.05)
 
+    loads = chat(response_format={"type": "json_object"})  # all that first requests load
+    assert ask(server.port, loads, address=OTHER)[0] == 200
     with contextlib.ExitStack() as held, polite(server, OTHER) as seen:
         connections = [
             held.enter_context(socket.create_connection(("127.0.0.1", server.port), 60))
