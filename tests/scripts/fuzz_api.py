@@ -1,6 +1,6 @@
 """Fuzz a running server, or one started here, by its own OpenAPI document.
 
-    python tests/scripts/fuzz_api.py [--seed N] [--examples N] [URL]
+    python -m tests.scripts.fuzz_api [--seed N] [--examples N] [URL]
 
 Nothing may answer 5xx, nothing may answer what the document doesn't say, and nothing that breaks
 a schema may be accepted. Needs schemathesis.
