@@ -21,12 +21,12 @@ pytestmark = pytest.mark.attacks
 # Prints where compiled kernels lie, and which of them a server loads.
 KERNELS = """
 import json, sys, tinyllm
-from tinyllm.kernels import cache, drawing
+from tinyllm.kernels import ahead, cache
 names, unseal = [], cache.unseal
 cache.unseal = lambda data, name: names.append(name) or unseal(data, name)
 lm = tinyllm.load(sys.argv[1], backend="compiled")
 lm.generate("Hi", max_tokens=2)
-drawing.prepare()  # the engine's
+ahead.prepare()  # the engine's
 print(json.dumps([str(cache.readable()[0]), str(cache.temporary()), names]))
 """
 
@@ -101,8 +101,9 @@ def test_damaged_kernels(
     assert len(damaged) == len(damages)
     for name, (_, spoil) in damaged.items():
         (mine / name).write_bytes(spoil((mine / name).read_bytes()))
-    others = names[AT_ONCE]
+    others, missing = names[AT_ONCE : AT_ONCE + 2]
     (mine / others).chmod(0o666)  # anybody may have put it there
+    (mine / missing).unlink()  # another process compiles it, and mends nothing unheard
     env = {"NUMBA_CACHE_DIR": str(tmp_path)}
     with started(weights_folder, env) as server:
         first, log = answer(server), server.log()

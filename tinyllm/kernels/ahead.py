@@ -6,7 +6,7 @@ On an empty cache another process compiles it, while this one compiles the forwa
 from __future__ import annotations
 
 from tinyllm.kernels import drawing, plain_linear
-from tinyllm.kernels.machine_code import compile_beside
+from tinyllm.kernels.machine_code import Calls, compile_beside
 
 
 def prepare() -> None:
@@ -17,5 +17,19 @@ def prepare() -> None:
 
 def prepare_beside() -> None:
     """Start to compile what isn't on disk in another process; whoever calls it then waits."""
-    calls = {**drawing.calls(), **plain_linear.calls()}
-    compile_beside(calls, f"from {__name__} import prepare; prepare()")
+    compile_beside(_calls(), f"from {__name__} import compile_missing; compile_missing()")
+
+
+def compile_missing() -> None:
+    """What that process does. It leaves alone what is on disk.
+
+    Nobody reads what it prints, and a damaged file is to be told of: whoever loads it does that.
+    """
+    for kernel, args in _calls().items():
+        if not kernel.on_disk(args):
+            kernel.linked(args)
+
+
+def _calls() -> Calls:
+    """The kernels, each with arguments of the types that it is called with."""
+    return {**drawing.calls(), **plain_linear.calls()}

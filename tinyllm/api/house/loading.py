@@ -95,6 +95,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
             settings.kv_cache_mb,
         )
         runner.pool.claim_memory(CLAIMED_TOKENS)
+        ahead.prepare()  # what is damaged is mended now, and not while somebody waits for a look
     elif dtype in ("auto", "f32"):
         runner = readable()
     else:
