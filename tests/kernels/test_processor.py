@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from tinyllm.kernels import processor
-from tinyllm.kernels.processor import JIT, KINDS, ahead, choose, instructions_of, possible
+from tinyllm.kernels.processor import (
+    JIT,
+    KINDS,
+    choose,
+    instructions_of,
+    possible,
+    prefetch_distance,
+)
 
 LINUX, MAC = "x86_64-unknown-linux-gnu", "arm64-apple-darwin"
 ARM = "aarch64-unknown-linux-gnu"
@@ -63,7 +70,7 @@ def test_a_wish_is_granted_or_refused() -> None:
     ],
 )
 def test_weights_are_asked_for_ahead_where_it_helps(triple: str, name: str, asked: bool) -> None:
-    assert (ahead((triple, name, "")) > 0) is asked
+    assert (prefetch_distance((triple, name, "")) > 0) is asked
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")

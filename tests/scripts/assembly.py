@@ -127,7 +127,7 @@ def table(kind: str, cpu: str, tokens: Sequence[int]) -> dict[str, dict[str, Any
 
     processor.KIND = next(k for k in processor.KINDS if k.name == kind)
     processor._HAS_FMA = processor._HAS_HALVES = True
-    processor.AHEAD = processor.ahead((TARGETS[cpu], cpu, ""))
+    processor.PREFETCH_DISTANCE = processor.prefetch_distance((TARGETS[cpu], cpu, ""))
     from tinyllm.kernels import layout, simd, simd_int16
 
     byte, int8, f32, int32 = (

@@ -14,7 +14,7 @@ from tinyllm.kernels.build import kernel
 from tinyllm.kernels.bundles import fma_rows, store_sums, zeros
 from tinyllm.kernels.layout import BLOCK
 from tinyllm.kernels.plain_linear import ROWS, Array
-from tinyllm.kernels.processor import AHEAD
+from tinyllm.kernels.processor import PREFETCH_DISTANCE
 from tinyllm.kernels.vectors import prefetch
 
 
@@ -28,7 +28,7 @@ def rows_times_rows(x: Array, weight: Array, out: Array) -> None:
     n_out = weight.shape[0]
     for i in range(0, n_out, ROWS):
         o = min(i, n_out - ROWS)
-        if AHEAD > 0:
+        if PREFETCH_DISTANCE > 0:
             for k in range(0, ROWS * width, BLOCK):
                 prefetch(weight, (o + ROWS) * width + k)  # the next four
         for j in range(0, n_tokens, ROWS):

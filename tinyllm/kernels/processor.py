@@ -268,7 +268,7 @@ def _own_features(avx: bool) -> str:
     return str(found.flatten())
 
 
-def ahead(target: tuple[str, str, str]) -> int:
+def prefetch_distance(target: tuple[str, str, str]) -> int:
     """How many bytes before they are needed weights are asked for; 0: they aren't.
 
     A processor that sees a run of memory being read fetches what comes next, but Intel's stop at
@@ -289,7 +289,7 @@ KIND = choose(os.environ.get(VARIABLE, "").lower(), target()) if JIT else KINDS[
 
 NAME = KIND.name if JIT else "python"
 
-AHEAD = ahead(target()) if JIT else 0
+PREFETCH_DISTANCE = prefetch_distance(target()) if JIT else 0
 
 _NATIVE = instructions_of(*target()) if JIT else frozenset()
 _HAS_FMA = bool(_NATIVE & {"vfmadd", "fmla"})

@@ -54,7 +54,7 @@ from tinyllm.kernels.numbers import (
     LOG2_E,
     ROUNDER,
 )
-from tinyllm.kernels.processor import AHEAD, KIND
+from tinyllm.kernels.processor import KIND, PREFETCH_DISTANCE
 from tinyllm.kernels.vectors import (
     add,
     at,
@@ -207,11 +207,11 @@ def divide_row(value: Array, row: int, divisor: np.float32, out: Array, to: int)
 
 
 @part
-def ask_ahead(weights: Any, begin: int, n_bytes: int) -> None:
-    """Ask for as many bytes as are read now (weights are bytes), from `processor.AHEAD` on."""
-    if AHEAD > 0:
+def prefetch_weights(weights: Any, begin: int, n_bytes: int) -> None:
+    """Ask for as many bytes of weights as are read now, `PREFETCH_DISTANCE` bytes on."""
+    if PREFETCH_DISTANCE > 0:
         for line in range(0, n_bytes, LINE):
-            prefetch(weights, begin + AHEAD + line)
+            prefetch(weights, begin + PREFETCH_DISTANCE + line)
 
 
 def _make_f32_tile(n: int) -> Tile:
@@ -223,8 +223,8 @@ def _make_f32_tile(n: int) -> Tile:
             part = zeros(n)
             for k in range(start, start + PANEL):
                 x = start * TILE + k - start
-                if AHEAD > 0 and first:
-                    prefetch(weights, k * BLOCK + AHEAD // 4)
+                if PREFETCH_DISTANCE > 0 and first:
+                    prefetch(weights, k * BLOCK + PREFETCH_DISTANCE // 4)
                 part = fma_each(part, load(weights, k * BLOCK), tokens, x, GROUP)
             acc = add_each(acc, part)
         store_each(acc, 1, out, 0, stride)
@@ -243,8 +243,8 @@ def _make_bf16_tile(n: int) -> Tile:
             part = zeros(n)
             for k in range(start, start + PANEL // 2):
                 pairs = load_bytes(weights, k * 2 * BLOCK)
-                if AHEAD > 0 and first:
-                    prefetch(weights, k * 2 * BLOCK + AHEAD // 2)
+                if PREFETCH_DISTANCE > 0 and first:
+                    prefetch(weights, k * 2 * BLOCK + PREFETCH_DISTANCE // 2)
                 x = start * 2 * TILE + (k - start) * 2
                 part = fma_each(part, low_bf16(pairs), tokens, x, GROUP)
                 part = fma_each(part, high_bf16(pairs), tokens, x + 1, GROUP)
@@ -264,7 +264,7 @@ def _make_q8_tile(n: int) -> Tile:
         for g in range(n_groups):
             begin = g * Q8_BYTES
             if first:
-                ask_ahead(weights, begin, Q8_BYTES)
+                prefetch_weights(weights, begin, Q8_BYTES)
             dots = q8_starts(n, starts, g * TILE)
             dots = q8_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q8_SCALES)
@@ -284,7 +284,7 @@ def _make_q4_tile(n: int) -> Tile:
         for g in range(n_groups):
             begin = g * Q4_BYTES
             if first:
-                ask_ahead(weights, begin, Q4_BYTES)
+                prefetch_weights(weights, begin, Q4_BYTES)
             dots = repeat(n, splat(np.int32(0)))
             dots = q4_dots(dots, weights, begin, tokens, g * GROUP * TILE)
             scales = load_halves(weights, begin + Q4_SCALES)

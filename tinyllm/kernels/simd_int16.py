@@ -31,7 +31,7 @@ from tinyllm.kernels.layout import (
     Int16Rows,
 )
 from tinyllm.kernels.numbers import ROUNDER
-from tinyllm.kernels.simd import Tile, ask_ahead, make_matmul
+from tinyllm.kernels.simd import Tile, make_matmul, prefetch_weights
 from tinyllm.kernels.vectors import (
     add,
     at,
@@ -90,7 +90,7 @@ def _make_q8_tile(n: int) -> Tile:
         for g in range(n_groups):
             begin, x = g * Q8_BYTES, g * GROUP * TILE
             if first:
-                ask_ahead(weights, begin, Q8_BYTES)
+                prefetch_weights(weights, begin, Q8_BYTES)
             dots = q8_starts(n, starts, g * TILE)
             dots = q8_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q8_SCALES)
@@ -110,7 +110,7 @@ def _make_q4_tile(n: int) -> Tile:
         for g in range(n_groups):
             begin, x = g * Q4_BYTES, g * GROUP * TILE
             if first:
-                ask_ahead(weights, begin, Q4_BYTES)
+                prefetch_weights(weights, begin, Q4_BYTES)
             dots = repeat(n, splat(np.int32(0)))
             dots = q4_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q4_SCALES)

@@ -49,7 +49,7 @@ from tinyllm.kernels.mixture import (
     HalvedRows,
     Mixture,
 )
-from tinyllm.kernels.simd import WHOLE_TILES, Tile, ask_ahead
+from tinyllm.kernels.simd import WHOLE_TILES, Tile, prefetch_weights
 from tinyllm.kernels.simd_int16 import put_int16
 from tinyllm.kernels.vectors import at, f32x16, literal, load_halves, mul, op, operation, splat
 
@@ -153,7 +153,7 @@ def _make_halves_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
         for g in range(n_groups):
             begin, x = g * step, g * GROUP * TILE
             if first:
-                ask_ahead(weights, begin, step)
+                prefetch_weights(weights, begin, step)
             dots = dots_of_both(repeat(n, splat(NOTHING)), weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + size)
             minimums = load_halves(weights, begin + size + 2 * BLOCK)
@@ -172,7 +172,7 @@ def _make_q8_tile(n: int) -> Tile:
         for g in range(n_groups):
             begin, x = g * Q8_BYTES, g * GROUP * TILE
             if first:
-                ask_ahead(weights, begin, Q8_BYTES)
+                prefetch_weights(weights, begin, Q8_BYTES)
             dots = q8_starts(n, starts, g * TILE)
             dots = q8_dots_of_both(dots, weights, begin, tokens, rest, x)
             scales = load_halves(weights, begin + Q8_SCALES)
@@ -199,7 +199,7 @@ def _make_super_tile(n: int, dots_of_both: Any, kind: int) -> Tile:
                 g = block * SUPER_GROUPS + j
                 begin, x = start + j * size, g * GROUP * TILE
                 if first:
-                    ask_ahead(weights, start + j * share, share)
+                    prefetch_weights(weights, start + j * share, share)
                 dots = dots_of_both(repeat(n, splat(NOTHING)), weights, begin, tokens, rest, x)
                 of_group = behind + j * BLOCK
                 scales = mul(d, load_bytes_as_floats(weights, of_group))
@@ -226,7 +226,7 @@ def _make_q6k_tile(n: int) -> Tile:
                 g = block * SUPER_GROUPS + j
                 begin, x = start + j * size, g * GROUP * TILE
                 if first:
-                    ask_ahead(weights, start + j * share, share)
+                    prefetch_weights(weights, start + j * share, share)
                 of_group, of_tokens = behind + 2 * j * BLOCK, 2 * g * TILE
                 dots = start_each(n, halves, of_tokens)
                 dots = q6_dots_of_both(dots, weights, begin, 0, tokens, rest, x)
