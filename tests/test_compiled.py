@@ -361,6 +361,7 @@ for dtype, near in (("f32", 1e-4), ("bf16", 0.1), ("q8", 0.1), ("gguf", 0.1), ("
 """
 
 
+@pytest.mark.long
 def test_the_plain_loops_compute_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -13,9 +13,20 @@ PRODUCTS = {"neon": 4, "neon-i8mm": 4, "avxvnni": 2, "avx2": 2}  # instructions 
 
 @pytest.mark.parametrize(
     ("kind", "cpu"),
-    [("neon", "apple-m1"), ("neon", "neoverse-n1"), ("neon-i8mm", "apple-m2"),
-     ("neon-i8mm", "neoverse-v1"), ("avxvnni", "alderlake"), ("avx2", "haswell")],
-)  # fmt: skip
+    [
+        ("avx2", "haswell"),
+        ("neon-i8mm", "apple-m2"),
+        *(
+            pytest.param(*named, marks=pytest.mark.long)
+            for named in [
+                ("avxvnni", "alderlake"),
+                ("neon", "apple-m1"),
+                ("neon", "neoverse-n1"),
+                ("neon-i8mm", "neoverse-v1"),
+            ]
+        ),
+    ],
+)
 def test_hot_loops_multiply_bytes_and_call_nothing(kind: str, cpu: str) -> None:
     command = [sys.executable, "-m", "tests.scripts.assembly", kind, cpu, "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

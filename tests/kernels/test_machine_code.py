@@ -95,6 +95,7 @@ print([name for name in NOT_NEEDED if name in sys.modules])
 """.replace("NOT_NEEDED", repr(NOT_NEEDED))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_a_server_whose_kernels_are_on_disk_does_without_numba() -> None:
     """Neither its imports nor a greedy or sampled answer need it, nor what else few ask for."""

@@ -28,6 +28,8 @@ from tinyllm.weights import expected_shapes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+
 
 @pytest.fixture(scope="module")  # its event loop would be in the way of other modules' own
 def browser() -> Iterator[Browser]:

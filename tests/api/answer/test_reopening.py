@@ -53,7 +53,9 @@ def traces(server: Live, prefix: str, stream: bool, **body: Any) -> list[dict[st
     return [trace for _, trace in sorted(found.items())]
 
 
-@pytest.mark.parametrize(("prefix", "stream"), [(O, False), (S, True)])
+@pytest.mark.parametrize(
+    ("prefix", "stream"), [(O, False), pytest.param(S, True, marks=pytest.mark.long)]
+)
 def test_an_answer_is_gone_on_from(server: Live, lm: LM, prefix: str, stream: bool) -> None:
     """Both choices draw from one seed, which nobody gave; so do the sessions of them."""
     asked = {"temperature": 0.9, "top_k": 50, "logit_bias": {"284": -100}, "n": 2}
