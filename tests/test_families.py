@@ -11,7 +11,7 @@ import pytest
 from tests import families_readme
 from tests.families_folder import FAMILIES, config_keys
 from tests.golden.families import LENGTHS, kept, load_goldens, tokens, write_checkpoint
-from tests.llama_folders import small_config
+from tests.llama_folders import small_config, write_tokenizer
 from tests.seeing_folders import GEMMA, QWEN_MOE
 from tests.tiny import bytes_tokenizer
 from tinyllm import families
@@ -20,6 +20,7 @@ from tinyllm.decode import Session
 from tinyllm.errors import ConfigError
 from tinyllm.families.parts import Layer
 from tinyllm.families.tensors import Names, expected, source, split, take
+from tinyllm.lm import LM
 from tinyllm.model import Model
 from tinyllm.weights import load_weights
 
@@ -157,12 +158,23 @@ def test_longrope_turns_a_short_text_by_the_short_factors(tmp_path: Path) -> Non
     config = ModelConfig.from_folder(tmp_path)
     assert config.plain_context == 32 < config.max_seq_len
     model = Model(config, load_weights(tmp_path, config))
-    for n, capacity in ((10, 32), (32, config.max_seq_len), (40, config.max_seq_len)):
+    for n, capacity in ((10, 32), (32, 32), (33, config.max_seq_len)):
         ids = np.random.default_rng(1).integers(3, 97, n).tolist()
         session = Session(model, bytes_tokenizer(), ids)
         assert session.cache.capacity == capacity
         want = model.forward(ids, model.new_cache(capacity))[-1]
         np.testing.assert_allclose(session.peek().logits, want, rtol=1e-5, atol=1e-5)
+
+
+def test_longrope_makes_no_room_for_the_token_behind_the_last(tmp_path: Path) -> None:
+    """Nothing is asked of the model behind the last token, so it doesn't make a text long."""
+    write_checkpoint(GOLDENS["llama longrope"], tmp_path)
+    write_tokenizer(tmp_path, 97)
+    lm = LM(tmp_path)
+    for max_tokens, room in ((1, 30), (3, 32), (4, 33)):
+        steps = list(lm.decode_steps([5] * 30, max_tokens=max_tokens, seed=1))
+        assert len(steps) == max_tokens
+        assert steps[-1].session.cache.capacity == room
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -95,7 +95,7 @@ class Session(LooksAlong):
         self.steps: list[Step] = []
         limit, plain = runner.config.max_seq_len, runner.config.plain_context
         if capacity is None:
-            capacity = plain if len(prompt) < plain else limit
+            capacity = plain if len(prompt) <= plain else limit
         self.cache: Cache = cache or runner.new_cache(min(capacity, limit))
         self._sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
         self._forwards = Forwards(

@@ -331,7 +331,7 @@ class LM:
             raise ValueError(f"max_tokens must be a whole number from 0, not {max_tokens!r}")
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
-        capacity = len(prompt.tokens) + max_tokens
+        capacity = len(prompt.tokens) + max(max_tokens - 1, 0)  # nothing follows the last one
         return self.session(prompt, capacity=capacity, broken=broken, **sampling)
 
     # Looking inside -----------------------------------------------------------------------------

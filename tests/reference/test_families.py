@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.families_folder import FAMILIES
+from tests.tiny import bytes_tokenizer
 from tinyllm.compiled import CompiledModel
 from tinyllm.config import ModelConfig
+from tinyllm.decode import Session
 from tinyllm.model import Model
 from tinyllm.weights import load_weights
 
@@ -44,6 +46,20 @@ def test_logits(name: str, tmp_path: Path) -> None:
         cache = model.new_cache(n)
         steps = [model.forward(ids[i : i + 1], cache)[-1] for i in range(n)]
         assert np.abs(np.array(steps) - want).max() < tolerance
+
+
+@pytest.mark.parametrize("name", ["llama longrope", "phi3 longrope"])
+def test_longrope_about_the_end_of_its_original_context(name: str, tmp_path: Path) -> None:
+    """A text of exactly that length is still turned by the short factors, a longer one isn't."""
+    theirs = reference()
+    theirs.save(theirs.seeded(name), tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    model = Model(config, load_weights(tmp_path, config))
+    for n in range(config.plain_context - 1, config.plain_context + 2):
+        ids = np.random.default_rng(n).integers(3, 97, n).tolist()
+        want = theirs.logits(tmp_path, ids)[-1]
+        got = Session(model, bytes_tokenizer(), ids).peek().logits
+        assert np.abs(got - want).max() < max(1e-4, 1e-5 * np.abs(want).max()), n
 
 
 # Lengths that the kernels can do: multiples of 32.
