@@ -141,7 +141,7 @@ def test_what_is_no_prompt(lm: LM, prompt: Any) -> None:
         lm.generate(prompt)
 
 
-@pytest.mark.parametrize("n", [2.5, "3", -1, None])
+@pytest.mark.parametrize("n", [2.5, "3", -1, None, True])
 def test_how_many_tokens_is_a_whole_number(lm: LM, n: Any) -> None:
     with pytest.raises(ValueError, match="max_tokens must be a whole number from 0"):
         lm.generate("a", max_tokens=n)
@@ -149,11 +149,16 @@ def test_how_many_tokens_is_a_whole_number(lm: LM, n: Any) -> None:
 
 def test_indices_that_are_none() -> None:
     step = tiny_session().steps[0]
-    for token in (-1, True, " a", 257):
-        with pytest.raises(ValueError, match="token must be from 0 to 256"):
-            step.logit_lens(token=token)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="token must be from 0 to 256"):
-            step.choice.candidate(token)  # type: ignore[arg-type]
+    tokens: list[tuple[Any, type[Exception], str]] = [
+        (-1, ValueError, "token -1 is not in the vocabulary of 257"),
+        (257, ValueError, "token 257 is not in the vocabulary of 257"),
+        (" a", ValueError, "' a' is 2 tokens, not one"),
+        (True, TypeError, "a token is an id or a text, not True"),
+    ]
+    for token, error, message in tokens:
+        for ask in (step.choice.candidate, lambda t: step.logit_lens(token=t)):
+            with pytest.raises(error, match=message):
+                ask(token)
     for k in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="k must be at least 1"):
             step.logit_lens(k)  # type: ignore[arg-type]

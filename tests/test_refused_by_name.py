@@ -11,12 +11,13 @@ import pytest
 import tinyllm
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
-from tinyllm.errors import HookError, ImageError
+from tinyllm.errors import FetchError, HookError, ImageError, TokenizerError
 from tinyllm.inside.hooks import make_hooks
-from tinyllm.inside.lab import breakages
+from tinyllm.inside.lab import breakages, first_difference
 from tinyllm.inside.points import match_names
 from tinyllm.sampler import SamplingParams, sampling_params
-from tinyllm.text.stand_ins import check_unicode
+from tinyllm.text.chat_template import ChatTemplates
+from tinyllm.text.stand_ins import ControlTexts, check_unicode
 from tinyllm.vision.image import list_of_images
 
 MODEL = tiny_model()
@@ -26,6 +27,16 @@ def stepped() -> Session:
     session = Session(MODEL, bytes_tokenizer(), list(b"Once"), SamplingParams(seed=1))
     session.run(2)
     return session
+
+
+TURN = {"role": "user", "content": "a"}
+
+
+def written(messages: list[dict[str, Any]]) -> str:
+    """Messages through a template that fails at nothing."""
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content + '' }};{% endfor %}"
+    templates = ChatTemplates({"default": source}, {}, ControlTexts({}))
+    return templates.render(messages, None, False, None, {})[0]
 
 
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -44,10 +55,30 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: list_of_images(3), ImageError, "images must be a PIL image, .* not int"),  # type: ignore[arg-type]
     (lambda: tinyllm.compare(CONFIG, 3), TypeError, "compare takes loaded models .* not int"),  # type: ignore[arg-type]
     (lambda: tinyllm.load(3), TypeError, "name_or_path must be a name or a path, not int"),  # type: ignore[arg-type]
-    (lambda: tinyllm.load(threads="a"), ValueError, "threads must be a number from 1 up"),  # type: ignore[arg-type]
-    (lambda: tinyllm.load(threads=0), ValueError, "threads must be a number from 1 up"),
+    (lambda: tinyllm.load(threads="a"), ValueError, "threads must be a whole number from 1"),  # type: ignore[arg-type]
+    (lambda: tinyllm.load(threads=0), ValueError, "threads must be a whole number from 1"),
     (lambda: check_unicode(None), TypeError, "text must be a string, not NoneType"),  # type: ignore[arg-type]
-    (lambda: sampling_params({"stop": "a"}), ValueError, "no sampling parameter 'stop'; there are"),
+    (lambda: sampling_params({"foo": "a"}), ValueError, "no sampling parameter 'foo'; there are"),
+    (lambda: sampling_params({"stop": "a"}), ValueError, r"'stop': .*run\(until=…\).*; there are"),
+    (lambda: sampling_params({"temprature": 0}), ValueError, "did you mean temperature.; there"),
+    (lambda: sampling_params({"max_token": 3}, ["max_tokens"]), ValueError, "you mean max_tokens"),
+    (lambda: stepped().set(top_q=1), ValueError, "did you mean top_p"),
+    (lambda: SamplingParams(logit_bias=[1]), ValueError, "logit_bias must be a dict of token id"),  # type: ignore[arg-type]
+    (lambda: Session(MODEL, bytes_tokenizer(), [1], capacity=2.5), ValueError, "capacity must be"),  # type: ignore[arg-type]
+    (lambda: tinyllm.load(kv_dtype="f8"), ValueError, "kv_dtype must be f32, f16 or None"),  # type: ignore[arg-type]
+    (lambda: tinyllm.load(kv_cache_mb=0), ValueError, "kv_cache_mb must be a whole number"),
+    (lambda: tinyllm.load(""), FetchError, "no model is called ''. Known names: smollm2"),
+    (lambda: make_hooks(CONFIG, [("hook_embed", lambda act: None)]), HookError,  # type: ignore[arg-type, misc]
+     r"<lambda>\(act\) can't be .*: write def fn\(act, \*, hook\)"),
+    (lambda: first_difference(3, MODEL), TypeError, "the first must be a loaded model, not int"),  # type: ignore[arg-type]
+    (lambda: first_difference(MODEL, MODEL, [1] * 5, tolerance="a"), ValueError, "tolerance must"),  # type: ignore[arg-type]
+    (lambda: written([{"role": "usr", "content": "a"}]), TokenizerError,
+     r"messages\[0\]: role must be one of system, developer, user, assistant, tool, not 'usr'"),
+    (lambda: written([{"content": "a"}]), TokenizerError, "role must be .* not None"),
+    (lambda: written([TURN, {"role": "user"}]), TokenizerError, r"s\[1\]: content is missing"),
+    (lambda: written([{"role": "user", "content": 3}]), TokenizerError, "a list of parts, not 3"),
+    (lambda: written([{"role": "user", "content": [{"type": "text"}]}]), TokenizerError,
+     'type \'text\' .* needs {"type": "text", "text": …}'),
 ]  # fmt: skip
 
 
@@ -61,3 +92,22 @@ def test_numpy_numbers_are_numbers() -> None:
     session = stepped()
     assert len(session.peek().candidates(np.int64(3))) == 3
     assert session.trace(candidates=np.int32(2), lens=np.int64(1)).steps[0].lens
+
+
+def test_a_token_is_asked_for_by_id_or_text() -> None:
+    choice = stepped().steps[0].choice
+    assert choice.candidate("w").token == ord("w")
+    assert choice.logit_lens(token="w")[-1].rank == choice.candidate("w").rank
+    assert choice.causal_map(token="w").token == ord("w")
+
+
+def test_what_completion_offers_is_what_there_is_to_use() -> None:
+    offered = dir(tinyllm)
+    assert {"LM", "load", "compare", "reopen"} <= set(offered)
+    assert not {"sys", "Loader", "MOVED", "import_module"} & set(offered)
+
+
+def test_a_role_that_the_template_knows_is_taken() -> None:
+    source = "{% for m in messages %}{% if m.role == 'ipython' %}!{% endif %}{% endfor %}"
+    templates = ChatTemplates({"default": source}, {}, ControlTexts({}))
+    assert templates.render([{"role": "ipython", "content": "a"}], None, False, None, {})[0] == "!"

@@ -83,6 +83,12 @@ def _version() -> str:
         return "0+checkout"
 
 
+def __dir__() -> list[str]:
+    """What there is to use, not what this file needs."""
+    modules = [name for name in globals() if f"tinyllm.{name}" in sys.modules]
+    return [*__all__, "__version__", *modules]
+
+
 def __getattr__(name: str) -> object:
     """Import on first use, so that `python server.py --help` needn't wait for numpy."""
     if name == "__version__":

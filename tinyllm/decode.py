@@ -19,17 +19,26 @@ from tinyllm.inside.along import LooksAlong
 from tinyllm.inside.breakage import Breakage, broken_here
 from tinyllm.inside.forwards import Forwards
 from tinyllm.inside.hooks import Conditions, HookSet
+from tinyllm.inside.replay import token_id
 from tinyllm.inside.rerun import Rerun
 from tinyllm.inside.trace_file import TraceRecord, record
 from tinyllm.kv_cache import Cache
 from tinyllm.model import Model
 from tinyllm.prompt import ImageSpan, texts_of
 from tinyllm.runner import Array, Runner
-from tinyllm.sampler import ChosenBy, Draws, Logits, Sampler, SamplingParams
+from tinyllm.sampler import (
+    ChosenBy,
+    Draws,
+    Logits,
+    Sampler,
+    SamplingParams,
+    changed_params,
+    check_whole,
+)
 from tinyllm.step import CacheView as CacheView  # these three: importable from here, too
 from tinyllm.step import Candidate as Candidate
 from tinyllm.step import Candidates as Candidates
-from tinyllm.step import Moment, NextToken, Step, token_id
+from tinyllm.step import Moment, NextToken, Step
 from tinyllm.tokenizer import StreamDecoder, Tokenizer
 
 KEPT_LOGITS = 128  # newest steps whose logits a session keeps: 25 MB; older ones are recomputed
@@ -96,6 +105,7 @@ class Session(LooksAlong):
         limit, plain = runner.config.max_seq_len, runner.config.plain_context
         if capacity is None:
             capacity = plain if len(prompt) <= plain else limit
+        check_whole("capacity", capacity, 0)
         self.cache: Cache = cache or runner.new_cache(min(capacity, limit))
         self._sampler = Sampler(params or SamplingParams(), prompt=self.prompt).at(said)
         self._forwards = Forwards(
@@ -259,17 +269,7 @@ class Session(LooksAlong):
         Raises:
             ValueError: an unknown field, or a value out of its range.
         """
-        if unknown := set(sampling) - set(SETTINGS):
-            raise ValueError(
-                f"there is no sampling parameter {sorted(unknown)[0]!r}; "
-                f"there are {', '.join(SETTINGS)}"
-            )
-        params = replace(self.params, **sampling)
-        if any(token >= self.runner.config.vocab_size for token in params.logit_bias):
-            raise ValueError(
-                f"logit_bias: token {max(params.logit_bias)} is not in the vocabulary of "
-                f"{self.runner.config.vocab_size}"
-            )
+        params = changed_params(self.params, sampling, self.runner.config.vocab_size)
         seed = self._sampler.seed if sampling.get("seed") is None else sampling["seed"]
         self.set_draws(Draws(params, seed, self._sampler.stream))
 

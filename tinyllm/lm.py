@@ -31,7 +31,7 @@ from tinyllm.model import Model
 from tinyllm.parts import Parts
 from tinyllm.prompt import Prompt
 from tinyllm.runner import Array, Runner, images_between
-from tinyllm.sampler import sampling_params
+from tinyllm.sampler import check_whole, sampling_params
 from tinyllm.step import Step
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.vision.image import ImageSource, list_of_images, read_image, thumbnail
@@ -77,8 +77,10 @@ def load(
         format_of(dtype)
     if backend not in ("auto", "reference", "compiled"):
         raise ValueError(f"backend must be auto, reference or compiled, not {backend!r}")
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be a number from 1 up, or None, not {threads!r}")
+    if kv_dtype not in (None, "f32", "f16"):
+        raise ValueError(f"kv_dtype must be f32, f16 or None, not {kv_dtype!r}")
+    check_whole("threads", 1 if threads is None else threads, 1)
+    check_whole("kv_cache_mb", kv_cache_mb, 1)
     if backend == "auto":
         backend = "reference" if dtype in ("auto", "f32") else "compiled"
     if backend == "reference" and dtype not in ("auto", "f32"):
@@ -236,7 +238,7 @@ class LM:
             self.model if under else self.runner,
             self.tokenizer,
             prompt.tokens.tolist(),
-            sampling_params(sampling),
+            sampling_params(sampling, ("images", "capacity", "broken")),
             capacity=capacity,
             image_positions=prompt.image_positions,
             image_rows=prompt.image_rows,
@@ -327,8 +329,8 @@ class LM:
         broken: Broken,
         sampling: Mapping[str, Any],
     ) -> Session:
-        if not isinstance(max_tokens, (int, np.integer)) or max_tokens < 0:
-            raise ValueError(f"max_tokens must be a whole number from 0, not {max_tokens!r}")
+        sampling_params(sampling, ("max_tokens", "images", "broken"))
+        check_whole("max_tokens", max_tokens, 0)
         if not isinstance(prompt, Prompt):
             prompt = self.prompt(prompt, images)
         capacity = len(prompt.tokens) + max(max_tokens - 1, 0)  # nothing follows the last one

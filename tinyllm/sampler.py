@@ -14,7 +14,8 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -60,18 +61,29 @@ class SamplingParams:
         _check_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if not _is_int(self.top_k) or self.top_k < -1:
+        if not is_int(self.top_k) or self.top_k < -1:
             raise ValueError(f"top_k must be an integer of at least -1, not {self.top_k!r}")
-        if self.seed is not None and not _is_int(self.seed):
+        if self.seed is not None and not is_int(self.seed):
             raise ValueError(f"seed must be an integer or None, not {self.seed!r}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(
+                f"logit_bias must be a dict of token id → bias, not {self.logit_bias!r}"
+            )
         for token, bias in self.logit_bias.items():
-            if not _is_int(token) or token < 0:
+            if not is_int(token) or token < 0:
                 raise ValueError(f"logit_bias: {token!r} is not a token id")
             _check_range(f"logit_bias[{token}]", bias, -100.0, 100.0)
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether it is a whole number: of Python's or numpy's, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """ValueError unless a parameter is a whole number of at least so much."""
+    if not is_int(value) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:
@@ -118,8 +130,7 @@ def apply_logit_bias(logits: Logits, bias: Mapping[int, float]) -> Logits:
     """Add each bias to its token's logit; ids outside the vocabulary are a ValueError."""
     if not bias:
         return logits
-    if (largest := max(bias)) >= len(logits):
-        raise ValueError(f"logit_bias: token {largest} is not in the vocabulary of {len(logits)}")
+    _check_bias(bias, len(logits))
     out = logits.copy()
     ids = np.fromiter(bias.keys(), np.int64, len(bias))
     out[ids] += np.fromiter(bias.values(), np.float32, len(bias))
@@ -373,15 +384,50 @@ class Sampler:
         return twin
 
 
-def sampling_params(given: Mapping[str, Any]) -> SamplingParams:
-    """Parameters by name; ValueError names one that isn't there, or is out of its range."""
+# What others call sampling, or pass beside it, and where it is here.
+ELSEWHERE = {
+    "stop": "lm.session(prompt).run(until=…) stops at a text",
+    "system": 'give messages, the first of them {"role": "system", "content": …}',
+    "do_sample": "temperature=0 is greedy",
+}
+
+
+def sampling_params(given: Mapping[str, Any], beside: Sequence[str] = ()) -> SamplingParams:
+    """Parameters by name; ValueError names one that isn't there, or is out of its range.
+
+    `beside` are the caller's other parameters, one of which may have been meant.
+    """
     known = [f.name for f in fields(SamplingParams)]
     for name in given:
         if name not in known:
             raise ValueError(
-                f"there is no sampling parameter {name!r}; there are {', '.join(known)}"
+                f"there is no sampling parameter {name!r}{_meant(name, [*known, *beside])}; "
+                f"there are {', '.join(known)}"
             )
     return SamplingParams(**given)
+
+
+def changed_params(
+    params: SamplingParams, given: Mapping[str, Any], vocab_size: int
+) -> SamplingParams:
+    """Parameters, some of them otherwise; ValueError as in `sampling_params`."""
+    sampling_params(given)
+    changed = replace(params, **given)
+    _check_bias(changed.logit_bias, vocab_size)
+    return changed
+
+
+def _check_bias(bias: Mapping[int, float], vocab_size: int) -> None:
+    if bias and (largest := max(bias)) >= vocab_size:
+        raise ValueError(f"logit_bias: token {largest} is not in the vocabulary of {vocab_size}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """What to write instead, as far as it can be guessed."""
+    if name in ELSEWHERE:
+        return f": {ELSEWHERE[name]}"
+    near = get_close_matches(name, known, 1)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 class Draws(NamedTuple):

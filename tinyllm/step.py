@@ -15,7 +15,7 @@ import numpy as np
 from tinyllm.distribution import Distribution, Stages, Standing
 from tinyllm.inside.display import cache_html, candidates_html, step_html
 from tinyllm.inside.hooks import Conditions
-from tinyllm.inside.replay import check_token
+from tinyllm.inside.replay import token_id
 from tinyllm.inside.rerun import LooksInside, Rerun
 from tinyllm.inside.trace_file import record
 from tinyllm.runner import Array
@@ -112,10 +112,9 @@ class NextToken(Distribution, LooksInside):
         """The k likeliest tokens by raw logit, ties by id, with what became of each."""
         return Candidates([self._candidate(s) for s in self.best(k)], self.chosen)
 
-    def candidate(self, token: int) -> Candidate:
-        """One token's candidate, wherever it ranks."""
-        check_token(token, len(self.logits))
-        return self._candidate(self.standing(token))
+    def candidate(self, token: int | str) -> Candidate:
+        """The candidate of one token, an id or a text, wherever it ranks; raises as `step` does."""
+        return self._candidate(self.standing(token_id(self.tokenizer, token, len(self.logits))))
 
     def _candidate(self, standing: Standing) -> Candidate:
         text = self.tokenizer.token_text(standing.token, self.moment.begun(self.tokenizer))
@@ -268,25 +267,3 @@ class Step(LooksInside):
 
     def _repr_html_(self) -> str:
         return step_html(self)
-
-
-def token_id(tokenizer: Tokenizer, token: object, n_tokens: int) -> int:
-    """The id of a token that is to be taken: an id, or text that is exactly one token.
-
-    Raises:
-        ValueError: the text isn't one token, or there is no such id among `n_tokens`.
-        TypeError: neither a text nor an id.
-    """
-    if isinstance(token, str):
-        ids = tokenizer.encode(token, allow_special=True)
-        if len(ids) != 1:
-            raise ValueError(
-                f"{token!r} is {len(ids)} tokens, not one: {tokenizer.token_texts(ids)}; step "
-                "through them"
-            )
-        return ids[0]
-    if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-        raise TypeError(f"a token is an id or a text, not {token!r}")
-    if not 0 <= token < n_tokens:
-        raise ValueError(f"token {token} is not in the vocabulary of {n_tokens}")
-    return int(token)

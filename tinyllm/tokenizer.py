@@ -167,6 +167,9 @@ class Tokenizer(TokenTexts):
                 ids.append(id)
         return ids
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.vocab_size:,} tokens, {len(self.special_tokens)} of them control)"
+
     # -- ids → text -----------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -175,6 +178,8 @@ class Tokenizer(TokenTexts):
         Equal to what `StreamDecoder` gives for the same tokens, save that a tokenizer which puts a
         space before every text (Llama 2's) takes it away again here.
         """
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"give a list of token ids, as in [{ids!r}]")
         raw = b"".join(
             self.token_bytes(id) for id in ids if not (skip_special and id in self._control_ids)
         )
@@ -187,11 +192,11 @@ class Tokenizer(TokenTexts):
         A control token gives its own text; an id that no token has gives b"" (embedding tables are
         often padded beyond the vocabulary).
         """
+        if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
+            raise TypeError(f"a token's id must be an integer, not {token_id!r}")
         known = self._known_bytes.get(token_id)
         if known is not None:
             return known
-        if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
-            raise TypeError(f"a token's id must be an integer, not {token_id!r}")
         piece = self._full.id_to_token(int(token_id)) if token_id >= 0 else None
         if piece is None:
             return b""

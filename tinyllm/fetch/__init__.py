@@ -71,6 +71,8 @@ def resolve(name_or_path: str | os.PathLike[str], *, accept_license: bool = Fals
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"name_or_path must be a name or a path, not {type(name_or_path).__name__}")
     text = os.fspath(name_or_path)
+    if not text:
+        return ensure(text)  # says which names there are; as a path it would be this folder
     if text.startswith("hf:"):
         from tinyllm.fetch.hub import ensure as ensure_from_hub
 

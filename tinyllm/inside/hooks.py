@@ -6,6 +6,7 @@ goes on with what the tap returns: first what a broken part makes of it, then wh
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ class Hook:
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise HookError(f"a hook must be a function fn(act, *, hook), not {self.fn!r}")
+        _check_parameters(self.fn)
         if isinstance(self.positions, str):
             if self.positions not in ("all", "prompt", "generated"):
                 raise HookError(
@@ -118,6 +120,22 @@ class Hook:
         index[axis] = mask
         out[tuple(index)] = new
         return out
+
+
+def _check_parameters(fn: HookFn) -> None:
+    """Raise HookError where a function can't be called as hooks are."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a builtin's isn't known
+        return
+    try:
+        signature.bind(None, hook=None)
+    except TypeError as error:
+        name = getattr(fn, "__name__", "it")
+        raise HookError(
+            f"a hook is called as fn(act, hook=…), which {name}{signature} can't be ({error}): "
+            "write def fn(act, *, hook)"
+        ) from None
 
 
 def _check_replacement(name: str, old: Array, new: object) -> None:

@@ -166,7 +166,11 @@ def first_difference(
     Returns:
         The first difference, or None when there is none.
     """
-    model = lm if isinstance(lm, Model) else lm.model
+    model = getattr(lm, "model", lm)
+    if not isinstance(model, Model):
+        raise TypeError(f"the first must be a loaded model, not {type(lm).__name__}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or tolerance < 0:
+        raise ValueError(f"tolerance must be a number from 0, not {tolerance!r}")
     if isinstance(broken, (str, Breakage)):
         other: Any = model
         under = Conditions(broken=breakages(broken))

@@ -376,11 +376,25 @@ def _timing(
     return Timing(seconds, by_layer)
 
 
-def check_token(token: Any, n_tokens: int) -> None:
-    """Raise ValueError unless it is the id of one of so many tokens."""
-    check_index("token", token, n_tokens)
-    if token < 0:  # no position, that could be counted from the end
-        raise ValueError(f"token must be from 0 to {n_tokens - 1}, not {token!r}")
+def token_id(tokenizer: Tokenizer, token: object, n_tokens: int) -> int:
+    """The id of a token that is to be taken: an id, or text that is exactly one token.
+
+    Raises:
+        ValueError: the text isn't one token, or there is no such id among `n_tokens`.
+        TypeError: neither a text nor an id.
+    """
+    if isinstance(token, str):
+        ids = tokenizer.encode(token, allow_special=True)
+        if len(ids) != 1:
+            raise ValueError(
+                f"{token!r} is {len(ids)} tokens, not one: {tokenizer.token_texts(ids)}"
+            )
+        return ids[0]
+    if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+        raise TypeError(f"a token is an id or a text, not {token!r}")
+    if not 0 <= token < n_tokens:
+        raise ValueError(f"token {token} is not in the vocabulary of {n_tokens}")
+    return int(token)
 
 
 def check_index(what: str, index: Any, size: int) -> None:

@@ -25,8 +25,8 @@ from tinyllm.inside.replay import (
     LogitLens,
     Replay,
     Timing,
-    check_token,
     replay_token,
+    token_id,
 )
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model, Tap
@@ -178,16 +178,15 @@ class LooksInside:
         """The residual stream at every depth, (n_layers + 1, dim) float32."""
         return self.replay.hidden_states
 
-    def logit_lens(self, k: int = 5, token: int | None = None) -> LogitLens:
+    def logit_lens(self, k: int = 5, token: int | str | None = None) -> LogitLens:
         """What each depth would say: its own stream through the final norm and the unembedding.
 
         Args:
             k: likeliest tokens to name at each depth.
-            token: whose probability and rank each row has; default: the one that was chosen, or,
-                before the choice, the likeliest.
+            token: whose probability and rank each row has, an id or a text; default: the one that
+                was chosen, or, before the choice, the likeliest.
         """
-        token = self._asked_token if token is None else token
-        check_token(token, len(self._distribution.logits))
+        token = self._token(token)
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise ValueError(f"k must be at least 1, not {k!r}")
         tokenizer = self.rerun.tokenizer
@@ -212,15 +211,19 @@ class LooksInside:
         """Seconds an operation takes, on the readable path."""
         return self.replay.timing
 
-    def causal_map(self, layer: int | None = None, token: int | None = None) -> CausalMap:
+    def causal_map(self, layer: int | None = None, token: int | str | None = None) -> CausalMap:
         """What a token's log-probability owes to each layer's attention and MLP.
 
         See `tinyllm.inside.causal`; `layer` is the one whose heads are taken apart, by default
         the one whose attention matters most; `token` as in `logit_lens`.
         """
-        token = self._asked_token if token is None else token
-        check_token(token, len(self._distribution.logits))
+        token = self._token(token)
         return causal_map(self.rerun, token, layer)
+
+    def _token(self, token: int | str | None) -> int:
+        """The token that is asked about."""
+        asked = self._asked_token if token is None else token
+        return token_id(self.rerun.tokenizer, asked, len(self._distribution.logits))
 
     def explain(
         self, name: str, *, head: int | None = None, key: int | None = None, dim: int | None = None

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 import jinja2
@@ -24,6 +25,7 @@ from tinyllm.text.forms import ContentForm, Forms, forms_of
 from tinyllm.text.stand_ins import ControlTexts, StandIns
 
 IMAGE_PARTS = ("image", "image_url", "input_image")
+ROLES = ("system", "developer", "user", "assistant", "tool")  # others where a template names them
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -63,6 +65,8 @@ class ChatTemplates:
             "tool_use" if tools and "tool_use" in self.sources else "default"
         )
         template, forms = self._template(name)
+        for i, message in enumerate(messages):
+            _check(f"messages[{i}]", message, self.sources[name])
         stand_ins = StandIns(self._control, [self.sources[name], messages, tools, variables])
         chat = [
             _prepare(stand_ins.protect_message(message), image_token, forms) for message in messages
@@ -99,6 +103,18 @@ class ChatTemplates:
             except jinja2.TemplateError as error:
                 raise TokenizerError(f"the chat template is not valid Jinja: {error}") from error
         return self._compiled[name]
+
+
+def _check(where: str, message: Mapping[str, Any], template: str) -> None:
+    """TokenizerError for what most templates would write down, or fail at, without saying why."""
+    role, content = message.get("role"), message.get("content")
+    named = f"'{role}'" in template or f'"{role}"' in template
+    if not isinstance(role, str) or not (role in ROLES or named):
+        raise TokenizerError(f"{where}: role must be one of {', '.join(ROLES)}, not {role!r}")
+    if content is None and role in ("system", "developer", "user"):
+        raise TokenizerError(f'{where}: content is missing: {{"role": {role!r}, "content": …}}')
+    if not isinstance(content, (str, list, Mapping, NoneType)):
+        raise TokenizerError(f"{where}: content must be a text or a list of parts, not {content!r}")
 
 
 def _rendered(template: jinja2.Template, context: dict[str, Any]) -> str:
@@ -147,6 +163,7 @@ def _content(content: Any, image_token: str | None, form: ContentForm) -> Any:
         else:
             raise TokenizerError(
                 f"a content part of type {kind!r} cannot be put into this model's prompt"
+                + (': it needs {"type": "text", "text": …}' if kind in ("text", None) else "")
             )
     return "\n".join(texts)
 
