@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.two_kernels import Inner, Outer
+from tinyllm.kernels import cache
 from tinyllm.kernels.machine_code import Kernel
 from tinyllm.kernels.processor import JIT
 from tinyllm.kernels.words import Words, described
@@ -44,6 +45,44 @@ def test_an_error_in_a_kernel_is_one_in_python() -> None:
     assert fail(1) == 1
     with pytest.raises((RuntimeError, ValueError), match=r"the kernel fail failed|too many"):
         fail(2)
+
+
+# Each with an argument of another type: what this process has compiled, it doesn't compile again.
+CASES = {"beside": None, "fails": 1.0, "says nothing": np.float32(1), "one core": True}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_and_its_parts_that_stand_apart(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled by two processes; by one where the other fails, or there is one core alone."""
+    o = outer(missing=CASES[case])
+    kept: dict[str, bytes] = {}
+    monkeypatch.setattr(cache, "save", kept.__setitem__)
+    monkeypatch.setattr(cache, "load", lambda name, use: use(kept[name]) if name in kept else None)
+    here: list[str] = []
+    if JIT:
+        from tinyllm.kernels import apart, entry
+
+        whole = entry.compiled_part
+        monkeypatch.setattr(
+            entry, "compiled_part", lambda part: here.append(part.name) or whole(part)
+        )
+        cores = 1 if case == "one core" else 2
+        monkeypatch.setattr(apart, "default_threads", lambda: (cores, "a test"))
+        if case == "fails":
+            monkeypatch.setattr(entry, "ANSWER", "raise SystemExit(1)")
+        elif case == "says nothing":
+            monkeypatch.setattr(entry, "ANSWER", "import sys; sys.stdin.buffer.read()")
+    total = 7 * np.exp(2.0) + 7 * np.exp(0.0) + 1 + 7 * np.exp(0.5) + 1
+    for _ in range(2):  # compiled, and as it is kept
+        out = np.zeros(3)
+        filled = Kernel("tests.kernels.two_kernels", "filled").bind((2,), (o, out))
+        assert filled(2) == pytest.approx(total, rel=1e-14)
+        assert out == pytest.approx(7 * np.exp(1.0) + np.arange(3), rel=1e-14)
+        with pytest.raises((RuntimeError, ValueError), match=r"kernel filled failed|too small"):
+            filled(4)
+    assert here == ([] if case == "beside" or not JIT else ["fill", "fill"])
 
 
 def test_types_are_told_apart() -> None:

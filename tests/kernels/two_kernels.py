@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyllm.kernels.apart import apart
 from tinyllm.kernels.build import kernel
 
 
@@ -51,3 +52,24 @@ def fail(n: int) -> int:
     if n > 1:
         raise ValueError("too many")
     return n
+
+
+@apart
+def fill(o: Outer, value: float, out: NDArray[np.float64]) -> None:
+    """Compiled apart from its callers."""
+    if value < 0:
+        raise ValueError("too small")
+    for i in range(out.shape[0]):
+        out[i] = np.exp(value) * o.row[0] + i
+
+
+@kernel
+def filled(times: int, o: Outer, out: NDArray[np.float64]) -> float:
+    """It calls `fill` for arguments of two types."""
+    fill(o, 2, out)
+    total = float(out[0])
+    for i in range(times):
+        fill(o, 0.5 * i, out)
+        total += out[1]
+    fill(o, float(3 - times), out)
+    return total

@@ -26,6 +26,7 @@ And how a server calls it, without any of what compiles it:
     machine_code.py    machine code from disk, or else the compiler
     words.py           arguments as C has them;  object_code.py  an object file, linked
     entry.py           the compiler's side: a kernel with an entry for such calls
+    apart.py           its largest parts, compiled by another process (beside.py)
     drawing.py         the sampler's kernels, called so;  plain_linear.py  and one product
     ahead.py           both before the first request, by a process of their own
 

@@ -38,6 +38,7 @@ PART: Any = {
     **OPTIONS,
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
+    "forceinline": False,  # else it has its first caller's
     "pipeline_class": PartCompiler,
 }
 INLINED: Any = {**PART, "forceinline": True}

@@ -8,6 +8,9 @@ and stands for all that numba would make to call the kernel from Python.
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,7 @@ from numba.core.compiler_lock import global_compiler_lock as _global_compiler_lo
 from numba.core.compiler_machinery import register_pass as _register_pass
 from numba.np import arrayobj as _arrayobj
 
+from tinyllm.kernels.apart import Part, asking, known
 from tinyllm.kernels.build import OPTIONS
 from tinyllm.kernels.object_code import ENTRY, RESULTS, ObjectCode
 from tinyllm.kernels.once import without_needless
@@ -40,11 +44,16 @@ _typeof: Any = numba.typeof
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
-class EntryLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
+class ObjectLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
     """A kernel and its entry, up to an object file: numba's own engine never runs it."""
+
+    renamed: tuple[str, str] | None = None  # a function, and what others call it
 
     def _finalize_final_module(self) -> None:
         self._verify_declare_only_symbols()
+        if self.renamed is not None:
+            before, after = self.renamed
+            self._final_module.get_function(before).name = after
         self.object_code = self._codegen._tm.emit_object(self._final_module)
         functions = self._final_module.functions
         outside = [f.name for f in functions if f.is_declaration]
@@ -60,7 +69,7 @@ class LowerWithEntry(typed_passes.NativeLowering):  # type: ignore[misc]
 
     def run_pass(self, state: Any) -> bool:
         context = state.targetctx
-        state.library = EntryLibrary(context.codegen(), state.func_id.func_qualname)
+        state.library = ObjectLibrary(context.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
         add_entry(context, state.library, state["cr"].fndesc)
@@ -74,6 +83,31 @@ class EntryCompiler(compiler.CompilerBase):  # type: ignore[misc]
     def define_pipelines(self) -> list[Any]:
         passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state, "entry")
         return [without_needless(passes, LowerWithEntry)]
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class LowerApart(typed_passes.NativeLowering):  # type: ignore[misc]
+    """As `LowerWithEntry`, for a part that stands apart: it is called by numba's convention."""
+
+    _name = "lower_apart"
+
+    def run_pass(self, state: Any) -> bool:
+        context, function = state.targetctx, state.func_id.func
+        state.library = ObjectLibrary(context.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        part = Part(function.__module__, function.__name__, tuple(state.args))
+        state.library.renamed = state["cr"].fndesc.llvm_func_name, part.symbol
+        state.library.finalize()
+        return True
+
+
+class ApartCompiler(compiler.CompilerBase):  # type: ignore[misc]
+    """numba's passes for a part that stands apart."""
+
+    def define_pipelines(self) -> list[Any]:
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state, "apart")
+        return [without_needless(passes, LowerApart)]
 
 
 def add_entry(context: Any, library: Any, kernel: Any) -> None:
@@ -143,17 +177,51 @@ def compiled(kernel: Any, args: Sequence[Any]) -> ObjectCode:
     Raises:
         TypeError: it calls what only numba has, or gives something else than a number.
     """
-    wrapped = _jit(
-        **OPTIONS,
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        pipeline_class=EntryCompiler,
-    )(kernel.py_func)
+    with global_compiler_lock, asking(ANSWER) as asked:
+        library, returns = _object(kernel.py_func, tuple(map(_typeof, args)), EntryCompiler)
+        _made.update(asked.answers())
+        symbols = known.keys() & library.calls
+        for symbol in symbols - _made.keys():
+            _made[symbol] = compiled_part(known[symbol])
+    if returns not in RESULTS:
+        raise TypeError(f"{kernel.py_func.__name__} gives {returns}: it needs numba to run")
+    parts = [_made[symbol] for symbol in sorted(symbols)]
+    calls = {*library.calls, *(name for part in parts for name in part.calls)} - symbols
+    objects = [library.object_code, *(data for part in parts for data in part.objects)]
+    return ObjectCode(returns, sorted(calls), objects)
+
+
+_made: dict[str, ObjectCode] = {}  # parts that stand apart, for the next kernel that calls them
+
+
+def answer() -> None:
+    """What the process beside does: compile parts until there are no more, and hand them over."""
+    made = {}
+    with contextlib.suppress(EOFError):
+        while True:
+            part = pickle.load(sys.stdin.buffer)
+            if part.symbol not in made:
+                made[part.symbol] = compiled_part(part)
+    sys.stdout.buffer.write(pickle.dumps(made))
+
+
+ANSWER = f"from {__name__} import answer; answer()"
+
+
+def compiled_part(part: Part) -> ObjectCode:
+    """The machine code of a part that stands apart."""
     with global_compiler_lock:
-        made = wrapped._compiler.compile(tuple(map(_typeof, args)), None)
-    library, returns = made.library, str(made.signature.return_type)
-    strange = [name for name in library.calls if name.startswith(("numba_", "NRT_", "Py"))]
-    if strange or returns not in RESULTS:
-        what = f"calls {', '.join(strange)}" if strange else f"gives {returns}"
-        raise TypeError(f"{wrapped.__name__} {what}: it needs numba to run")
-    return ObjectCode(returns, library.calls, library.object_code)
+        library, returns = _object(part.function, part.types, ApartCompiler)
+    return ObjectCode(returns, library.calls, [library.object_code])
+
+
+def _object(function: Any, kinds: tuple[Any, ...], passes: Any) -> tuple[Any, str]:
+    """The object file of a function, in its library, and numba's name of what it returns."""
+    wrapped = _jit(
+        **OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=passes
+    )(function)
+    made = wrapped._compiler.compile(kinds, None)
+    strange = [name for name in made.library.calls if name.startswith(("numba_", "NRT_", "Py"))]
+    if strange:
+        raise TypeError(f"{function.__name__} calls {', '.join(strange)}: it needs numba to run")
+    return made.library, str(made.signature.return_type)

@@ -20,6 +20,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from tinyllm.kernels.apart import apart
 from tinyllm.kernels.arrays import (
     OUT_BLOCKS,
     SPREAD_ROWS,
@@ -98,10 +99,7 @@ def run(
             queries_keys_values(worker, call, layer, model, pool, batch, s, own)
             place_normed(worker, region(layer, HEADS_NORM), call, layer, model, pool, batch, s,
                          own, model.parts.q_whole)  # fmt: skip
-            if call.n_spans == 0:
-                attend_parts(worker, call, layer, model.parts, pool, batch, s, own)
-            else:
-                attend_spans(worker, call, layer, model.parts, pool, batch, s, own)
+            attention(worker, call, layer, model.parts, pool, batch, s, own)
             out_and_mlp(worker, call, layer, model, s, own, model.parts.one_norm,
                         model.parts.side_by_side, model.experts, model.gate_up)  # fmt: skip
         if call.n_logits > 0:
@@ -245,6 +243,18 @@ def queries_keys_values(
                       model.parts.q_whole)  # fmt: skip
 
 
+@apart
+def attention(
+    worker: Worker, call: Call, layer: int, parts: FamilyParts, pool: Pages, batch: Batch,
+    s: Scratch, own: Own,
+) -> None:  # fmt: skip
+    """Attention of all rows."""
+    if call.n_spans == 0:
+        attend_parts(worker, call, layer, parts, pool, batch, s, own)
+    else:
+        attend_spans(worker, call, layer, parts, pool, batch, s, own)
+
+
 @part
 def attend_parts(
     worker: Worker,
@@ -338,7 +348,7 @@ def gate_and_up(
                 put(s.hidden, tile, lane, GROUP * unit, own.row, 0, GROUP)
 
 
-@part
+@apart
 def logits(
     worker: Worker, call: Call, model: ModelArrays, batch: Batch, s: Scratch, own: Own
 ) -> None:

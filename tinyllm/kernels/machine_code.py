@@ -10,12 +10,10 @@ kept, and then goes the same way.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
 import importlib.util
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllm.kernels import cache, processor
+from tinyllm.kernels import beside, cache, processor
 from tinyllm.kernels.being_compiled import compiling
 from tinyllm.kernels.object_code import Linked, ObjectCode
 from tinyllm.kernels.words import Words, described
@@ -135,22 +133,13 @@ def prepare(name: str, calls: Calls) -> None:
 def compile_beside(calls: Calls, code: str) -> None:
     """Start a process that compiles these kernels by running `code`, unless they are on disk.
 
-    numba compiles on one core, whatever the threads: its typing and lowering are Python's work, and
-    LLVM's library lets one thread in at a time. Whoever calls one of these kernels waits until the
-    process has ended, and finds them on disk; if it failed, they are compiled then.
+    Whoever calls one of these kernels waits until the process has ended, and finds them on disk; if
+    it failed, they are compiled then.
     """
     missing = [k for k, args in _wanted(calls).items() if not k.on_disk(args)]
     if not processor.JIT or not missing or cache.writable() is None:
         return
-    paths = os.pathsep.join(path or "." for path in sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # where kernels are kept is told once, by this process
-    )
-    atexit.register(process.kill)
+    process = beside.start(code)
     _beside.update(dict.fromkeys(missing, process))
 
 

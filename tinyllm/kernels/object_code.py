@@ -1,4 +1,4 @@
-"""A kernel's machine code as an object file, and how LLVM's library alone gets it into memory."""
+"""A kernel's machine code as object files, and how LLVM's library alone gets it into memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -23,22 +24,25 @@ RESULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ObjectCode:
-    """A kernel's machine code, an object file, for arguments of certain types."""
+    """A kernel's machine code for arguments of certain types: its object file, and its parts'."""
 
     returns: str  # a key of RESULTS
     calls: Sequence[str]  # functions of the C library
-    object_code: bytes
+    objects: Sequence[bytes]
 
     def packed(self) -> bytes:
         """As it is kept on disk."""
-        head = {"returns": self.returns, "calls": list(self.calls)}
-        return json.dumps(head).encode() + b"\n" + self.object_code
+        sizes = list(map(len, self.objects))
+        head = {"returns": self.returns, "calls": list(self.calls), "sizes": sizes}
+        return b"\n".join([json.dumps(head).encode(), b"".join(self.objects)])
 
     @classmethod
     def unpacked(cls, data: bytes) -> ObjectCode:
         """What `packed` made. Raises ValueError or TypeError for something else."""
-        head, _, object_code = data.partition(b"\n")
-        return cls(**json.loads(head), object_code=object_code)
+        first, _, whole = data.partition(b"\n")
+        head = json.loads(first)
+        ends = list(accumulate(head.pop("sizes", ()), initial=0))
+        return cls(**head, objects=[whole[a:b] for a, b in pairwise(ends)])
 
 
 class Linked:
@@ -59,7 +63,8 @@ class Linked:
         missing = [name for name in code.calls if llvm.address_of_symbol(name) is None]
         if missing:
             raise ValueError(f"there is no {', '.join(missing)} here")
-        self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code.object_code))
+        for data in code.objects:
+            self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(data))
         self._engine.finalize_object()
         address = self._engine.get_function_address(ENTRY)
         if not address:
