@@ -120,29 +120,12 @@ class Model:
             ValueError: a token id outside the vocabulary.
             CacheFull: the tokens don't fit; the cache is as it was.
         """
-        cfg, w = self.config, self.weights
-        tap = tap or _no_tap
+        cfg, tap = self.config, tap or _no_tap
         ids = self._check_tokens(tokens)
         if ids.size == 0:
             return np.zeros((0, cfg.vocab_size), np.float32)
         cache.reserve(len(ids))
-        positions = np.arange(cache.length, cache.length + len(ids))  # absolute, (T,)
-
-        x = w["model.embed_tokens.weight"][ids]  # (T, dim)
-        x = scaled(x, cfg.embedding_scale)
-        if image_positions is not None and image_rows is not None:
-            x[image_positions] = image_rows[:, : cfg.dim]  # what is behind that, others read below
-        x = tap("hook_embed", x)
-        if cfg.learned_positions:
-            x = x + w["model.embed_positions.weight"][positions]
-        seen = None
-        if cfg.images_see_ahead and image_positions is not None:
-            seen = positions[0] + seen_with_images(len(ids), image_positions)
-        if cfg.axes is not None:
-            positions, after = places(len(ids), cache.next_place, image_positions, image_rows)
-            cache.place(after)
-        turn = self._rotations(positions, cache, x.dtype, seen)
-
+        x, turn = self._begin(ids, cache, image_positions, image_rows, tap)
         for layer in range(cfg.n_layers):
             x = self._block(layer, x, turn[cfg.layer(layer).rotary], cache, tap)
             if layer < cfg.deep_rows and image_positions is not None and image_rows is not None:
@@ -157,6 +140,31 @@ class Model:
             x = x[-1:]
         x = tap("ln_final.hook_normalized", self.norm("model.norm", x))
         return self.unembed(x)  # (T, vocab_size)
+
+    def _begin(
+        self,
+        ids: NDArray[np.int64],
+        cache: KVCache,
+        image_positions: NDArray[np.int64] | None,
+        image_rows: NDArray[np.float32] | None,
+        tap: Tap,
+    ) -> tuple[Array, dict[str, Rotation]]:
+        """The tokens' embeddings, (T, dim), and how they turn, by a layer's `rotary`."""
+        cfg, w = self.config, self.weights
+        positions = np.arange(cache.length, cache.length + len(ids))  # absolute, (T,)
+        x = scaled(w["model.embed_tokens.weight"][ids], cfg.embedding_scale)  # (T, dim)
+        if image_positions is not None and image_rows is not None:
+            x[image_positions] = image_rows[:, : cfg.dim]  # the rest is for deeper layers
+        x = tap("hook_embed", x)
+        if cfg.learned_positions:
+            x = x + w["model.embed_positions.weight"][positions]
+        seen = None
+        if cfg.images_see_ahead and image_positions is not None:
+            seen = positions[0] + seen_with_images(len(ids), image_positions)
+        if cfg.axes is not None:
+            positions, after = places(len(ids), cache.next_place, image_positions, image_rows)
+            cache.place(after)
+        return x, self._rotations(positions, cache, x.dtype, seen)
 
     def _block(self, layer: int, x: Array, rotation: Rotation, cache: KVCache, tap: Tap) -> Array:
         """One layer: x + attention(norm(x)), then that + mlp(norm(that)); (T, dim) → (T, dim).
@@ -196,15 +204,22 @@ class Model:
         self, layer: int, x: Array, rotation: Rotation, cache: KVCache, tap: Tap
     ) -> Array:
         """What each position takes from those before it; x is normed, (T, dim) → (T, dim)."""
-        cfg, w = self.config, self.weights
+        cfg, n_tokens = self.config, len(x)
         proj, hook = f"model.layers.{layer}.self_attn", f"blocks.{layer}.attn"
-        n_tokens, window = len(x), cfg.layer(layer).window
 
         q = self.linear(f"{proj}.q_proj", x).reshape(n_tokens, cfg.n_heads, cfg.head_dim)
         k = self.linear(f"{proj}.k_proj", x).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
         v = self.linear(f"{proj}.v_proj", x).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
         q, k, v = tap(f"{hook}.hook_q", q), tap(f"{hook}.hook_k", k), tap(f"{hook}.hook_v", v)
 
+        z = self._attend(layer, q, k, v, rotation, cache, tap)
+        return self.linear(f"{proj}.o_proj", z.reshape(n_tokens, -1))
+
+    def _attend(
+        self, layer: int, q: Array, k: Array, v: Array, rotation: Rotation, cache: KVCache, tap: Tap
+    ) -> Array:
+        """What each head mixes of the values it looks at; (T, heads, head_dim) each, and back."""
+        cfg, proj, hook = self.config, f"model.layers.{layer}.self_attn", f"blocks.{layer}.attn"
         if cfg.qk_norm != "no" and not cfg.qk_norm_last:
             q, k = self._norm_heads(layer, q, k, tap)
         if cfg.qkv_clip is not None:
@@ -217,17 +232,16 @@ class Model:
         keys, values = cache.append(layer, k, v)  # (S, n_kv_heads, head_dim) each
 
         scores = ops.attention_scores(
-            rotation.scale_queries(q), keys, cfg.attention_scale, cfg.score_cap, window,
-            rotation.seen,
+            rotation.scale_queries(q), keys, cfg.attention_scale, cfg.score_cap,
+            cfg.layer(layer).window, rotation.seen,
         )  # fmt: skip
         scores = tap(f"{hook}.hook_attn_scores", scores)  # (n_heads, T, S)
         if cfg.sinks:
-            pattern = ops.softmax_with_sink(scores, w[f"{proj}.sinks"])
+            pattern = ops.softmax_with_sink(scores, self.weights[f"{proj}.sinks"])
         else:
             pattern = ops.softmax(scores)
         pattern = tap(f"{hook}.hook_pattern", pattern)
-        z = tap(f"{hook}.hook_z", ops.attention_mix(pattern, values))  # (T, n_heads, head_dim)
-        return self.linear(f"{proj}.o_proj", z.reshape(n_tokens, -1))
+        return tap(f"{hook}.hook_z", ops.attention_mix(pattern, values))
 
     def _mlp(self, layer: int, x: Array, tap: Tap) -> Array:
         """down(act(gate(x)) · up(x)), or down(act(up(x))), or experts; (T, dim) → (T, dim)."""

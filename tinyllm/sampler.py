@@ -168,8 +168,7 @@ def apply_top_p(logits: Logits, top_p: float) -> Logits:
     """
     if top_p >= 1.0:
         return logits
-    top = logits.max()
-    p = np.exp(logits - top)  # not normalised
+    p = np.exp(logits - logits.max())  # not normalised
     mass = float(p.sum(dtype=np.float64))
     # Tokens below an even share of 1 - top_p hold less than that together, so the nucleus is
     # among the others: only these few need sorting.
@@ -194,12 +193,14 @@ def apply_min_p(logits: Logits, min_p: float) -> Logits:
 
 def best_ids(logits: Logits, k: int) -> NDArray[np.intp]:
     """The ids of the k largest logits, best first; among equals the lower ids."""
-    # k blocks hold a value of at least the k-th largest block maximum, so the top k are among the
-    # few that reach it: a whole partition of the vocabulary costs ten times as much.
-    block = min(VOCABULARY_BLOCK, max(1, len(logits) // max(1, 2 * k)))  # at least 2k blocks
+    if k <= 0:
+        return np.zeros(0, np.intp)
+    # k blocks hold a value of at least the k-th largest block maximum: the top k reach it, and few
+    # others do. A whole partition costs ten times as much.
+    block = min(VOCABULARY_BLOCK, max(1, len(logits) // (2 * k)))  # at least 2k blocks
     maxima = np.maximum.reduceat(logits, np.arange(0, len(logits), block))
-    floor = np.partition(maxima, -k)[-k] if 0 < k <= len(maxima) else -np.inf
-    ids = np.flatnonzero(logits >= floor)  # ascending, so a stable sort leaves ties in id order
+    floor = np.partition(maxima, -k)[-k] if k <= len(maxima) else -np.inf
+    ids = np.flatnonzero(logits >= floor)  # ascending: a stable sort leaves ties so
     return ids[np.argsort(-logits[ids], kind="stable")[:k]]
 
 

@@ -17,14 +17,18 @@ from tinyllm.weights import expected_shapes
 WIDE = replace(CONFIG, dim=32, hidden_dim=64, n_heads=4, n_kv_heads=2, head_dim=16)
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+def wide_model() -> Model:
     rng = np.random.default_rng(0)
     weights = {
         name: (np.ones(shape) if len(shape) == 1 else 0.2 * rng.standard_normal(shape)).astype("f4")
         for name, shape in expected_shapes(WIDE).items()
     }
     return Model(WIDE, weights)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return wide_model()
 
 
 def test_a_forward_is_the_models_own(model: Model) -> None:

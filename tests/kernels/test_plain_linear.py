@@ -47,6 +47,18 @@ def test_no_row_hangs_on_what_stands_beside_it() -> None:
         np.testing.assert_array_equal(part, whole[first : first + 4, first : first + 6])
 
 
+@pytest.mark.parametrize("n_in", [50, 64])
+@pytest.mark.parametrize("n_out", [3, 13])
+def test_row_by_row_a_row_has_the_bits_that_it_has_alone(n_out: int, n_in: int) -> None:
+    x, weight = factors(11, n_out, n_in)
+    whole = plain_linear.row_by_row(x, weight)
+    np.testing.assert_allclose(whole, plain_linear.linear(x, weight), atol=1e-4)
+    for n_tokens in range(1, 11):
+        np.testing.assert_array_equal(
+            plain_linear.row_by_row(x[:n_tokens], weight), whole[:n_tokens]
+        )
+
+
 @here
 def test_matrices_of_a_file_may_begin_anywhere_and_be_read_only() -> None:
     x, weight = factors(6, 8, 32)

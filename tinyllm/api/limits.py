@@ -58,8 +58,9 @@ MAX_LOOK_TOKENS = 8192  # tokens of a text that is looked at; the context may be
 MAX_LOOK_CANDIDATES = 50  # likeliest tokens of a look
 MAX_LOOK_PARTS = 16  # parts taken out of the model in one look, a forward of a token each
 MAX_LOOK_DRAWN = 50  # logits to compare with in one look
-LOOKS_AT_ONCE = 3  # looks that are computed at once, of all callers, each on one thread
-LONG_LOOK = 1024  # tokens of a text; looks beyond them leave one of those threads to others
+LOOKS_TAKEN = 16  # looks under way, of all callers, each on a thread
+LOOKS_AT_ONCE = 3  # of those: that compute something at once
+LONG_LOOK = 1024  # tokens of a text; looks beyond them leave one of those places to others
 MAX_LOOK_ROWS = 64  # of an image that are told of in one look
 
 # -- schemas and grammars

@@ -2,7 +2,8 @@
 
 The server keeps no debugger state. A `Session` is opened behind the text's first tokens, the token
 that stands next is its step, and what was asked is read off: the views are the notebook's own, so
-their numbers are a `Step`'s to the bit.
+their numbers are a `Step`'s to the bit: of a session whose products are as the server's looks have
+them (`many_rows.RowByRow`), and of any other but for rounding.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ their own tokens say where. A block goes on with what comes next in the text, an
 a repeated token where nothing does: no earlier token can see either. Whatever two texts have in
 common is then the same to the bit, and is computed once.
 
-The blocks' products are compiled (`many_rows.py`); the look's own forward is the readable model's.
+The blocks' products are compiled (`many_rows.py`).
 
 The first block ends where the first message does, if that is short: it is the system prompt, which
 a class of conversations has in common.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,12 +59,18 @@ class Prefixes:
         model: the readable model.
         control: the ids of control tokens, of which some end a message.
         max_bytes: of all caches together that are kept; the newest is kept in any case.
+        place: what is held while a text is computed, and never while another is waited for.
     """
 
     def __init__(
-        self, model: Model, control: Collection[int] = (), max_bytes: int = KEPT_BYTES
+        self,
+        model: Model,
+        control: Collection[int] = (),
+        max_bytes: int = KEPT_BYTES,
+        place: AbstractContextManager[object] | None = None,
     ) -> None:
         self.model = model
+        self._place = nullcontext() if place is None else place
         self._many_rows = ManyRows(model)
         self._control = np.array(sorted(control), np.int64)
         self._max_bytes = max_bytes
@@ -168,9 +174,10 @@ class Prefixes:
             cache = cache.fork(start, capacity=end)
         text.keys, text.cache = keys, cache
         try:
-            while cache.length < stop:
-                go_on()
-                self._fill_block(cache, prompt, stop if cache.length else min(stop, first))
+            with self._place:
+                while cache.length < stop:
+                    go_on()
+                    self._fill_block(cache, prompt, stop if cache.length else min(stop, first))
             cache.advance(end - cache.length)  # the one more may stand at a block's beginning
         except BaseException:
             text.keys = keys[: cache.length]  # who gives up leaves what is done

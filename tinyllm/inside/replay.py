@@ -21,6 +21,7 @@ from tinyllm.config import ModelConfig
 from tinyllm.errors import HookError
 from tinyllm.inside.display import activations_html, lens_html, timing_html
 from tinyllm.inside.hooks import WHOLE, Conditions, HookTap
+from tinyllm.inside.many_rows import ManyRows
 from tinyllm.inside.points import FINAL, NamesFilter, hook_points, match_names, points_by_name
 from tinyllm.kv_cache import Cache, KVCache
 from tinyllm.model import Model
@@ -274,8 +275,6 @@ class Replay:
     @cached_property
     def lens_logits(self) -> Array:
         """Every depth's stream through final norm and unembedding, (n_layers + 1, vocab_size)."""
-        from tinyllm.inside.many_rows import ManyRows  # its kernel is loaded when it is used
-
         model = self.model
         normed = model.norm("model.norm", self.hidden_states)
         normed[-1] = self.activations[FINAL][-1]  # a hook there counts
@@ -327,36 +326,54 @@ def replay_token(
         n_prompt: tokens of the prompt, for the hooks' positions.
         image_row: (dim,), if an image stands at the token's position.
     """
-    arrays: dict[str, Array] = {}
-    stamps: list[tuple[str, float]] = []
-
-    def record(name: str, array: Array) -> None:
-        if names is None or name in names:
-            arrays[name] = array
-        stamps.append((name, time.perf_counter()))
-
-    position = cache.length
-    tap = HookTap(model, cache, under, n_prompt, record)
-    start = time.perf_counter()
+    recorder = Recorder(model, cache, names, under, n_prompt)
     logits = model.forward(
         [token],
         cache,
-        tap=tap,
+        tap=recorder.tap,
         image_positions=None if image_row is None else np.zeros(1, np.int64),
         image_rows=None if image_row is None else image_row[None],
     )
-    end = time.perf_counter()
-    timing = _timing(model.config, start, stamps, end)
-    layers = range(model.config.n_layers)
-    return Replay(
-        model=model,
-        position=position,
-        activations=ActivationCache(model.config, arrays),
-        logits=logits[-1],
-        timing=timing,
-        key=np.stack([cache.keys(layer)[-1] for layer in layers]),
-        value=np.stack([cache.values(layer)[-1] for layer in layers]),
-    )
+    return recorder.replay(logits[-1])
+
+
+class Recorder:
+    """What is written down while one token's forward runs; arguments as `replay_token`'s."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        names: Collection[str] | None = None,
+        under: Conditions = WHOLE,
+        n_prompt: int = 0,
+    ) -> None:
+        self._model, self._cache, self._names = model, cache, names
+        self._position = cache.length
+        self._arrays: dict[str, Array] = {}
+        self._stamps: list[tuple[str, float]] = []
+        self.tap = HookTap(model, cache, under, n_prompt, self._record)
+        self._start = time.perf_counter()
+
+    def _record(self, name: str, array: Array) -> None:
+        if self._names is None or name in self._names:
+            self._arrays[name] = array
+        self._stamps.append((name, time.perf_counter()))
+
+    def replay(self, logits: NDArray[np.float32]) -> Replay:
+        """All of it, when the forward has given these logits, (vocab_size,)."""
+        config, cache = self._model.config, self._cache
+        timing = _timing(config, self._start, self._stamps, time.perf_counter())
+        layers = range(config.n_layers)
+        return Replay(
+            model=self._model,
+            position=self._position,
+            activations=ActivationCache(config, self._arrays),
+            logits=logits,
+            timing=timing,
+            key=np.stack([cache.keys(layer)[-1] for layer in layers]),
+            value=np.stack([cache.values(layer)[-1] for layer in layers]),
+        )
 
 
 def _timing(

@@ -23,15 +23,21 @@ def rows_times_rows(x: Array, weight: Array, out: Array) -> None:
     """out[t, o] = Σ x[t, k] · weight[o, k]; at least four of either, k in sixteens.
 
     The last four begin earlier where four don't divide them: what is done again has the same bits.
+    The first four tokens bring the weights along, for the others too, and ask for those that come
+    next: with four or eight tokens it takes as long as the memory needs.
     """
     n_tokens, width = x.shape
     n_out = weight.shape[0]
     for i in range(0, n_out, ROWS):
         o = min(i, n_out - ROWS)
-        if PREFETCH_DISTANCE > 0:
-            for k in range(0, ROWS * width, BLOCK):
-                prefetch(weight, (o + ROWS) * width + k)  # the next four
-        for j in range(0, n_tokens, ROWS):
+        sums = zeros(16)
+        for k in range(0, width, BLOCK):
+            if PREFETCH_DISTANCE > 0:  # of four rows, sixteen inputs are as long as a row's next 64
+                for j in range(0, ROWS * BLOCK, BLOCK):
+                    prefetch(weight, o * width + ROWS * k + j + PREFETCH_DISTANCE // 4)
+            sums = fma_rows(sums, x, k, weight, o * width + k, width)
+        store_sums(sums, out, o, n_out)
+        for j in range(ROWS, n_tokens, ROWS):
             t = min(j, n_tokens - ROWS)
             sums = zeros(16)
             for k in range(0, width, BLOCK):

@@ -9,13 +9,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from tests.inside.test_many_rows import wide_model
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.api.answer.looking import Looks
 from tinyllm.api.contract.look import LookRequest
 from tinyllm.api.limits import LOOKS_AT_ONCE
 from tinyllm.api.prompt.served import EngineLike, ServedModel
 from tinyllm.decode import Session
+from tinyllm.inside.many_rows import RowByRow
 from tinyllm.inside.prefixes import Prefixes
+from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -34,36 +37,42 @@ NUMBERS = [
 ]  # fmt: skip
 
 
-def served() -> ServedModel:
+def served(model: Model = MODEL) -> ServedModel:
     return ServedModel(
         "tiny", bytes_tokenizer(), cast("EngineLike", None), CONFIG.vocab_size, "fp",
-        readable=lambda: MODEL,
+        readable=lambda: model,
     )  # fmt: skip
 
 
 def looked(
-    looks: Looks, want: dict[str, Any], text: list[int] = TEXT, position: int = POSITION
+    looks: Looks,
+    want: dict[str, Any],
+    text: list[int] = TEXT,
+    position: int = POSITION,
+    model: Model = MODEL,
 ) -> dict[str, Any]:
     asked = LookRequest.model_validate(
         {"model": "tiny", "tokens": text, "position": position, "n_prompt": N_PROMPT,
          "want": want, **PARAMS}
     )  # fmt: skip
-    return asyncio.run(looks.answer(asked, (), served(), "somebody"))
+    return asyncio.run(looks.answer(asked, (), served(model), "somebody"))
 
 
+@pytest.mark.parametrize("wide", [False, True])  # whose products are compiled
 @pytest.mark.parametrize(("text", "position"), [(TEXT, POSITION), (FORK, len(FORK) - 1)])
 def test_explained_and_causal_and_cache_are_a_steps_to_the_bit(
-    text: list[int], position: int
+    text: list[int], position: int, wide: bool
 ) -> None:
     looks = Looks()
-    with Prefixes(MODEL).before(Prompt(np.array(text, np.int32)), position - 1) as cache:
+    model = wide_model() if wide else MODEL
+    with Prefixes(model).before(Prompt(np.array(text, np.int32)), position - 1) as cache:
         session = Session(
-            MODEL, bytes_tokenizer(), text[:N_PROMPT], SamplingParams(**PARAMS),  # type: ignore[arg-type]
+            RowByRow(model), bytes_tokenizer(), text[:N_PROMPT], SamplingParams(**PARAMS),  # type: ignore[arg-type]
             said=text[N_PROMPT:position], cache=cache,
         )  # fmt: skip
         step = session.step(text[position])
         for number in NUMBERS:
-            got = looked(looks, {"explain": number}, text, position)["explain"]
+            got = looked(looks, {"explain": number}, text, position, model)["explain"]
             own = step.explain(**number)  # type: ignore[arg-type]
             for name in ("formula", "filled", "source", "line", "tensor"):
                 assert got[name] == getattr(own, name), number
@@ -73,12 +82,12 @@ def test_explained_and_causal_and_cache_are_a_steps_to_the_bit(
             for mine, theirs in zip(got["terms"], own.terms, strict=False):
                 value = theirs.value if np.isfinite(theirs.value) else None
                 assert (mine["label"], mine["value"]) == (theirs.label, value)
-        causal = looked(looks, {"causal": PARTS}, text, position)["causal"]
+        causal = looked(looks, {"causal": PARTS}, text, position, model)["causal"]
         own_map = step.causal_map(1)
         assert [one["nats"] for one in causal] == [
             own_map.attn[0], own_map.mlp[1], own_map.heads[1]
         ]  # fmt: skip
-        told = looked(looks, {"cache": True, "timing": True}, text, position)
+        told = looked(looks, {"cache": True, "timing": True}, text, position, model)
         view = step.cache
         assert told["cache"] == {"n_tokens": view.n_tokens, "nbytes": view.nbytes}
         assert list(told["timing"]["seconds"]) == list(step.timing().seconds)

@@ -1,10 +1,13 @@
 """Looks at tokens: a few at once for the whole app, and callers take turns.
 
-Each is computed by the readable model on one thread. These threads have the priority of those that
-decode: with the low one that traces have, the system's scheduler owes them about a tenth of a core
-beside many streams, which is too little for a class that looks.
+Each has a thread, and is computed by the readable model: what comes before its token, unless that
+is kept; the token's forward, which looks that wait at the same time share (`together.py`); and what
+is read off it. There are many threads, so that looks meet, but few compute at once: those hold a
+place. They have the priority of the threads that decode: with the low one that traces have, the
+system's scheduler owes them about a tenth of a core beside many streams, which is too little for a
+class that looks.
 
-A look far into a text, or with a broken part, may take minutes. Such never have all of the threads:
+A look far into a text, or with a broken part, may take minutes. Such never have all of the places:
 one is for the others.
 """
 
@@ -19,7 +22,7 @@ import numpy as np
 
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.look import LookImage, LookNumber, LookRequest
-from tinyllm.api.limits import LONG_LOOK, LOOKS_AT_ONCE, MAX_LOOK_ROWS
+from tinyllm.api.limits import LONG_LOOK, LOOKS_AT_ONCE, LOOKS_TAKEN, MAX_LOOK_ROWS
 from tinyllm.api.prompt.chat import Picture, around_pictures
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.api.prompt.turns import FairSemaphore, Workers
@@ -31,8 +34,10 @@ from tinyllm.inside.causal import effects_of_zeroing
 from tinyllm.inside.hooks import Conditions
 from tinyllm.inside.lab import break_it
 from tinyllm.inside.look import MAX_TERMS, Want, look, packed
+from tinyllm.inside.many_rows import RowByRow
 from tinyllm.inside.prefixes import Prefixes
-from tinyllm.inside.replay import replay_token
+from tinyllm.inside.replay import Replay, replay_token
+from tinyllm.inside.together import Together
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
@@ -49,8 +54,10 @@ class Gone(Exception):
 class Texts:
     """One readable model's texts that were looked at, whole and broken."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
-        self.whole = Prefixes(model, tokenizer.special_tokens.values())
+    def __init__(self, model: Model, tokenizer: Tokenizer, place: threading.Semaphore) -> None:
+        self.model = RowByRow(model)
+        self.whole = Prefixes(model, tokenizer.special_tokens.values(), place=place)
+        self.together = Together(self.model, place)
         self.broken = BrokenTexts(model)
         self._breaking = threading.Lock()
 
@@ -79,7 +86,8 @@ class Looks:
     """Where looks are made, for one app: callers in turn."""
 
     def __init__(self) -> None:
-        self._workers = Workers("look", LOOKS_AT_ONCE)
+        self._workers = Workers("look", LOOKS_TAKEN)
+        self._place = threading.Semaphore(LOOKS_AT_ONCE)  # never held while another is waited for
         self._long = FairSemaphore(LOOKS_AT_ONCE - 1)  # places for looks that may take long
         self._texts: dict[Model, Texts] = {}
         self._loading = threading.Lock()
@@ -113,7 +121,10 @@ class Looks:
             raise ApiError(400, f"{served.id} can't be looked into.", code="not_supported")
         with self._loading:
             model = served.readable()
-            texts = self._texts.setdefault(model, Texts(model, served.tokenizer))
+            if model not in self._texts:
+                self._texts[model] = Texts(model, served.tokenizer, self._place)
+            texts = self._texts[model]
+        model = texts.model
         limit, position = model.config.max_seq_len, asked.position
         if position >= limit:
             raise invalid(f"The context holds {limit} tokens.", "position")
@@ -140,35 +151,48 @@ class Looks:
             raise invalid(f"{breakage.name} can't be broken in this model: {why}.", "break")
         try:
             with texts.before(text, n_prompt, position - 1, breakage, go_on) as cache:
-                replay = replay_token(  # the one forward that every view is read off
-                    model, tokens[position - 1], cache, under=Conditions(broken=broken),
-                    n_prompt=n_prompt, image_row=None if row is None else row[0],
-                )  # fmt: skip
+                # The one forward that every view is read off.
+                if broken or row is not None or asked.want.timing:
+                    with self._place:
+                        replay = replay_token(
+                            model, tokens[position - 1], cache, under=Conditions(broken=broken),
+                            n_prompt=n_prompt, image_row=None if row is None else row[0],
+                        )  # fmt: skip
+                else:
+                    replay = texts.together.replay(tokens[position - 1], cache)
                 session = Session(
                     model, served.tokenizer, tokens[:n_prompt], _params(asked),
                     said=tokens[n_prompt:position], cache=cache, logits=replay.logits,
                     image_positions=before.image_positions, image_rows=before.image_rows,
                     name=served.id, broken=broken,
                 )  # fmt: skip
-                step = session.step(tokens[position], beyond_end=True)
-                step.rerun.replay = replay
-                out = look(step, _want(asked))
-                if asked.want.causal:
-                    parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
-                    out["causal"] = [
-                        e._asdict()
-                        for e in effects_of_zeroing(step.rerun, step.token, parts, go_on)
-                    ]
-                if asked.want.explain is not None:
-                    out["explain"] = _explained(step, asked.want.explain)
+                with self._place:
+                    out = _views(session, replay, asked, go_on)
         except (HookError, ValueError) as error:
             raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
         if asked.want.image is not None:
-            out["image"] = _image(asked.want.image, text, pictures, served, model)
+            with self._place:
+                out["image"] = _image(asked.want.image, text, pictures, served, model)
         if breakage is not None:
             out["broken"] = breakage.name
         shape = {"n_layers": model.config.n_layers, "n_heads": model.config.n_heads}
         return {"object": "look", "model": asked.model, "computed": "f32", **shape, **out}
+
+
+def _views(
+    session: Session, replay: Replay, asked: LookRequest, go_on: Callable[[], None]
+) -> dict[str, Any]:
+    """All that was asked for of the token's step, read off the forward before it."""
+    step = session.step(asked.tokens[asked.position], beyond_end=True)
+    step.rerun.replay = replay
+    out = look(step, _want(asked))
+    if asked.want.causal:
+        parts = [(p.part, p.layer, p.head) for p in asked.want.causal]
+        effects = effects_of_zeroing(step.rerun, step.token, parts, go_on)
+        out["causal"] = [effect._asdict() for effect in effects]
+    if asked.want.explain is not None:
+        out["explain"] = _explained(step, asked.want.explain)
+    return out
 
 
 def _params(asked: LookRequest) -> SamplingParams:
