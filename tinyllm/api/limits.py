@@ -75,6 +75,7 @@ LEAST_LETTERS = 4096  # letters of that text, about: no answer has room for more
 LEAST_WORK = 500_000  # letters and steps of such texts for a schema: a quarter of a second
 MAX_COUNTED = 32  # of those texts whose tokens are counted: the longest
 MAX_STEPS = 200  # tokens of one try to find a way that closes an answer
+MAX_ANSWER = 2048  # tokens of such a way from an answer's start: 0.3 s, on a thread beside it
 MAX_TRIED = 12  # tokens whose ways are tried before one answer's token
 MAX_SEARCH = 4 * MAX_STEPS  # tokens of all tries: a tenth of a second of the engine's thread
 MAX_FAILED = 6  # searches of one answer that find no way

@@ -21,7 +21,7 @@ from tinyllm.api.constraints.closing import (
     margin_of,
     strings_are_free,
 )
-from tinyllm.api.constraints.grammar import Grammars, json_grammar
+from tinyllm.api.constraints.grammar import Grammars, Matcher, json_grammar
 from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.json_text import JsonText
 from tinyllm.api.contract.chat_completions import read_chat
@@ -310,6 +310,40 @@ def test_an_answer_that_is_cut_parses_and_says_so(
         text, finish = choice["message"]["content"], choice["finish_reason"]
     jsonschema.validate(json.loads(text), SCHEMA)
     assert finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("schema", "takes"),
+    [({"type": "array", "items": {"type": "integer"}, "minItems": 300}, "900"),
+     ({"type": "array", "items": {"type": "integer"}, "minItems": 10_000}, "over 2048"),
+     ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "over 2048")],
+)  # fmt: skip
+def test_what_takes_long_at_the_least_is_refused_beforehand(
+    scripted: Live, schema: dict[str, Any], takes: str
+) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "long", "schema": schema}}
+    refused = scripted.chat("/v1", {"response_format": wanted, "max_tokens": 100})
+    error = refused.json()["error"]
+    assert refused.status_code == 400 and error["code"] == "max_tokens_too_small"
+    assert error["message"].endswith(f"takes {takes}.")
+
+
+def test_a_way_ends_where_its_grammar_gives_up(
+    grammars: Grammars, forms: TokenForms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it forces is a million letters, of which the grammar can follow a few thousand."""
+    schema = {"type": "string", "pattern": "^(a{1000}){1000}$"}
+    start = grammars.compile(json_grammar(schema)).matcher()
+    accepted: list[int] = []
+    accept = Matcher.accept
+
+    def counted(self: Matcher, token: int) -> bool:
+        accepted.append(token)
+        return accept(self, token)
+
+    monkeypatch.setattr(Matcher, "accept", counted)
+    assert closing.way_to_close(start, JsonText(), forms) is None
+    assert len(accepted) < 10_000
 
 
 def test_a_call_that_has_no_room_becomes_words_under_auto_alone(scripted: Live) -> None:

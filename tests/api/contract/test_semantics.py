@@ -80,10 +80,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ],
         "unevaluatedProperties": True,
     },
-    "100 properties": {
+    "30 properties": {
         "type": "object",
-        "properties": {f"p{i}": {"type": "boolean"} for i in range(100)},
-        "required": [f"p{i}" for i in range(100)],
+        "properties": {f"p{i}": {"type": "boolean"} for i in range(30)},
+        "required": [f"p{i}" for i in range(30)],
     },
 }  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_response_format_json_schema_always_fits(scripted: Live, prefix: str, na
         "n": 2,
         "seed": 5,
     }
-    if name == "100 properties":
+    if name == "30 properties":
         body |= {"n": 1, "temperature": 0}
     response = scripted.chat(prefix, body)
     if name == "all of" and response.status_code != 200:

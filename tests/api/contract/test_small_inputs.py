@@ -84,3 +84,16 @@ def test_a_compressed_body_is_refused_by_its_coding(scripted: Live, prefix: str)
         f"{prefix}/chat/completions", content=gzip.compress(body.encode()), headers=headers
     )
     assert response.status_code == 415 and "gzip" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [({"max_tokens": 3, "max_completion_tokens": 5}, "max_completion_tokens"),
+     ({"top_logprobs": 3}, "top_logprobs"),
+     ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning_effort")],
+)  # fmt: skip
+def test_a_sentence_leaves_a_fields_name_its_letters(
+    scripted: Live, prefix: str, body: dict[str, Any], name: str
+) -> None:
+    error = scripted.chat(prefix, body).json()["error"]
+    assert error["message"].startswith(f"{name} ") and error["param"] == name

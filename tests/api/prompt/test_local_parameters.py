@@ -72,6 +72,23 @@ def test_other_names_of_a_schema(scripted: Live, prefix: str, more: dict[str, An
     assert set(json.loads(content(scripted, prefix, **more))) == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [({"guided_json": 3}, "guided_json"), ({"guided_json": "no JSON"}, "guided_json"),
+     ({"structured_outputs": {"json": True}}, "structured_outputs.json"),
+     ({"structured_outputs": {"json": "no JSON"}}, "structured_outputs.json"),
+     ({"guided_json": SCHEMA, "json_schema": SCHEMA}, "json_schema"),
+     ({"guided_json": {}, "structured_outputs": {"json": SCHEMA}}, "structured_outputs.json"),
+     ({"guided_json": SCHEMA, "response_format": {"type": "text"}}, "response_format")],
+)  # fmt: skip
+def test_other_names_are_refused_by_the_name_that_was_used(
+    scripted: Live, prefix: str, more: dict[str, Any], param: str
+) -> None:
+    response = scripted.chat(prefix, more)
+    assert response.status_code == (422 if prefix == S else 400)
+    assert response.json()["error"]["param"] == param
+
+
 def test_thinking_is_turned_on_and_off_by_the_templates_word(scripted: Live, prefix: str) -> None:
     def thought(**body: Any) -> bool:
         return "reasoning" in scripted.chat(prefix, body).json()["choices"][0]["message"]

@@ -9,7 +9,7 @@ import pytest
 
 from tinyllm.api.contract.errors import ApiError
 from tinyllm.api.limits import MAX_WAITING
-from tinyllm.api.prompt.turns import FairSemaphore, Workers
+from tinyllm.api.prompt.turns import FairSemaphore, WorkerPools, Workers
 
 
 def test_one_request_comes_before_another_callers_flood() -> None:
@@ -64,6 +64,21 @@ def test_a_callers_share_and_its_queue_are_bounded() -> None:
             task.cancel()
 
     asyncio.run(crowd())
+
+
+def test_one_callers_grammars_leave_a_thread_for_anothers() -> None:
+    """They may take seconds each, and wait in a row."""
+
+    async def flood() -> None:
+        pools, go = WorkerPools(), threading.Event()
+        slow = [asyncio.create_task(pools.grammars.run("a", go.wait, 10)) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        assert await asyncio.wait_for(pools.grammars.run("b", lambda: 2), 5) == 2
+        go.set()
+        await asyncio.gather(*slow)
+        pools.close()
+
+    asyncio.run(flood())
 
 
 def test_a_thread_is_free_again_when_its_work_is_done_not_before() -> None:

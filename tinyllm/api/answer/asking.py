@@ -16,6 +16,7 @@ from tinyllm.api.contract.errors import (
     ApiError,
     context_length_exceeded,
     invalid,
+    sentence,
     server_error,
     too_many,
     unavailable,
@@ -124,7 +125,7 @@ def submit(engine: EngineLike, request: Request, waker: LoopWaker, caller: Calle
 
 
 def _full(error: QueueFull) -> ApiError:
-    return too_many(f"{str(error)[:1].upper()}{str(error)[1:]}.", error.retry_after)
+    return too_many(sentence(str(error)), error.retry_after)
 
 
 async def score(

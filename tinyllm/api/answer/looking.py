@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllm.api.contract.errors import ApiError, invalid
+from tinyllm.api.contract.errors import ApiError, invalid, sentence
 from tinyllm.api.contract.look import LookImage, LookNumber, LookRequest
 from tinyllm.api.limits import LONG_LOOK, LOOKS_AT_ONCE, LOOKS_TAKEN, MAX_LOOK_ROWS
 from tinyllm.api.prompt.chat import Picture, around_pictures
@@ -169,7 +169,7 @@ class Looks:
                 with self._place:
                     out = _views(session, replay, asked, go_on)
         except (HookError, ValueError) as error:
-            raise invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", "want") from None
+            raise invalid(sentence(str(error)), "want") from None
         if asked.want.image is not None:
             with self._place:
                 out["image"] = _image(asked.want.image, text, pictures, served, model)

@@ -33,7 +33,14 @@ from tinyllm.api.constraints.call_forms import CallForm
 from tinyllm.api.constraints.grammar import Grammar, Matcher, Vocabulary
 from tinyllm.api.constraints.json_text import DIGITS, JsonText
 from tinyllm.api.constraints.least import openings
-from tinyllm.api.limits import MAX_COUNTED, MAX_FAILED, MAX_SEARCH, MAX_STEPS, MAX_TRIED
+from tinyllm.api.limits import (
+    MAX_ANSWER,
+    MAX_COUNTED,
+    MAX_FAILED,
+    MAX_SEARCH,
+    MAX_STEPS,
+    MAX_TRIED,
+)
 
 MAX_DIGITS = 15  # of a number: what a double holds exactly
 MAX_EXPONENT = 2  # digits of it: 1e999 is infinity to most readers
@@ -132,9 +139,15 @@ def bounded(mask: Mask, text: JsonText, forms: TokenForms) -> Mask:
     return less if less.any() else mask
 
 
-def way_to_close(matcher: Matcher, text: JsonText, forms: TokenForms) -> list[int] | None:
-    """Tokens after which the grammar is content; None if no way was found."""
-    way, gone = _try(matcher, text, forms, None)
+def way_to_close(
+    matcher: Matcher, text: JsonText, forms: TokenForms, most: int = MAX_STEPS
+) -> list[int] | None:
+    """Tokens after which the grammar is content; None if no way was found.
+
+    `most` bounds the first try, which takes what ends most; the others are left to chance.
+    """
+    way, gone = _try(matcher, text, forms, None, most)
+    gone = min(gone, MAX_STEPS)
     if way is not None:
         return way
     found: list[list[int]] = []
@@ -167,9 +180,11 @@ def _try(
         for token in following:
             if token is None:
                 return None, len(way)
-            matcher.accept(token)
+            over = matcher.accept(token)
             text.push(forms.tokens[token])
             way.append(token)
+            if over:  # complete, or given up: what stands behind it can't come
+                break
     return way, len(way)
 
 
@@ -339,6 +354,7 @@ class Format:
     margin: int
     free_strings: bool
     more: int = 0
+    has_patterns: bool = True
 
     def closing(self, matcher: Matcher, stop_ids: frozenset[int]) -> Closing:
         """Of one choice, at its start."""
@@ -347,13 +363,20 @@ class Format:
         )
 
     def shortest(self) -> int:
-        """Tokens of a short answer that fits; 0 if none was found."""
+        """Tokens of a short answer that fits; 0 if none was found.
+
+        Without patterns what ends most leads to the end: an answer that it doesn't end within
+        MAX_ANSWER takes more.
+        """
+        if self._way is None and not self.has_patterns:
+            return MAX_ANSWER + 1
         return len(self._way or ())
 
     @cached_property
     def _way(self) -> list[int] | None:
         """A short answer that fits: what a budget is promised by, and so what it is closed with."""
-        return way_to_close(self.grammar.matcher(), JsonText(), self.forms)
+        most = MAX_STEPS if self.has_patterns else MAX_ANSWER
+        return way_to_close(self.grammar.matcher(), JsonText(), self.forms, most)
 
 
 BASE_MARGIN = 6  # tokens: braces, commas and quotes that one token may open
@@ -371,5 +394,14 @@ def margin_of(schemas: Iterable[Mapping[str, Any]], count: Callable[[str], int])
 
 def strings_are_free(schemas: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a string may end wherever it is."""
+    return not _mentions(schemas, "pattern", "format", "minLength")
+
+
+def have_patterns(schemas: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an answer's way to its end may have to be guessed."""
+    return _mentions(schemas, "pattern", "patternProperties", "format", "not")
+
+
+def _mentions(schemas: Iterable[Mapping[str, Any]], *keywords: str) -> bool:
     text = json.dumps(list(schemas))
-    return not any(f'"{keyword}"' in text for keyword in ("pattern", "format", "minLength"))
+    return any(f'"{keyword}"' in text for keyword in keywords)

@@ -72,6 +72,13 @@ def invalid(message: str, *loc: str | int, kind: str = "value_error") -> ApiErro
     return ApiError(SCHEMA, message, loc=loc, kind=kind)
 
 
+def sentence(text: str) -> str:
+    """An error's words as a sentence; the name of a field keeps its letters."""
+    first, _, _ = text.partition(" ")
+    name = any(mark in first for mark in "_.[")
+    return f"{text if name else text[:1].upper() + text[1:]}."
+
+
 SCHEMA = 422  # turned into 400 on O, see `error_response`
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tinyllm.api.contract.errors import ApiError, Loc, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, invalid, sentence
 from tinyllm.api.limits import MAX_INT
 
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -65,8 +65,7 @@ def _error(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
     at = first.get("ctx", {}).get("at", [])
     loc: Loc = tuple(k for k in (*first["loc"], *at) if not str(k).startswith("~"))
-    message = first["msg"]
-    return invalid(f"{message[:1].upper()}{message[1:]}.", *loc, kind=first["type"])
+    return invalid(sentence(first["msg"]), *loc, kind=first["type"])
 
 
 def unknown_fields(model: BaseModel, prefix: str = "") -> Iterator[str]:

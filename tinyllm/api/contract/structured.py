@@ -43,29 +43,34 @@ class StructuredRequest(SampledRequest):
         for name in NOT_HELD:
             if body.get(name) is not None:
                 raise fail("Only a JSON Schema can be followed", name)
-        given = [name for name in ("guided_json", "json_schema") if body.get(name) is not None]
-        format = body.get("response_format")
-        if isinstance(format, Mapping) and format.get("type") == "json_object" and not given:
-            schema = format.get("schema")  # as llama-server has it
-            if isinstance(schema, Mapping):
-                body, given = (
-                    {**body, "response_format": None, "guided_json": schema},
-                    ["guided_json"],
-                )
-        schema, outputs = body.get(given[0]) if given else None, body.get("structured_outputs")
+        given: dict[tuple[str, ...], Any] = {
+            (name,): body[name]
+            for name in ("guided_json", "json_schema")
+            if body.get(name) is not None
+        }
+        outputs, format = body.get("structured_outputs"), body.get("response_format")
         if isinstance(outputs, Mapping):
             for name in outputs.keys() - {"json"}:
                 if outputs[name] is not None:
                     raise fail("Only a JSON Schema can be followed", "structured_outputs", name)
-            schema = schema or outputs.get("json")
-        if schema is None:
+            if outputs.get("json") is not None:
+                given["structured_outputs", "json"] = outputs["json"]
+        match format:
+            case {"type": "json_object", "schema": Mapping() as own} if not given:
+                given["response_format", "schema"] = own  # as llama-server has it
+                format = None
+        if not given:
             return body
-        if body.get("response_format") is not None:
-            raise fail("Give either response_format or its other names", "response_format")
+        (place, schema), *others = given.items()
+        if format is not None or others:
+            last = others[-1][0] if others else ("response_format",)
+            raise fail("Give either response_format or one of its other names", *last)
         if isinstance(schema, str):
             try:
                 schema = parse_inner(schema)
             except ValueError:
-                raise fail("It must be a JSON Schema", given[0]) from None
+                schema = None
+        if not isinstance(schema, Mapping):
+            raise fail("It must be a JSON Schema, an object", *place)
         named = {"name": "guided", "schema": schema}
         return {**body, "response_format": {"type": "json_schema", "json_schema": named}}

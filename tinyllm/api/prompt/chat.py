@@ -17,7 +17,7 @@ import numpy as np
 from tinyllm.api.constraints.thinking import ThinkSpec, budget_for
 from tinyllm.api.contract.answers import Truncation
 from tinyllm.api.contract.chat_completions import ChatRequest, Reasoning
-from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid
+from tinyllm.api.contract.errors import ApiError, Loc, context_length_exceeded, invalid, sentence
 from tinyllm.api.contract.messages import (
     AssistantMessage,
     ImagePart,
@@ -81,7 +81,7 @@ def around_pictures(prompt: Prompt, pictures: Sequence[Picture], model: ServedMo
     try:
         return model.vision.around(prompt.tokens.tolist(), [one.image for one in pictures])
     except ImageError as error:
-        raise bad_image(f"{str(error).capitalize()}.", ("images",)) from None
+        raise bad_image(sentence(str(error)), ("images",)) from None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tinyllm.api.constraints.call_forms import HERMES
-from tinyllm.api.constraints.closing import Format, margin_of, strings_are_free
+from tinyllm.api.constraints.closing import Format, have_patterns, margin_of, strings_are_free
 from tinyllm.api.constraints.grammar import Grammar, TooComplex, UnsupportedSchema, json_grammar
 from tinyllm.api.constraints.least import least
 from tinyllm.api.constraints.tool_calls import calls_grammar
@@ -67,7 +67,9 @@ def _format(
         return len(model.tokenizer.encode(text))
 
     margin, anew = margin_of(schemas, count), count(more) if more else 0
-    return Format(grammar, model.token_forms, margin, strings_are_free(schemas), anew)
+    return Format(
+        grammar, model.token_forms, margin, strings_are_free(schemas), anew, have_patterns(schemas)
+    )
 
 
 def _format_of_calls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.errors import ApiError, invalid
 from tinyllm.api.contract.structured import StructuredRequest
-from tinyllm.api.limits import MAX_PROMPTS_TOGETHER
+from tinyllm.api.limits import MAX_ANSWER, MAX_PROMPTS_TOGETHER
 
 TOO_SHORT = "max_tokens_too_small"
 
@@ -27,10 +27,11 @@ def too_short(
     thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
     other = "max_completion_tokens"  # a chat's
     name = other if getattr(request, other, None) is not None else "max_tokens"
+    takes = f"over {MAX_ANSWER}" if shortest == MAX_ANSWER + 1 else f"{shortest}"
     return ApiError(
         400,
         f"{name} leaves {max_tokens} tokens; the shortest answer that fits the schema takes "
-        f"{shortest}{thought}.",
+        f"{takes}{thought}.",
         code=TOO_SHORT,
         loc=(name,),
     )

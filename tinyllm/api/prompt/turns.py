@@ -105,14 +105,12 @@ class Workers:
     Args:
         name: of the threads.
         places: how many there are.
-        initializer: called once on each, before its first work.
+        most: how many of them one caller may have at once.
     """
 
-    def __init__(
-        self, name: str, places: int, initializer: Callable[[], None] | None = None
-    ) -> None:
-        self.turns = FairSemaphore(places)
-        self._pool = ThreadPoolExecutor(places, f"tinyllm-{name}", initializer)
+    def __init__(self, name: str, places: int, most: int | None = None) -> None:
+        self.turns = FairSemaphore(places, most)
+        self._pool = ThreadPoolExecutor(places, f"tinyllm-{name}")
 
     async def run(self, caller: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`work(*args)` on one of the threads, when it is the caller's turn.
@@ -147,7 +145,9 @@ class WorkerPools:
     def __init__(self) -> None:
         self.reading = Workers("reading", 1)  # large bodies
         self.planning = Workers("planning", 2)  # templates and tokens
-        self.grammars = Workers("grammars", 2)  # the same where a grammar is to be compiled
+        # The same where a grammar is to be compiled, which may take seconds: one of a caller's, so
+        # that another one's needn't wait for it.
+        self.grammars = Workers("grammars", 2, most=1)
         # The same with pictures: one request at a time, so that no more than its pixels are in
         # memory, whatever has been sent.
         self.pictures = Workers("pictures", 1)
