@@ -90,7 +90,10 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         finally:
-            gc.enable()  # `terminal.serve` has it wait until here
+            # `terminal.serve` has it wait until here. What there is by now stays: looking through
+            # all of it would keep the first request waiting, and others later.
+            gc.freeze()
+            gc.enable()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         for model in self._service.models:

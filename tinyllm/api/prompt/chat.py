@@ -212,6 +212,8 @@ class Conversation:
         n_letters = sum(
             _letters(message) for i, message in enumerate(self.messages) if i not in gone
         )
+        if n_letters <= n_ctx:
+            return  # a token stands for a letter or more; how many, takes a look at all of them
         least = self.model.tokenizer.least_tokens(n_letters)
         if least > n_ctx:
             raise context_length_exceeded(least, n_ctx, at_least=True)
