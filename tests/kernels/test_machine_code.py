@@ -114,7 +114,10 @@ def test_arguments_of_another_type_are_refused() -> None:
         words.of((np.zeros((2, 3), np.float32), 1.5))
 
 
-NOT_NEEDED = ("numba", "tinyllm.inside.replay", "tinyllm.vision.smolvlm", "httpcore2", "filelock")
+NOT_NEEDED = (
+    "numba", "tinyllm.inside.replay", "tinyllm.vision.smolvlm", "httpcore2", "filelock",
+    "llguidance", "tinyllm.vision.image",
+)  # fmt: skip
 SERVED = """
 import sys
 import numpy as np

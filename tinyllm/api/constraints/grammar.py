@@ -16,15 +16,18 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from tinyllm.api.constraints import trial
 from tinyllm.api.constraints.trial import Trials, never
 from tinyllm.api.limits import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
+
+if TYPE_CHECKING:  # imported with the first grammar, which a server makes behind its first requests
+    from llguidance import LLMatcher
 
 _JSON_STYLE = {
     "whitespace_flexible": False,  # else a small model may write spaces for ever
@@ -33,7 +36,6 @@ _JSON_STYLE = {
     "lenient": False,  # an unknown keyword is an error, never ignored
     "coerce_one_of": False,
 }
-_LIMITS = LLParserLimits(verbose_errors=False, max_grammar_size=200_000, step_lexer_fuel=100_000)
 
 
 class UnsupportedSchema(ValueError):
@@ -131,6 +133,8 @@ class Grammars:
     def __init__(
         self, tokenizer: Vocabulary, vocab_size: int, eos_ids: Sequence[int], keep: int = 64
     ) -> None:
+        from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
         wrapped = _Wrapped(tokenizer, eos_ids[0])
         wrapper = TokenizerWrapper(wrapped)
         self.tokens: Sequence[bytes] = wrapped.tokens
@@ -138,6 +142,10 @@ class Grammars:
         self._tokenizer = LLTokenizer(
             wrapper, n_vocab=vocab_size, eos_token=list(eos_ids), slices=LLTokenizer.json_slices()
         )
+        limits = LLParserLimits(
+            verbose_errors=False, max_grammar_size=200_000, step_lexer_fuel=100_000
+        )
+        self._new = partial(LLMatcher, self._tokenizer, log_level=0, limits=limits)
         self._keep = keep
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Grammar] = OrderedDict()
@@ -173,7 +181,7 @@ class Grammars:
                 f"more than {self._trials.memory >> 20} MiB"
             ) from None
         if not error:
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+            matcher = self._new(grammar)
             if not matcher.is_error():
                 matcher.compute_bitmask()  # builds the first state's automaton, shows dead ends
             error = matcher.get_error() if matcher.is_error() else ""

@@ -22,7 +22,6 @@ from tinyllm.api.limits import BIG_BODY, MAX_IMAGE_BYTES, MAX_IMAGE_SIDE
 from tinyllm.api.prompt.turns import Workers
 from tinyllm.engine.types import Prompt
 from tinyllm.errors import ImageError
-from tinyllm.vision.image import decode_image
 from tinyllm.vision.seen import Seen
 
 _SPACE = string.whitespace.encode()
@@ -113,6 +112,8 @@ def decode_data_url(url: str, loc: Loc) -> bytes:
 
 def decode(data: bytes, loc: Loc) -> Pixels:
     """Encoded bytes as upright RGB pixels. ApiError 400."""
+    from tinyllm.vision.image import decode_image  # with the first image, not with a server's start
+
     if len(data) > MAX_IMAGE_BYTES:
         raise bad_image(f"The image has more than {MAX_IMAGE_BYTES} bytes.", loc)
     try:
