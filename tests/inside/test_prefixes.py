@@ -188,6 +188,24 @@ def test_image_rows_make_it_another_text() -> None:
             np.testing.assert_array_equal(warm.keys(2), cold.keys(2))
 
 
+@pytest.mark.parametrize("at", [0, 10, 30, 39, 75])
+@pytest.mark.parametrize("n_rows", [1, 12, 60])  # more than a block has
+def test_no_block_parts_an_image_whose_rows_see_each_other(at: int, n_rows: int) -> None:
+    model = Model(replace(CONFIG, images_see_ahead=True), MODEL.weights)
+    rng = np.random.default_rng(at)
+    where = np.arange(at, at + n_rows)
+    image = rng.normal(size=(n_rows, CONFIG.dim)).astype(np.float32)
+    prompt = Prompt(TEXT[:190], where, image, -1 - where)
+    plain = model.new_cache(190)
+    model.forward(TEXT[:190], plain, image_positions=where, image_rows=image, logits="none")
+    warm = Prefixes(model)
+    for length in (180, at + 1, at + n_rows // 2, at + n_rows, 189, 40, 100):
+        with warm.before(prompt, length) as a, Prefixes(model).before(prompt, length) as b:
+            for layer in range(CONFIG.n_layers):
+                np.testing.assert_array_equal(a.keys(layer), b.keys(layer))
+                np.testing.assert_allclose(a.values(layer), plain.values(layer)[:length], atol=1e-4)
+
+
 def test_beyond_the_context() -> None:
     with pytest.raises(CacheFull, match="512"), Prefixes(MODEL).before(Prompt(TEXT), 512):
         pass

@@ -249,9 +249,9 @@ def test_rows_stand_for_the_parts_of_the_image_that_they_were_made_from(lm: LM) 
     image = picture(60, 90)
     seen, rows = vision.seen(image)
     assert len(seen.places) == len(rows)
-    assert seen.squares[-1] == (0, 0, 1, 1) and len(rows) % len(seen.squares) == 0
-    a_tile = len(rows) // len(seen.squares)
-    for square, start in zip(seen.squares, range(0, len(rows), a_tile), strict=True):
+    assert seen.parts[-1] == (0, 0, 1, 1) and len(rows) % len(seen.parts) == 0
+    a_tile = len(rows) // len(seen.parts)
+    for square, start in zip(seen.parts, range(0, len(rows), a_tile), strict=True):
         areas = [(r - x) * (b - y) for x, y, r, b in seen.places[start : start + a_tile]]
         assert sum(areas) == pytest.approx((square[2] - square[0]) * (square[3] - square[1]))
     # Paint one row's part of the first square: the other rows of other squares stay as they were.
@@ -260,7 +260,7 @@ def test_rows_stand_for_the_parts_of_the_image_that_they_were_made_from(lm: LM) 
     height, width = image.shape[:2]
     painted[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = 0
     changed = np.abs(vision.seen(painted)[1] - rows).max(axis=1)
-    assert changed[0] > 0 and (len(seen.squares) < 3 or not changed[a_tile : 2 * a_tile].any())
+    assert changed[0] > 0 and (len(seen.parts) < 3 or not changed[a_tile : 2 * a_tile].any())
 
 
 def test_ids_take_their_images_where_the_layout_stands(lm: LM) -> None:

@@ -17,6 +17,7 @@ from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.prompt import Prompt
+from tinyllm.runner import behind_image
 
 
 @dataclass
@@ -64,13 +65,18 @@ class BrokenTexts:
             go_on()
             where, rows = given.images_between(cache.length, cache.length + len(chunk))
             tap = make_tap(self.model, cache, under, n_prompt)
-            self.model.prefill(chunk, cache, tap=tap, image_positions=where, image_rows=rows)
+            self.model.forward(
+                chunk, cache, logits="none", tap=tap, image_positions=where, image_rows=rows
+            )
 
         text = self._texts.pop((breakage.name, prompt), None)
         if text is None:
             text = _Text([], self.model.new_cache(self._room(n_prompt)))
-            for start in range(0, n_prompt, PREFILL_CHUNK):
-                run(tokens[start : min(start + PREFILL_CHUNK, n_prompt)], text.cache)
+            while (start := text.cache.length) < n_prompt:
+                stop = start + PREFILL_CHUNK
+                if self.model.config.images_see_ahead:
+                    stop = behind_image(given.image_positions, stop)
+                run(tokens[start : min(stop, n_prompt)], text.cache)
         said = list(tokens[n_prompt : length + 1])
         shared = common_prefix(text.said, said)
         if shared < len(said):  # another way from there on, or a longer one

@@ -10,12 +10,14 @@ common is then the same to the bit, and is computed once.
 The blocks' products are compiled (`many_rows.py`).
 
 The first block ends where the first message does, if that is short: it is the system prompt, which
-a class of conversations has in common.
+a class of conversations has in common. Where an image's rows see each other, later ones too, no
+block ends inside an image.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from tinyllm.inside.many_rows import ManyRows
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
+from tinyllm.runner import behind_image
 
 PREFIX_BLOCK = 40  # tokens; what a text costs at most beyond its own length
 FIRST_MESSAGE = 16  # tokens that it has at least, to be a block by itself
@@ -103,32 +106,35 @@ class Prefixes:
             ValueError: a token id outside the vocabulary.
             CacheFull: the text is longer than the context.
         """
-        config = self.model.config
-        limit = config.max_seq_len
+        limit = self.model.config.max_seq_len
         if length >= limit:
             raise CacheFull(f"the context holds {limit} tokens; position {length + 1} is beyond it")
-        first = self._first_cut(prompt.tokens)
-        end = min(block_of(length, first) + PREFIX_BLOCK, limit)
-        prompt = prompt.first(length if config.images_see_ahead else end)
-        text = self._taken(prompt_keys(prompt), first, end)
+        cuts = self._cuts(prompt, length)
+        prompt = prompt.first(min(cuts.end(length), limit))
+        end = min(max(cuts.start(length) + PREFIX_BLOCK, cuts.end(length)), limit)
+        text = self._taken(prompt_keys(prompt), cuts, end)
         try:
-            self._fill(text, prompt, length, first, end, go_on)
+            self._fill(text, prompt, length, cuts, end, go_on)
             self._let_go()
             with text.cache.lent(length) as lent:
                 yield lent
         finally:
             text.lock.release()
 
-    def _first_cut(self, tokens: NDArray[np.int32]) -> int:
-        """Where the first block ends."""
-        here = np.isin(tokens[FIRST_MESSAGE:PREFIX_BLOCK], self._control)
-        return FIRST_MESSAGE + int(here.argmax()) if here.any() else PREFIX_BLOCK
+    def _cuts(self, prompt: Prompt, length: int) -> Cuts:
+        """Where blocks end, as far as behind `length`."""
+        here = np.isin(prompt.tokens[FIRST_MESSAGE:PREFIX_BLOCK], self._control)
+        first = FIRST_MESSAGE + int(here.argmax()) if here.any() else PREFIX_BLOCK
+        ends = range(first, length + 2 * PREFIX_BLOCK, PREFIX_BLOCK)
+        if self.model.config.images_see_ahead:
+            return Cuts(sorted({behind_image(prompt.image_positions, end) for end in ends}))
+        return Cuts(ends)
 
-    def _taken(self, keys: Keys, first: int, end: int) -> _Text:
+    def _taken(self, keys: Keys, cuts: Cuts, end: int) -> _Text:
         """A text that begins like these keys, or as a part of them; its lock is taken."""
         with self._listed:
             shared = [common_prefix(text.keys, keys) for text in self._texts]
-            if not block_of(max(shared, default=0), first):
+            if not cuts.start(max(shared, default=0)):
                 return self._added(_Text(keys, self.model.new_cache(end)))
             source = self._texts.pop(int(np.argmax(shared)))
             self._texts.append(source)
@@ -136,7 +142,7 @@ class Prefixes:
         common = common_prefix(source.keys, keys)
         if common == min(len(source.keys), len(keys)):  # one is how the other begins
             return source
-        start = block_of(min(common, source.cache.length), first)
+        start = cuts.start(min(common, source.cache.length))
         try:
             fork = source.cache.fork(start, capacity=end)
         finally:
@@ -157,18 +163,18 @@ class Prefixes:
                 del self._texts[0]
 
     def _fill(
-        self, text: _Text, prompt: Prompt, length: int, first: int, end: int,
+        self, text: _Text, prompt: Prompt, length: int, cuts: Cuts, end: int,
         go_on: Callable[[], None],
     ) -> None:  # fmt: skip
         """Compute what a text lacks for `length` positions and one more; its lock is taken."""
         stop = length  # the end of the last block that it needs
-        if length > block_of(length, first):
-            stop = first if length < first else end
+        if length > cuts.start(length):
+            stop = min(cuts.end(length), end)
         keys = prompt_keys(prompt)[:stop]
         known = min(common_prefix(text.keys, keys), text.cache.length)
         if known >= length and text.cache.length > length:
             return
-        start = block_of(known, first)
+        start = cuts.start(known)
         cache = text.cache
         if (cache.length, cache.capacity) != (start, end):
             cache = cache.fork(start, capacity=end)
@@ -177,31 +183,44 @@ class Prefixes:
             with self._place:
                 while cache.length < stop:
                     go_on()
-                    self._fill_block(cache, prompt, stop if cache.length else min(stop, first))
+                    self._fill_block(cache, prompt, min(cuts.end(cache.length), stop))
             cache.advance(end - cache.length)  # the one more may stand at a block's beginning
         except BaseException:
             text.keys = keys[: cache.length]  # who gives up leaves what is done
             raise
 
     def _fill_block(self, cache: KVCache, prompt: Prompt, stop: int) -> None:
-        """The next block, of which what stands at `stop` and behind is none of the text's."""
+        """The next block, up to `stop`. It always has as many rows, but for a longer image's."""
         start = cache.length
-        rows = min(PREFIX_BLOCK, cache.capacity - start)
-        tokens = prompt.tokens[start : min(start + rows, stop)]
-        filled = np.zeros(rows, np.int64)  # token 0 behind the text's end
+        rows = max(min(PREFIX_BLOCK, cache.capacity - start), stop - start)
+        tokens = prompt.tokens[start:stop]
+        filled = np.zeros(rows, np.int64)  # token 0 behind the block's end, or the text's
         filled[: len(tokens)] = tokens
         where, images = prompt.images_between(start, start + len(tokens))
         self._many_rows.forward(
             filled, cache, logits="none", image_positions=where, image_rows=images
         )
-        cache.truncate(min(start + rows, stop))
+        cache.truncate(stop)
 
 
-def block_of(position: int, first: int) -> int:
-    """Where the block begins in which a position stands; the first one ends at `first`."""
-    if position < first:
-        return 0
-    return first + (position - first) // PREFIX_BLOCK * PREFIX_BLOCK
+class Cuts:
+    """Where a text's blocks begin and end.
+
+    Args:
+        ends: of the blocks from the first one on, ascending.
+    """
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self._ends = ends
+
+    def start(self, position: int) -> int:
+        """Where the block begins in which a position stands."""
+        before = bisect_right(self._ends, position)
+        return self._ends[before - 1] if before else 0
+
+    def end(self, position: int) -> int:
+        """Where it ends."""
+        return self._ends[bisect_right(self._ends, position)]
 
 
 def prompt_keys(prompt: Prompt) -> Keys:

@@ -75,10 +75,10 @@ class ConnectedEncoder:
     def seen(self, image: NDArray[np.uint8]) -> Seen:
         """(H, W, 3) RGB → its patches; every row stands for the whole: the rows are a sentence."""
         reading = self.read(image)
-        height = PROCESSOR.size["height"]
+        side = PROCESSOR.size["height"] // self.encoder.config.patch_size
         return Seen(
-            squares=(WHOLE_IMAGE,),
-            side=height // self.encoder.config.patch_size,
+            parts=(WHOLE_IMAGE,),
+            patches=(side, side),
             places=(WHOLE_IMAGE,) * self.connector.n_rows,
             caption=reading.caption,
             names=[(SLOTS[slot], reading.top(slot, 4)) for slot in (WHOLE, LEFT, RIGHT)],

@@ -118,7 +118,7 @@ class Gemma3Eyes:
     def seen(self, image: NDArray[np.uint8]) -> Seen:
         """(H, W, 3) RGB → the whole of it; a row stands for a square of patches."""
         side = self.encoder.config.native_grid
-        return Seen((WHOLE_IMAGE,), side, tuple(grid(WHOLE_IMAGE, self.side, self.side)))
+        return Seen((WHOLE_IMAGE,), (side, side), tuple(grid(WHOLE_IMAGE, self.side, self.side)))
 
     def connect(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         """(patches, dim) → (side², dim of the language model)."""

@@ -343,4 +343,5 @@ class Qwen3Eyes:
         height, width = self.resizing.size(*image.shape[:2])
         rows, cols = height // self.resizing.factor, width // self.resizing.factor
         places = tuple(grid(WHOLE_IMAGE, rows, cols))
-        return Seen((WHOLE_IMAGE,), max(rows, cols) * self.encoder.shape.merge, places)
+        merge = self.encoder.shape.merge
+        return Seen((WHOLE_IMAGE,), (rows * merge, cols * merge), places)

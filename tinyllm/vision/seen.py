@@ -1,6 +1,6 @@
 """What becomes of an image on its way into a prompt: its patches, and the rows that stand for it.
 
-An encoder cuts what it is given into squares; a connector hands rows of the language model's width
+An encoder cuts what it is given into patches; a connector hands rows of the language model's width
 over. Two things can be shown of such a row: which part of the image it stands for, where it stands
 for one, and which of the model's own words it is nearest to.
 """
@@ -24,8 +24,8 @@ class Seen:
     """One image as its encoder and its connector have it.
 
     Attributes:
-        squares: what the encoder was given, one after the other, each as a square.
-        side: patches along a side of such a square.
+        parts: what the encoder was given, one after the other.
+        patches: of such a part, rows and columns.
         places: of each row that goes to the language model, the part of the image that it stands
             for; the whole where it stands for no part alone.
         caption: the connector's words, where it has some.
@@ -33,8 +33,8 @@ class Seen:
         looked: where it looked for that: name of a slot → (n, n) weights over the whole image.
     """
 
-    squares: tuple[Box, ...]
-    side: int
+    parts: tuple[Box, ...]
+    patches: tuple[int, int]
     places: tuple[Box, ...]
     caption: str = ""
     names: Sequence[tuple[str, Sequence[tuple[str, float]]]] = ()

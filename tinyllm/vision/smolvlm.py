@@ -108,8 +108,8 @@ class SmolVLM:
         squares = [*grid(WHOLE_IMAGE, tiles.rows, tiles.cols), WHOLE_IMAGE]
         rows = int(self.rows_a_tile**0.5)
         return Seen(
-            squares=tuple(squares),
-            side=rows * self.scale_factor,
+            parts=tuple(squares),
+            patches=(rows * self.scale_factor, rows * self.scale_factor),
             places=tuple(place for square in squares for place in grid(square, rows, rows)),
         )
 

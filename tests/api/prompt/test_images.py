@@ -364,7 +364,7 @@ def test_what_the_connector_hands_over_is_told_row_by_row(server: Live, lm: LM) 
     rows = vision.encode(picture(40, 60)).rows
     (span,) = told["images"]
     assert (image["start"], image["stop"]) == (span["start"], span["stop"])
-    assert image["n_rows"] == len(rows) and len(image["squares"]) >= 1
+    assert image["n_rows"] == len(rows) and len(image["parts"]) >= 1
     table = lm.model.weights["model.embed_tokens.weight"]
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     for row, shown in zip(rows[1:], image["rows"], strict=False):

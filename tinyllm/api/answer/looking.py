@@ -251,7 +251,7 @@ def _image(
     some = slice(wanted.start, wanted.start + MAX_LOOK_ROWS)
     shown = rows[some]
     ids, likeness = nearest_words(shown, model.weights["model.embed_tokens.weight"])
-    lengths = np.linalg.norm(shown, axis=1)
+    lengths = np.linalg.norm(shown[:, : model.config.dim], axis=1)  # the rest is for later layers
     word = served.tokenizer.token_text
     out: dict[str, Any] = {}
     if wanted.values:
@@ -262,7 +262,7 @@ def _image(
     return {
         **out,
         "index": wanted.index, "start": span.start, "stop": span.stop,
-        "squares": seen.squares, "side": seen.side,
+        "parts": seen.parts, "patches": seen.patches,
         "caption": seen.caption,
         "names": [{"part": part, "best": [[n, p] for n, p in best]} for part, best in seen.names],
         "looked": [{"slot": slot, "weights": packed(array)} for slot, array in seen.looked],

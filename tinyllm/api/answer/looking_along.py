@@ -18,6 +18,7 @@ from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import StepRecord, record_attention, record_lens
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
+from tinyllm.runner import behind_image
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -110,10 +111,12 @@ class Inside:
         if self._prompt_cache is None:
             prompt = self._prompt
             cache = model.new_cache(len(prompt.tokens))
-            for start in range(0, len(prompt.tokens), PREFILL_CHUNK):
+            while (start := cache.length) < len(prompt.tokens):
                 if self._over.is_set():
                     raise Cancelled
                 stop = start + PREFILL_CHUNK
+                if model.config.images_see_ahead:
+                    stop = behind_image(prompt.image_positions, stop)
                 where, rows = prompt.images_between(start, stop)
                 model.forward(
                     prompt.tokens[start:stop],

@@ -26,7 +26,7 @@ export async function draw(place) {
   const from = (first) => h("button", { type: "button", onclick: () => { start = first; at = -1; draw(place); } }, first > start ? "Next rows" : "Rows before");
   place.replaceChildren(
     images.length > 1 ? h("div", { class: "row" }, ...images.map((one, i) => h("button", { type: "button", "aria-pressed": String(i === index), onclick: () => { start = 0; at = -1; index = i; select(one.start); } }, `image ${i + 1}`))) : "",
-    h("p", {}, `${cut(told)} The connector makes ${told.n_rows} rows of them; in the prompt they stand at ${told.start} to ${told.stop - 1}, where words would.`),
+    h("p", {}, `${cut(told)} The connector makes ${told.n_rows} rows of them; in the prompt they stand at ${told.start} to ${told.stop - 1}${told.stop - told.start > told.n_rows ? ", with the tokens that frame them" : ""}, where words would.`),
     h("div", { class: "seen" }, picture(shown.url, told), ...told.looked.map(({ slot, weights }) => picture(shown.url, told, slot, unpack(weights)))),
     told.caption ? h("p", {}, "In the connector's own words: ", h("b", {}, told.caption), " What it thought of: ",
       told.names.map(({ part, best }) => `${part}: ${best.filter(([, p]) => p >= 0.001).map(([n, p]) => `${n} ${percent(p)}`).join(", ")}`).join("; "), ".") : "",
@@ -36,8 +36,10 @@ export async function draw(place) {
 }
 
 function cut(told) {
-  const each = `${told.side} × ${told.side} patches`;
-  return told.squares.length > 1 ? `It is cut into ${told.squares.length - 1} tiles, and the whole, shrunk, comes last; each is ${each}.` : `It is squeezed into a square of ${each}.`;
+  const [down, across] = told.patches;
+  const each = `${across} × ${down} patches`;
+  if (told.parts.length > 1) return `It is cut into ${told.parts.length - 1} tiles, and the whole, shrunk, comes last; each is ${each}.`;
+  return down === across ? `It is squeezed into a square of ${each}.` : `It is cut into ${each}.`;
 }
 
 /** The image under its patches; with weights, lit where a slot looked. */
@@ -48,8 +50,8 @@ function picture(url, told, slot = "", weights = null) {
     weights.values.forEach((value, i) => svg.append(h("path", { class: "veil", opacity: (0.85 * (1 - value / most)).toFixed(3),
       d: rectangle([(i % n) / n, Math.floor(i / n) / n, ((i % n) + 1) / n, (Math.floor(i / n) + 1) / n]) })));
   } else {
-    const tiles = told.squares.length > 1 ? told.squares.slice(0, -1) : told.squares;
-    for (const square of tiles) svg.append(h("path", { class: "patches", d: lines(square, told.side) }), h("path", { class: "tile-edge", d: rectangle(square) }));
+    const tiles = told.parts.length > 1 ? told.parts.slice(0, -1) : told.parts;
+    for (const tile of tiles) svg.append(h("path", { class: "patches", d: lines(tile, told.patches) }), h("path", { class: "tile-edge", d: rectangle(tile) }));
     if (at >= 0 && told.rows[at]) svg.append(h("path", { class: "chosen", d: rectangle(told.rows[at].place) }));
   }
   const label = slot ? `where the slot “${slot}” looked` : "the image and its patches";
@@ -59,11 +61,10 @@ function picture(url, told, slot = "", weights = null) {
 /** A part of an image, as a path. */
 export const rectangle = ([left, top, right, bottom]) => `M${1000 * left} ${1000 * top}H${1000 * right}V${1000 * bottom}H${1000 * left}Z`;
 
-function lines([left, top, right, bottom], n) {
+function lines([left, top, right, bottom], [down, across]) {
   let d = "";
-  for (let i = 1; i < n; i++) {
-    d += `M${1000 * (left + ((right - left) * i) / n)} ${1000 * top}V${1000 * bottom}M${1000 * left} ${1000 * (top + ((bottom - top) * i) / n)}H${1000 * right}`;
-  }
+  for (let i = 1; i < across; i++) d += `M${1000 * (left + ((right - left) * i) / across)} ${1000 * top}V${1000 * bottom}`;
+  for (let i = 1; i < down; i++) d += `M${1000 * left} ${1000 * (top + ((bottom - top) * i) / down)}H${1000 * right}`;
   return d;
 }
 
