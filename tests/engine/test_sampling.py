@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import numpy as np
@@ -74,6 +77,20 @@ def edge(sampler: Sampler, row: np.ndarray) -> bool:
 def test_the_same_uniform_numbers(seed: int, stream: int, step: int) -> None:
     got = Drawing(1).uniform(np.uint64(seed), np.uint64(stream), np.uint64(step))
     assert got == plain.uniform(seed, stream, step)
+
+
+def test_they_are_drawn_without_a_warning_where_nothing_is_compiled() -> None:
+    script = """
+import numpy as np
+from tinyllm.kernels import draw
+for numbers in (1, 2, 3), (2**64 - 1, 2**16, 2**40), (0, 0, 0):
+    print(draw.uniform(*map(np.uint64, numbers)))
+"""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", script]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    want = [plain.uniform(*n) for n in ((1, 2, 3), (2**64 - 1, 2**16, 2**40), (0, 0, 0))]
+    assert shown.stdout.split() == [str(u) for u in want], shown.stderr
 
 
 @settings(max_examples=100, deadline=None)

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from tinyllm.kernels.build import kernel
+from tinyllm.kernels.build import kernel, part
 from tinyllm.kernels.drawing import BUCKETS, STRETCH, DrawRoom, Ids, Row, Sums
 from tinyllm.kernels.emit import LANES
 from tinyllm.kernels.numbers import exp
@@ -236,6 +236,27 @@ def _high_product(a: np.uint64, b: np.uint64) -> np.uint64:
     return a_high * b_high + (middle >> HALF_BITS) + (carried >> HALF_BITS)
 
 
+# Where it isn't compiled, numpy warns of integers that grow past 64 bits: these two keep within.
+
+
+@part
+def _low_product(a: np.uint64, b: np.uint64) -> np.uint64:
+    """The lower 64 bits of the product."""
+    a_low, b_low = a & LOW_HALF, b & LOW_HALF
+    lowest = a_low * b_low
+    crossed = (a_low * (b >> HALF_BITS) & LOW_HALF) + ((a >> HALF_BITS) * b_low & LOW_HALF)
+    upper = (crossed + (lowest >> HALF_BITS)) << HALF_BITS
+    return upper | (lowest & LOW_HALF)
+
+
+@part
+def _low_sum(a: np.uint64, b: np.uint64) -> np.uint64:
+    """The lower 64 bits of the sum."""
+    low = (a & LOW_HALF) + (b & LOW_HALF)
+    upper = ((a >> HALF_BITS) + (b >> HALF_BITS) + (low >> HALF_BITS)) << HALF_BITS
+    return upper | (low & LOW_HALF)
+
+
 @kernel
 def uniform(seed: np.uint64, stream: np.uint64, step: np.uint64) -> float:
     """`sampler.uniform`: numpy takes some 30 microseconds to set its generator up for one draw."""
@@ -243,10 +264,10 @@ def uniform(seed: np.uint64, stream: np.uint64, step: np.uint64) -> float:
     c0, c1, c2, c3 = np.uint64(1), np.uint64(0), np.uint64(0), step
     k0, k1 = seed, stream
     for _ in range(10):
-        high0, low0 = _high_product(M0, c0), M0 * c0
-        high1, low1 = _high_product(M1, c2), M1 * c2
+        high0, low0 = _high_product(M0, c0), _low_product(M0, c0)
+        high1, low1 = _high_product(M1, c2), _low_product(M1, c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = k0 + W0, k1 + W1
+        k0, k1 = _low_sum(k0, W0), _low_sum(k1, W1)
     return np.float64(c0 >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
