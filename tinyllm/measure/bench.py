@@ -58,6 +58,11 @@ class BenchOptions:
     peer: Path | None = None  # llama-bench
     peer_models: list[Path] = field(default_factory=list)
 
+    @property
+    def most_rounds(self) -> int:
+        """As many as were asked for."""
+        return self.rounds or ROUNDS
+
 
 def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) -> dict[str, Any]:
     """All measurements, as one JSON-able dictionary; medians of the rounds."""
@@ -88,11 +93,11 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
         times.clear()
     bandwidth = []
     for i in rounds_of(options):
-        progress(f"round {i + 1} of {options.rounds or ROUNDS}: ours")
+        progress(f"round {i + 1} of {options.most_rounds}: ours")
         measure(model, options, ours, streams)
         bandwidth.append(machine.read_bandwidth(options.threads, repeats=2))
         for path in options.peer_models:
-            progress(f"round {i + 1} of {options.rounds or ROUNDS}: {path.name}")
+            progress(f"round {i + 1} of {options.most_rounds}: {path.name}")
             for name, speed in time_peer(options, path).items():
                 peers[path.name][name].append(speed)
     speeds = {name: statistics.median(times) for name, times in ours.items() if times}
@@ -125,7 +130,7 @@ def run(folder: Path, options: BenchOptions, progress: Callable[[str], None]) ->
     if options.profile:
         progress("where the time goes")
         limits = {"bandwidth": limit, **({"peak": peak[kind]} if kind in peak else {})}
-        result["profile"] = profile(model, options.context, options.rounds or ROUNDS, limits)
+        result["profile"] = profile(model, options.context, options.most_rounds, limits)
     if options.busy:
         progress("beside a busy core")
         result["decode_beside_a_busy_core_tokens_per_s"] = beside_busy(model, options)
@@ -141,7 +146,7 @@ def rounds_of(options: BenchOptions) -> Iterator[int]:
     Not beside a peer, nor where the rounds were asked for.
     """
     start = time.monotonic()
-    for i in range(options.rounds or ROUNDS):
+    for i in range(options.most_rounds):
         spent = time.monotonic() - start
         if i and not options.rounds and not options.peer and spent * (i + 1) / i > ENOUGH:
             return
@@ -210,7 +215,7 @@ def beside_busy(model: CompiledModel, options: BenchOptions) -> float:
             decode=options.decode, context=options.context, prefill=0, batch=0
         )
         times: dict[str, list[float]] = {"decode": []}
-        for _ in range(options.rounds or ROUNDS):
+        for _ in range(options.most_rounds):
             measure(model, only_decode, times, [])
         return statistics.median(times["decode"])
     finally:

@@ -303,7 +303,7 @@ def bench(
 
     from tinyllm.kernels.own_format import own_format
     from tinyllm.measure import bench as benchmark
-    from tinyllm.terminal.console import Console
+    from tinyllm.terminal.console import Console, progress
 
     check_dtype(dtype)
     program = _peer(peer, "llama-bench")
@@ -315,9 +315,8 @@ def bench(
         dtype, threads, prefill, decode, batch, context, rounds, busy, profile, program,
         peer_model or [],
     )  # fmt: skip
-    console = Console(stderr=True)
-    with console.status("loading") as status:
-        result = benchmark.run(folder, options, status.update)
+    with progress("loading") as told:
+        result = benchmark.run(folder, options, told)
     if as_json:
         typer.echo(json.dumps(result))
     else:
@@ -332,15 +331,14 @@ def verify(
     kernels: Annotated[bool, typer.Option("--kernels", help="The kernels one by one")] = False,
 ) -> None:
     """Check that this machine computes the same bits as every other one; 1 if it doesn't."""
-    from rich.console import Console
-
     from tinyllm.kernels import processor
     from tinyllm.kernels.formats import FORMATS
     from tinyllm.measure import verify as bits
+    from tinyllm.terminal.console import progress
 
-    with Console(stderr=True).status("loading") as status:
+    with progress("loading") as told:
         formats = [] if kernels else list(FORMATS) if all_formats else [bits.DEFAULT]
-        wrong, n = bits.verify(formats, status.update)
+        wrong, n = bits.verify(formats, told)
     for name in wrong:
         typer.echo(f"deviates: {name}")
     typer.echo(f"{processor.NAME} ({processor.target()[1]}): {n - len(wrong)} of {n} checks agree")
@@ -412,18 +410,17 @@ def quality(
     import json
 
     from tinyllm.measure import quality as table
-    from tinyllm.terminal.console import Console
+    from tinyllm.terminal.console import Console, progress
 
     program = _peer(peer, "llama-perplexity")
     if program is not None and peer_base is None:
         raise typer.BadParameter("--peer needs a float32 GGUF file", param_hint="--peer-base")
-    console = Console(stderr=True)
-    with console.status("loading") as status:
+    with progress("loading") as told:
         result = table.run(
             _language_model(model),
             tokens,
             threads,
-            status.update,
+            told,
             program,
             peer_base,
             peer_model or [],

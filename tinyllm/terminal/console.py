@@ -7,7 +7,9 @@ they are spelled out, whatever is printed, and only the console's own styles are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console as RichConsole
@@ -27,6 +29,32 @@ class Console(RichConsole):
             if segment.control is None:
                 segment = Segment(printable(segment.text, keep="\n"), segment.style)
             yield segment
+
+
+PAUSE = 10.0  # seconds between lines of progress where nobody sees one line change
+
+
+@contextmanager
+def progress(first: str) -> Iterator[Callable[[str], None]]:
+    """A function that says on standard error how far a long measurement is.
+
+    On a terminal one line changes; elsewhere, in a log, there is a line now and then.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(first) as status:
+            yield status.update
+        return
+    said = float("-inf")
+
+    def tell(text: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PAUSE:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            said = time.monotonic()
+
+    tell(first)
+    yield tell
 
 
 def for_terminal(text: str, out: IO[str]) -> str:
