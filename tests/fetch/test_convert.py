@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tokenizers
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
@@ -27,11 +28,12 @@ from tests.fetch.files import (
 from tinyllm.config import ModelConfig
 from tinyllm.errors import FetchError
 from tinyllm.families.tensors import GATE_UP, Source, Taken
-from tinyllm.fetch.convert import convert
+from tinyllm.fetch.convert import convert, plain_merges
 from tinyllm.files.blocks import KINDS, Blocks
 from tinyllm.files.gguf import GGUF
 from tinyllm.files.gguf_config import hub_config, llama3_factors, shortest
 from tinyllm.files.gguf_families import LAYER
+from tinyllm.files.gguf_tokenizer import build_tokenizer
 from tinyllm.files.gguf_weights import GGUFWeights, half_split_order
 from tinyllm.kernels import mixture
 from tinyllm.kernels.formats import FORMATS
@@ -146,6 +148,18 @@ def test_the_tokenizer_splits_digits(tmp_path: Path) -> None:
     assert pieces == ["hello", " w", "o", "r", "l", "d", " ", "1", "0", "2", "4"]
     assert tokenizer.eos_ids == (2,)
     assert tokenizer.chat_template is not None
+
+
+def test_merges_are_written_as_text_and_mean_the_same(tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "m.gguf")
+    convert(source, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    merges = json.loads(path.read_text(encoding="utf-8"))["model"]["merges"]
+    assert merges and all(isinstance(merge, str) for merge in merges)
+    with GGUF(source) as file:
+        assert tokenizers.Tokenizer.from_file(str(path)).to_str() == build_tokenizer(file).to_str()
+    spaced: dict[str, Any] = {"model": {"merges": [["a b", "c"]]}}
+    assert plain_merges(spaced)["model"]["merges"] == [["a b", "c"]]
 
 
 def test_row_order() -> None:
