@@ -176,6 +176,15 @@ def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     other = browser.new_page()
     other.goto(address)
     expect(other.locator("#strip .tile")).to_have_count(len(tiles))
+    expect(other.locator("#messages")).to_contain_text("Opened from a link")
+    other.locator("#strip .tile:not(.prompt)").nth(2).click()
+    expect(other.locator("#view")).to_contain_text("A token of the answer, which wasn't drawn")
+    other.locator("#strip .tile.prompt").nth(2).click()
+    expect(other.locator("#view")).to_contain_text("A token of the prompt")
+    other.fill("#text", "And who are you?")
+    other.press("#text", "Enter")
+    expect(other.locator(".message.assistant")).to_have_text(ANSWER)
+    expect(other.locator("#messages")).not_to_contain_text("Opened from a link")
     other.close()
 
 
@@ -442,6 +451,53 @@ def test_a_refused_message_comes_back(browser: Browser, server: Live) -> None:
     expect(page.locator("#text")).to_have_value("What is this?")
     expect(page.locator("#pictures img")).to_have_count(1)
     page.close()
+
+
+def test_a_server_that_went_away_comes_back(browser: Browser, server: Live) -> None:
+    page = opened(browser, server)
+    talk(page)
+    page.route("**/health", lambda route: route.abort())
+    page.route("**/v1/**", lambda route: route.abort())
+    page.locator("#strip .tile").nth(5).click()
+    expect(page.locator("#status")).to_contain_text("can't be reached. This page tries again")
+    page.fill("#text", "Are you there?")
+    page.press("#text", "Enter")
+    expect(page.locator("#text")).to_have_value("Are you there?")  # nothing is lost
+    page.unroute("**/v1/**")
+    page.unroute("**/health")
+    expect(page.locator("#status")).to_contain_text("is back")
+    expect(page.locator("#view table")).to_be_visible()  # the look that failed was asked again
+    page.press("#text", "Enter")
+    expect(page.locator(".message.assistant")).to_have_count(2)
+    page.close()
+
+
+@pytest.mark.long
+def test_on_a_phone_arcs_can_be_read_and_an_answer_stays_where_it_is(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    talk(page)
+    assert page.evaluate("window.scrollY") == 0  # the cursor moves along the strip alone
+    page.click("[data-view=attention]")
+    expect(page.locator("#view[aria-busy=false] .arcs")).to_be_visible()
+    page.wait_for_function(  # the newest token, where arcs begin, is what is seen
+        """() => { const box = document.querySelector(".arcs");
+            return box.scrollWidth - box.clientWidth - box.scrollLeft < 2; }"""
+    )
+    tall = page.evaluate("document.querySelector('.arcs text').getBoundingClientRect().height")
+    assert tall >= 9
+
+
+def test_bytes_that_are_no_character_are_told_apart(page: Page) -> None:
+    talk(page)
+    shown = page.evaluate(
+        """async () => {
+            const { pieceText } = await import("/web/dom.js");
+            return [["\ufffd", "d7"], ["\ufffd", "f09f"], [" \ufffd", "20e6"], ["a\ufffd", "61c3a9e6"],
+                ["\ufffd", "efbfbd"], ["x", "78"], ["\ufffd", ""]]
+                .map(([text, bytes]) => pieceText({ text, bytes }));
+        }"""  # noqa: E501
+    )
+    assert shown == ["\\xd7", "\\xf0\\x9f", " \\xe6", "aé\\xe6", "\\xef\\xbf\\xbd", "x", "�"]
 
 
 @pytest.mark.long

@@ -118,7 +118,8 @@ def _probability(
         return Worked("exp(−∞) / Σⱼ exp(x[j] − max)", "0", 0.0, [term]), value
     order = best_ids(logits, 100)  # a softmax's smaller terms are many and nothing
     shown = np.unique(np.append(order[np.isfinite(x[order])], token))
-    labels = [repr(rerun.tokenizer.token_text(int(t))) for t in shown]
+    begun = rerun.tokenizer.unfinished(rerun.tokens)
+    labels = [f"'{rerun.tokenizer.token_text(int(t), begun)}'" for t in shown]  # one line already
     opens: list[dict[str, Any]] = [{"name": before, "dim": int(t)} for t in shown]
     _, _, terms = softmax_share(x[shown], int(np.searchsorted(shown, token)), labels, opens)
     top = float(x.max())

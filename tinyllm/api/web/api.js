@@ -2,6 +2,8 @@
 
 const KEY = "tinyllm-key"; // kept for this tab alone
 
+export const UNREACHABLE = "The server can't be reached.";
+
 /** An answer other than 200. */
 export class Refused extends Error {
   /** @param {number} status @param {string} message @param {any} body */
@@ -25,7 +27,7 @@ async function ask(path, body, signal) {
   const request = body ? { method: "POST", headers, body: JSON.stringify(body), signal } : { headers };
   const response = await fetch(path, request).catch((error) => {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server can't be reached.", null);
+    throw new Refused(0, UNREACHABLE, null);
   });
   if (!response.ok) {
     const told = await response.json().catch(() => null);

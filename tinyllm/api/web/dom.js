@@ -26,6 +26,24 @@ export function visible(text) {
   return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
+/**
+ * A token's text; bytes that are no character by themselves as Python writes them, \xe6.
+ * @param {{text: string, bytes: string}} piece
+ */
+export function pieceText({ text, bytes }) {
+  if (!text.includes("\ufffd") || !bytes) return text;
+  let shown = "";
+  const raw = Uint8Array.from(bytes.match(/../g) ?? [], (b) => parseInt(b, 16));
+  for (let i = 0; i < raw.length;) {
+    const first = raw[i], n = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : first >= 0xc0 ? 2 : 1;
+    const character = new TextDecoder().decode(raw.slice(i, i + n));
+    const whole = [...character].length === 1 && character !== "\ufffd";
+    shown += whole ? character : `\\x${first.toString(16).padStart(2, "0")}`;
+    i += whole ? n : 1;
+  }
+  return shown;
+}
+
 /** A probability, as short as it can be told. @param {number} p */
 export function percent(p) {
   if (p === 0) return "0";

@@ -32,6 +32,7 @@ function tell(text, bad = false) {
 /** Say what went wrong in words, and what to do; with a key missing or wrong, ask for one. */
 function failed(error) {
   if (error.status === 401) return askForKey(error.message);
+  if (error.message === api.UNREACHABLE) return waitForServer();
   const remedy = error.status === 429 || error.status === 503 ? " Nothing is lost: try again in a moment." : "";
   tell(`${error.message}${remedy}`, true);
 }
@@ -43,6 +44,27 @@ function askForKey(message) {
   $("status").replaceChildren(form);
 }
 
+const soon = () => new Promise((resume) => setTimeout(resume, 1000));
+const tellOfSilence = () => tell(`${api.UNREACHABLE} This page tries again by itself.`, true);
+
+/** Ask until the server is there again: what is on the page stays, since the server keeps nothing of it. */
+let waiting = false;
+async function waitForServer() {
+  tellOfSilence();
+  if (waiting) return;
+  waiting = true;
+  for (let away = true; away;) {
+    await soon();
+    away = await api.health().then(() => false, (error) => {
+      if (error.status === 503) showLoading(error);
+      return error.status === 503 || error.message === api.UNREACHABLE;
+    });
+  }
+  waiting = false;
+  tell("The server is back.");
+  drawView();
+}
+
 async function begin() {
   for (;;) {
     try {
@@ -51,9 +73,10 @@ async function begin() {
       await use(state.model);
       break;
     } catch (error) {
-      if (error.status !== 503) return error.status ? failed(error) : tell("The server can't be reached.", true);
-      showLoading(error);
-      await new Promise((resume) => setTimeout(resume, 1000));
+      if (error.message === api.UNREACHABLE) tellOfSilence();
+      else if (error.status === 503) showLoading(error);
+      else return failed(error);
+      await soon();
     }
   }
   $("model").replaceChildren(...state.models.map((id) => h("option", {}, id)));
@@ -70,11 +93,14 @@ function showLoading(error) {
   $("status").replaceChildren(...[stage ? `${stage}: ${what} ` : `${error.message} `, bar, `${rest} This page goes on by itself.`].filter(Boolean));
 }
 
+const opened = h("p", { class: "note" }, "Opened from a link: “Go on” asks for more of it; what you ask here begins anew.");
 function drawMessages() {
   const at = world();
   const last = state.messages.at(-1);
   if (at && last?.role === "assistant") last.content = answer(at);
   const box = $("messages");
+  if (at && !state.messages.length) return box.replaceChildren(opened);
+  opened.remove();
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
   while (box.children.length > state.messages.length) box.lastChild.remove();
   state.messages.forEach((message, i) => {
@@ -114,6 +140,7 @@ async function drawView() {
     await view.draw(draft);
   } catch (error) {
     draft.replaceChildren(h("p", { class: "note" }, error.message));
+    if (error.message === api.UNREACHABLE) failed(error);
   }
   if (mine !== drawing) return;
   $("view").replaceChildren(draft);

@@ -119,13 +119,16 @@ export function textOf(pieces) {
   return new TextDecoder().decode(Uint8Array.from(bytes));
 }
 
-/** Show where the cursor is. */
+/** Show where the cursor is. The page itself moves for those alone who walk along the strip. */
 export function mark() {
   const tile = drawn.tiles.get(state.selected) ?? null;
+  const strip = document.getElementById("strip");
   if (tile === marked) return;
   marked?.setAttribute("aria-selected", "false");
   tile?.setAttribute("aria-selected", "true");
+  const { scrollX, scrollY } = window;
   tile?.scrollIntoView({ block: "nearest" });
-  document.getElementById("strip")?.setAttribute("aria-activedescendant", tile?.id ?? "");
+  if (document.activeElement !== strip) window.scrollTo(scrollX, scrollY);
+  strip?.setAttribute("aria-activedescendant", tile?.id ?? "");
   marked = tile;
 }

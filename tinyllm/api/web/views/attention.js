@@ -1,7 +1,7 @@
 // Where it looked: one layer's heads over the tokens; beside it what each part was worth.
 
 import { unpack } from "../api.js";
-import { h, percent, visible } from "../dom.js";
+import { h, percent, pieceText, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { imageAt, state, world } from "../store.js";
 import { rectangle } from "./image.js";
@@ -22,10 +22,12 @@ export async function draw(place) {
   const images = world().images.filter((one) => one.stop <= n);
   const slider = h("input", { type: "range", min: 0, max: state.inside.n_layers - 1, value: layer, "aria-label": "Layer",
     onchange: (e) => { layer = Number(e.target.value); redraw(place); } });
+  const drawing = h("div", { class: "arcs", tabindex: "0", role: "img", "aria-label": told(weights) }, arcs(weights));
+  requestAnimationFrame(() => { drawing.scrollLeft = drawing.scrollWidth; }); // the newest token, where it is too wide
   place.replaceChildren(
     h("p", { class: "note" }, provenance(look)),
     h("label", { class: "row" }, "layer", slider, h("b", {}, String(layer)), ` head ${head}`),
-    h("div", { class: "arcs", tabindex: "0", role: "img", "aria-label": told(weights) }, arcs(weights)),
+    drawing,
     further(weights),
     h("div", { class: "seen" }, ...await Promise.all(images.map((image, i) => overImage(image, i, weights, images.length)))),
     h("div", { class: "heads" }, ...Array.from({ length: nHeads }, (_, i) => small(values.slice(i * n, (i + 1) * n), i, place))),
@@ -44,7 +46,7 @@ function ends(weights) {
   for (let i = 0; i < weights.length; i++) {
     const image = imageAt(world(), i);
     if (image && found.at(-1)?.image === image) found.at(-1).weight += weights[i];
-    else found.push({ image, weight: weights[i], text: image ? "▦" : visible(world().pieces[i].text) });
+    else found.push({ image, weight: weights[i], text: image ? "▦" : visible(pieceText(world().pieces[i])) });
   }
   return found;
 }

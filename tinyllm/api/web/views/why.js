@@ -1,7 +1,7 @@
 // Why this token: candidates before and after the filters, the stages, and the draw itself.
 
 import * as api from "../api.js";
-import { h, heading, percent, visible } from "../dom.js";
+import { h, heading, percent, pieceText, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { filtered } from "../sampler.js";
 import { state, world } from "../store.js";
@@ -22,7 +22,7 @@ export async function draw(place) {
   const unknown = Array.from(ids.slice(0, 40)).filter((id) => !texts.has(id));
   if (unknown.length) {
     const told = await api.detokenize({ model: state.model, tokens: unknown });
-    told.pieces.forEach((piece, i) => texts.set(unknown[i], piece.text));
+    told.pieces.forEach((piece, i) => texts.set(unknown[i], pieceText(piece)));
   }
   const at = world();
   const chosen = at.ids[state.selected];
@@ -66,7 +66,7 @@ const opens = (text, name, token) =>
 
 /** Whose number a token's probability was when it was drawn. */
 function drawnWith(at, step) {
-  if (!step) return "A token of the prompt; ";
+  if (!step) return state.selected < at.nPrompt ? "A token of the prompt; " : "A token of the answer, which wasn't drawn on this page; ";
   const p = percent(Math.exp(step.logprob));
   return at.byLooks ? `Drawn in float32 with ${p}; ` : `The server drew this with ${p}, from its own format's logits; `;
 }

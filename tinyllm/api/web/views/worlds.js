@@ -1,6 +1,6 @@
 // Two worlds side by side: a fork, another temperature, float32, a broken part; where they part.
 
-import { h, heading, percent, visible } from "../dom.js";
+import { h, heading, percent, pieceText, visible } from "../dom.js";
 import { lookAt, provenance } from "../looks.js";
 import { changed, select, shared, state, world } from "../store.js";
 import { fork } from "../talk.js";
@@ -40,7 +40,7 @@ function aligned(at, apart) {
   const start = Math.max(0, apart - 4);
   return h("div", { class: "strip", "aria-label": at.name }, h("span", { class: "strip-name" }, at.name), " ",
     ...at.pieces.slice(start, apart + 8).map((piece, i) =>
-      h("span", { class: `tile${start + i === apart ? " differs" : ""}` }, visible(piece.text))));
+      h("span", { class: `tile${start + i === apart ? " differs" : ""}` }, visible(pieceText(piece)))));
 }
 
 function side(at, look, other, parted) {
