@@ -12,6 +12,7 @@ import pytest
 
 from tinyllm.kernels import cache, plain_linear
 from tinyllm.kernels.dispatchers import KernelCache
+from tinyllm.kernels.packed import _read
 from tinyllm.kernels.processor import JIT
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -118,6 +119,20 @@ def test_a_damaged_file_is_compiled_anew(whole: tuple[Path, bytes], tmp_path: Pa
     folders = [placed(tmp_path / name, path, spoil(data)) for name, spoil in damages.items()]
     assert dict(zip(damages, run_all(folders), strict=True)) == dict.fromkeys(damages, ANEW)
     assert run_all(folders) == [LOADED] * len(folders)  # and kept again
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_taken_away(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe in a file's place would be waited for, and a folder never be replaced."""
+    monkeypatch.setattr(cache, "readable", lambda: (tmp_path,))
+    place, packed = tmp_path / "a.kernel", tmp_path / "q8.safetensors"
+    for path in (place, packed):
+        make(path)
+    assert cache.load("a.kernel", bytes) is None
+    assert _read(packed, "digest") is None
+    assert not place.exists() and not packed.exists()
 
 
 def test_a_kernel_called_as_a_function_is_kept_and_mended(tmp_path: Path) -> None:

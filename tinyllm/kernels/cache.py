@@ -141,6 +141,10 @@ def load(name: str, use: Callable[[bytes], T]) -> T | None:
             if not is_ours(folder / name):
                 told(folder / name, "isn't used, since others can write there")
                 continue
+            if not (folder / name).is_file():  # a folder; or a pipe, which would be waited for
+                told(folder / name, "isn't a file")
+                remove(folder / name)
+                continue
             data = (folder / name).read_bytes()
         except OSError:
             continue
@@ -148,9 +152,14 @@ def load(name: str, use: Callable[[bytes], T]) -> T | None:
             return use(unseal(data, name))
         except Exception:
             told(folder / name, "is damaged")
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
+            remove(folder / name)
     return None
+
+
+def remove(path: Path) -> None:
+    """Take away what stands in a file's place, if that can be done; of folders, an empty one."""
+    with contextlib.suppress(OSError):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def save(name: str, payload: bytes) -> None:

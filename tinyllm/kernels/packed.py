@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tinyllm.config import ModelConfig
 from tinyllm.errors import WeightsError
+from tinyllm.kernels.cache import remove
 from tinyllm.kernels.formats import FORMATS, Components, Format
 from tinyllm.kernels.memory import huge_memory
 from tinyllm.kernels.packed_vectors import (
@@ -294,6 +295,9 @@ def checksum(array: Array) -> int:
 def _read(path: Path, digest: str) -> tuple[Packed, Reading] | None:
     """What `_write` wrote, if it is there and fits; in memory that decoding reads well."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            remove(path)
+            raise OSError("not a file")
         with safetensors.safe_open(path, framework="numpy") as checked:  # validates the layout
             metadata = checked.metadata() or {}
         if metadata.get("digest") != digest:
