@@ -3,9 +3,9 @@
 Each has a thread, and is computed by the readable model: what comes before its token, unless that
 is kept; the token's forward, which looks that wait at the same time share (`together.py`); and what
 is read off it. There are many threads, so that looks meet, but few compute at once: those hold a
-place. They have the priority of the threads that decode: with the low one that traces have, the
-system's scheduler owes them about a tenth of a core beside many streams, which is too little for a
-class that looks.
+place, of one kind for filling texts and of another for the rest. They have the priority of the
+threads that decode: with the low one that traces have, the system's scheduler owes them about a
+tenth of a core beside many streams, which is too little for a class that looks.
 
 A look far into a text, or with a broken part, may take minutes. Such never have all of the places:
 one is for the others.
@@ -54,9 +54,15 @@ class Gone(Exception):
 class Texts:
     """One readable model's texts that were looked at, whole and broken."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, place: threading.Semaphore) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        filling: threading.Semaphore,
+        place: threading.Semaphore,
+    ) -> None:
         self.model = RowByRow(model)
-        self.whole = Prefixes(model, tokenizer.special_tokens.values(), place=place)
+        self.whole = Prefixes(model, tokenizer.special_tokens.values(), place=filling)
         self.together = Together(self.model, place)
         self.broken = BrokenTexts(model)
         self._breaking = threading.Lock()
@@ -87,7 +93,9 @@ class Looks:
 
     def __init__(self) -> None:
         self._workers = Workers("look", LOOKS_TAKEN)
-        self._place = threading.Semaphore(LOOKS_AT_ONCE)  # never held while another is waited for
+        # Never held while another is waited for. A filled text isn't held up by others' filling.
+        self._filling = threading.Semaphore(LOOKS_AT_ONCE)
+        self._place = threading.Semaphore(LOOKS_AT_ONCE)
         self._long = FairSemaphore(LOOKS_AT_ONCE - 1)  # places for looks that may take long
         self._texts: dict[Model, Texts] = {}
         self._loading = threading.Lock()
@@ -122,7 +130,7 @@ class Looks:
         with self._loading:
             model = served.readable()
             if model not in self._texts:
-                self._texts[model] = Texts(model, served.tokenizer, self._place)
+                self._texts[model] = Texts(model, served.tokenizer, self._filling, self._place)
             texts = self._texts[model]
         model = texts.model
         limit, position = model.config.max_seq_len, asked.position
