@@ -373,6 +373,7 @@ def test_a_template_may_build_a_control_token_from_the_role() -> None:
     backend = llama3()
     backend.add_special_tokens([AddedToken("<|user|>", special=True, normalized=False)])
     template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    template += "{# or 'a', which a template that names it may be given #}"
     tokenizer = Tokenizer(backend, chat_templates={"default": template})
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "<|user|>"}])
     assert ids.count(tokenizer.special_tokens["<|user|>"]) == 1
