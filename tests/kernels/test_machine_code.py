@@ -48,7 +48,8 @@ def test_an_error_in_a_kernel_is_one_in_python() -> None:
 
 
 # Each with an argument of another type: what this process has compiled, it doesn't compile again.
-CASES = {"beside": None, "fails": 1.0, "says nothing": np.float32(1), "one core": True}
+CASES = {"beside": None, "fails": 1.0, "says nothing": np.float32(1), "one core": True,
+         "not started": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -72,6 +73,8 @@ def test_a_kernel_and_its_parts_that_stand_apart(
         monkeypatch.setattr(apart, "default_threads", lambda: (cores, "a test"))
         if case == "fails":
             monkeypatch.setattr(entry, "ANSWER", "raise SystemExit(1)")
+        elif case == "not started":
+            monkeypatch.setattr(sys, "executable", "/no/python")
         elif case == "says nothing":
             monkeypatch.setattr(entry, "ANSWER", "import sys; sys.stdin.buffer.read()")
     total = 7 * np.exp(2.0) + 7 * np.exp(0.0) + 1 + 7 * np.exp(0.5) + 1

@@ -140,7 +140,8 @@ def compile_beside(calls: Calls, code: str) -> None:
     if not processor.JIT or not missing or cache.writable() is None:
         return
     process = beside.start(code)
-    _beside.update(dict.fromkeys(missing, process))
+    if process is not None:
+        _beside.update(dict.fromkeys(missing, process))
 
 
 _beside: dict[Kernel, subprocess.Popen[bytes]] = {}  # what another process compiles, and which
