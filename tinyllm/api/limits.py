@@ -59,7 +59,7 @@ MAX_LOOK_CANDIDATES = 50  # likeliest tokens of a look
 MAX_LOOK_PARTS = 16  # parts taken out of the model in one look, a forward of a token each
 MAX_LOOK_DRAWN = 50  # logits to compare with in one look
 LOOKS_TAKEN = 16  # looks under way, of all callers, each on a thread
-LOOKS_AT_ONCE = 2  # of those: that fill a text at once, and as many that compute the rest
+LOOKS_AT_ONCE = 3  # of those: that fill a text at once, and as many that compute the rest
 LONG_LOOK = 1024  # tokens of a text; looks beyond them leave one of those places to others
 MAX_LOOK_ROWS = 64  # of an image that are told of in one look
 
