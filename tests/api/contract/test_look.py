@@ -29,7 +29,7 @@ def test_only_the_pages_own_files_are_served(scripted: Live) -> None:
 
 
 def test_the_page_is_small(scripted: Live) -> None:
-    """First paint is to take under 200 kB in all."""
+    """First paint is to take under 200 kB in all; this is every view of it, loaded or not."""
     index = scripted.http.get("/", headers={"Accept": "text/html"})
     root = Path(web.__file__).parents[1] / "web"
     names = [
@@ -39,7 +39,7 @@ def test_the_page_is_small(scripted: Live) -> None:
     ]
     assert "main.js" in names and "views/worlds.js" in names
     sizes = [len(scripted.http.get(f"/web/{name}").content) for name in names]
-    assert len(index.content) + sum(sizes) < 100_000
+    assert len(index.content) + sum(sizes) < 120_000
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
