@@ -131,7 +131,9 @@ def test_one_by_one(compiled: CompiledModel, tokens: np.ndarray, whole: np.ndarr
     assert np.array_equal(np.concatenate(steps), whole)
 
 
-@pytest.mark.parametrize("chunk", [2, 7, 8, 64, 65])
+@pytest.mark.parametrize(
+    "chunk", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 8, 64)), 7, 65]
+)
 def test_in_chunks(
     compiled: CompiledModel, tokens: np.ndarray, whole: np.ndarray, chunk: int
 ) -> None:

@@ -185,6 +185,7 @@ def test_more_or_fewer_images_than_places(lm: LM) -> None:
 # -- what can be wrong ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_text_needs_neither_connector_nor_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
