@@ -26,7 +26,7 @@ from tinyllm.runner import (
     Array,
     Segment,
     Wanted,
-    behind_image,
+    call_end,
     images_between,
     places,
     seen_with_images,
@@ -387,8 +387,7 @@ class Model:
         start = 0
         while start < len(ids):
             end = min(start + chunk, len(ids))
-            if self.config.images_see_ahead:
-                end = behind_image(image_positions, end)
+            end = call_end(self.config, image_positions, end)
             part = ids[start:end]
             is_last = end == len(ids)
             where, rows = images_between(image_positions, image_rows, start, end)

@@ -70,6 +70,11 @@ def behind_image(positions: NDArray[np.int64] | None, cut: int) -> int:
     return cut
 
 
+def call_end(config: ModelConfig, positions: NDArray[np.int64] | None, end: int) -> int:
+    """Where a call's tokens may end: at `end`, or behind an image whose rows see each other."""
+    return behind_image(positions, end) if config.images_see_ahead else end
+
+
 def seen_with_images(n_tokens: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
     """How many of these tokens each sees, (T,): those up to its own, and the whole of its image.
 

@@ -17,7 +17,7 @@ from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.prompt import Prompt
-from tinyllm.runner import behind_image
+from tinyllm.runner import call_end
 
 
 @dataclass
@@ -73,9 +73,7 @@ class BrokenTexts:
         if text is None:
             text = _Text([], self.model.new_cache(self._room(n_prompt)))
             while (start := text.cache.length) < n_prompt:
-                stop = start + PREFILL_CHUNK
-                if self.model.config.images_see_ahead:
-                    stop = behind_image(given.image_positions, stop)
+                stop = call_end(self.model.config, given.image_positions, start + PREFILL_CHUNK)
                 run(tokens[start : min(stop, n_prompt)], text.cache)
         said = list(tokens[n_prompt : length + 1])
         shared = common_prefix(text.said, said)

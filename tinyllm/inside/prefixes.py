@@ -30,7 +30,7 @@ from tinyllm.inside.many_rows import ManyRows
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.prompt import Prompt
-from tinyllm.runner import behind_image
+from tinyllm.runner import call_end
 
 PREFIX_BLOCK = 40  # tokens; what a text costs at most beyond its own length
 FIRST_MESSAGE = 16  # tokens that it has at least, to be a block by itself
@@ -126,9 +126,8 @@ class Prefixes:
         here = np.isin(prompt.tokens[FIRST_MESSAGE:PREFIX_BLOCK], self._control)
         first = FIRST_MESSAGE + int(here.argmax()) if here.any() else PREFIX_BLOCK
         ends = range(first, length + 2 * PREFIX_BLOCK, PREFIX_BLOCK)
-        if self.model.config.images_see_ahead:
-            return Cuts(sorted({behind_image(prompt.image_positions, end) for end in ends}))
-        return Cuts(ends)
+        config, images = self.model.config, prompt.image_positions
+        return Cuts(sorted({call_end(config, images, end) for end in ends}))
 
     def _taken(self, keys: Keys, cuts: Cuts, end: int) -> _Text:
         """A text that begins like these keys, or as a part of them; its lock is taken."""

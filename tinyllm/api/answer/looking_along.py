@@ -18,7 +18,7 @@ from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import StepRecord, record_attention, record_lens
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
-from tinyllm.runner import behind_image
+from tinyllm.runner import call_end
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -114,9 +114,7 @@ class Inside:
             while (start := cache.length) < len(prompt.tokens):
                 if self._over.is_set():
                     raise Cancelled
-                stop = start + PREFILL_CHUNK
-                if model.config.images_see_ahead:
-                    stop = behind_image(prompt.image_positions, stop)
+                stop = call_end(model.config, prompt.image_positions, start + PREFILL_CHUNK)
                 where, rows = prompt.images_between(start, stop)
                 model.forward(
                     prompt.tokens[start:stop],
