@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tinyllm.api.constraints.grammar import Grammars, TooComplex, json_grammar
-from tinyllm.api.constraints.trial import GivenUp, Trials
+from tinyllm.api.constraints.trial import GivenUp, Trials, _Helper
 from tinyllm.api.constraints.trial import TooComplex as Stopped
 from tinyllm.tokenizer import Tokenizer
 
@@ -96,17 +96,33 @@ def test_a_helper_that_was_ended_is_started_again() -> None:
 
 def test_nothing_is_left_running() -> None:
     trials = Trials(seconds=60)
-    with pytest.raises(GivenUp):
-        trials.compile(json_grammar(intersected(30)), lambda: True)
+    trials.start()
     assert trials._helper is not None
     helper = psutil.Process(trials._helper._process.pid)
+    with pytest.raises(GivenUp):  # as soon as its process is there
+        trials.compile(json_grammar(intersected(30)), lambda: bool(helper.children()))
     end = time.monotonic() + 20
-    while helper.children() and time.monotonic() < end:
+    while (running := helper.children()) and time.monotonic() < end:
         time.sleep(0.01)
-    assert helper.children() == []
+    assert running == []
     del trials
     gc.collect()
     assert not helper.is_running()
+
+
+def test_a_helper_takes_its_trials_along() -> None:
+    """Also one that still waits for its grammar. It hangs up when its process is gone."""
+    helper = _Helper(60, 1 << 30)
+    process = psutil.Process(helper._process.pid)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            socket.send_fds(helper._control, [b"."], [theirs.fileno()])
+        while not process.children():
+            time.sleep(0.01)
+        helper._finalizer()
+        ours.settimeout(20)
+        assert ours.recv(1) == b""
 
 
 @pytest.mark.parametrize(("seconds", "memory"), [(0.3, 1 << 30), (20, 200 << 20)])

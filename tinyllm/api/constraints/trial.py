@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -95,14 +96,17 @@ class _Helper:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the server's affair
+                start_new_session=True,  # Ctrl-C is the server's affair; and see `_end`
                 env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # threads reserve memory for nothing
             )
         self._finalizer = weakref.finalize(self, _end, self._process, self._control)
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it holds its end of the socket. It isn't waited for: its number stays its own."""
+        closed = select.poll()
+        closed.register(self._control, 0)  # for a hang-up alone
+        return not closed.poll(0)
 
     def ask(self, grammar: bytes, gone: Callable[[], bool]) -> bytes:
         """What a trial says; nothing if it was ended. Closing the socket ends it. GivenUp."""
@@ -128,7 +132,8 @@ class _Helper:
 
 
 def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-    """End the helper; it takes its trials along."""
+    """End the helper and its process group, the trials: one that is killed ends none itself."""
     control.close()
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):  # somebody has waited for it: there is no group
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
