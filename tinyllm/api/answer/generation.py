@@ -256,8 +256,7 @@ class Generation:
         """ApiError unless the choice came to a proper end."""
         if self._guides is not None and self._guides.error(event.index):
             message = "The JSON Schema turned out too complex to follow; simplify it."
-            field = "response_format" if self.plan.calls is None else "tools"
-            raise invalid(message, field, kind="json_schema")
+            raise invalid(message, *self.plan.format_place, kind="json_schema")
         if (error := failed(event, self.started is not None)) is not None:
             raise error
 

@@ -101,7 +101,7 @@ class ChatRequest(TemplatedRequest):
                 raise fail("reasoning_effort and reasoning.effort differ", "reasoning_effort")
         if self.reasoning.max_tokens is not None and self.reasoning.max_tokens >= self.limit:
             raise fail(
-                f"reasoning.max_tokens must be less than max_tokens ({self.limit})",
+                f"reasoning.max_tokens must be less than {self.limit_name} ({self.limit})",
                 "reasoning",
                 "max_tokens",
             )
@@ -132,7 +132,8 @@ class ChatRequest(TemplatedRequest):
         if self.add_generation_prompt:
             raise fail("It contradicts continue_final_message", "add_generation_prompt")
         if self.response_format is not None and self.response_format.type != "text":
-            raise fail("A text that was begun freely can't be held to a format", "response_format")
+            raise fail("A text that was begun freely can't be held to a format",
+                       *self.schema_place[:1])  # fmt: skip
         if self.effective_tool_choice() not in ("auto", "none"):
             raise fail("A text that was begun can't become a call", "tool_choice")
 
@@ -145,6 +146,12 @@ class ChatRequest(TemplatedRequest):
             if given is not None:
                 return given
         return DEFAULT_MAX_TOKENS
+
+    @property
+    def limit_name(self) -> str:
+        """The name by which the limit was sent."""
+        sent = self.max_tokens is None and self.max_completion_tokens is not None
+        return "max_completion_tokens" if sent else "max_tokens"
 
     def truncate_len(self, dialect: Dialect) -> int | None:
         """null turns truncation off, absence means the dialect's default."""

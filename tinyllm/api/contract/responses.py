@@ -34,6 +34,7 @@ from tinyllm.api.contract.response_tools import (
     full_name,
     positions_without,
 )
+from tinyllm.api.contract.structured import SCHEMA_PLACE
 from tinyllm.api.contract.templated import TemplatedRequest
 from tinyllm.api.limits import MAX_TOOLS, MAX_TOP_LOGPROBS
 
@@ -188,7 +189,7 @@ class Places:
 
     messages: Sequence[Loc]
     tools: Sequence[Loc]
-    format: Loc
+    schema: Loc
 
     def of(self, loc: Loc) -> Loc:
         """The place of one of the chat request's."""
@@ -199,31 +200,45 @@ class Places:
         if loc[:1] == ("tools",) and len(loc) > 1:
             rest = tuple(key for key in loc[2:] if key != "function")
             return (*self.tools[int(loc[1])], *rest)
-        if loc[:1] == ("response_format",):
-            if self.format != ("text", "format"):
-                return self.format
-            return (*self.format, *(key for key in loc[1:] if key != "json_schema"))
-        others: dict[Loc, Loc] = {
-            ("max_tokens",): ("max_output_tokens",),
-            ("reasoning_effort",): ("reasoning", "effort"),
-        }
-        return others.get(loc[:1], loc)
+        if loc[:3] == SCHEMA_PLACE:
+            return (*self.schema, *loc[3:])
+        if loc[:1] == ("response_format",) and self.schema[0] != "response_format":
+            rest = tuple(key for key in loc[1:] if key != "json_schema")
+            return (*(self.schema[:-1] or self.schema), *rest)
+        return _OTHERS.get(loc[:1], loc)
 
     def error(self, error: ApiError) -> ApiError:
-        """An error of the chat request, with the place in the request that was sent."""
-        return replace(error, loc=self.of(error.loc))
+        """An error of the chat request, by the names of the request that was sent."""
+        place = self.of(error.loc)
+        if len(place) == 1:  # it may be a whole path
+            place = (self.name(str(place[0])),)
+        message = error.message
+        if error.param is not None:
+            message = message.replace(error.param, path_of(place))
+        return replace(error, loc=place, message=message)
 
     def name(self, name: str) -> str:
         """The name of a chat request's field, as headers have it: `tools[0].function.strict`.
 
         A name that the caller made up stays as it is: it may be anything.
         """
-        found = re.findall(r"[^.\[\]]+", name)
-        keys = tuple(int(key) if re.fullmatch("[0-9]{1,4}", key) else key for key in found)
+        keys = _keys(name)
         of_a_tool = keys[:1] == ("tools",) and len(keys) > 1 and keys[1] in range(len(self.tools))
-        if not of_a_tool and keys[:1] != ("response_format",):
+        if not of_a_tool and keys[:1] not in (("response_format",), *_OTHERS):
             return name
         return path_of(self.of(keys))
+
+
+_OTHERS: dict[Loc, Loc] = {
+    ("max_tokens",): ("max_output_tokens",),
+    ("reasoning_effort",): ("reasoning", "effort"),
+}
+
+
+def _keys(name: str) -> Loc:
+    """What `path_of` makes a path of: `tools[0].function` → ("tools", 0, "function")."""
+    found = re.findall(r"[^.\[\]]+", name)
+    return tuple(int(key) if re.fullmatch("[0-9]{1,4}", key) else key for key in found)
 
 
 @dataclass
@@ -272,7 +287,7 @@ def as_chat(
     if request.instructions:
         turn.messages.insert(0, {"role": "system", "content": request.instructions})
         turn.places.insert(0, ("instructions",))
-    places = Places(turn.places, request.functions.places, _place_of_format(request))
+    places = Places(turn.places, request.functions.places, _place_of_schema(request))
     options = _options(request, n_ctx)
     try:
         chat = read(ChatRequest, {**options, "messages": turn.messages})
@@ -329,11 +344,9 @@ def _named(functions: Functions, name: str) -> Json:
     return {"type": "function", "function": {"name": functions.find(name)}}
 
 
-def _place_of_format(request: ResponsesRequest) -> Loc:
-    for name in ("guided_json", "json_schema", "structured_outputs", "response_format"):
-        if getattr(request, name) is not None:
-            return (name,)
-    return ("text", "format")
+def _place_of_schema(request: ResponsesRequest) -> Loc:
+    named = request.response_format is not None
+    return request.schema_place if named else ("text", "format", "schema")
 
 
 def _format(wanted: TextFormat) -> Json:

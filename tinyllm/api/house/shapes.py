@@ -191,8 +191,9 @@ class ResponsesShape(Shape[ResponsesRequest]):
             raise places.error(error) from None
         own = set(unknown)
         ignored = [name if name in own else places.name(name) for name in plan.ignored]
-        return [replace(plan, ignored=(*ignored, *self._left_out),
-                        relaxed=tuple(places.name(name) for name in plan.relaxed))]  # fmt: skip
+        relaxed = tuple(places.name(name) for name in plan.relaxed)
+        return [replace(plan, ignored=(*ignored, *self._left_out), relaxed=relaxed,
+                        format_place=places.of(plan.format_place))]  # fmt: skip
 
     def _kept_item(self, id: str) -> dict[str, Any] | None:
         return self._kept.item(self._key, id)

@@ -13,7 +13,8 @@ from tinyllm.api.constraints.least import least
 from tinyllm.api.constraints.tool_calls import calls_grammar
 from tinyllm.api.contract.chat_completions import ChatRequest
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.tools import JsonFormat, ResponseFormat, SchemaFormat, Tool
+from tinyllm.api.contract.structured import StructuredRequest
+from tinyllm.api.contract.tools import JsonFormat, SchemaFormat, Tool
 from tinyllm.api.prompt.served import ServedModel
 
 
@@ -35,19 +36,20 @@ def answer_format(
         grammar = _calls_grammar(request, model, tools, first, gone, words)
         parallel = request.parallel_tool_calls is not False
         return _format_of_calls(grammar, model, tools, parallel or words), ""
-    return wanted_format(request.response_format, model, gone)
+    return wanted_format(request, model, gone)
 
 
 def wanted_format(
-    wanted: ResponseFormat | None, model: ServedModel, gone: Callable[[], bool]
+    request: StructuredRequest, model: ServedModel, gone: Callable[[], bool]
 ) -> tuple[Format | None, str]:
     """A response format, and the same in words. Raises as `answer_format` does."""
+    wanted = request.response_format
     if isinstance(wanted, JsonFormat):
         text = json_grammar({"type": "object"})
         grammar = _compiled(model, text, gone, "response_format")
         return _format(grammar, model, ()), "Answer with a JSON object and nothing else."
     if isinstance(wanted, SchemaFormat):
-        place = ("response_format", "json_schema", "schema")
+        place = request.schema_place
         schema = wanted.json_schema.json_schema or {}
         try:
             text = json_grammar(schema)
@@ -119,7 +121,9 @@ def _calls_grammar(
         raise _unsupported(error, "tools") from None
 
 
-def _compiled(model: ServedModel, text: str, gone: Callable[[], bool], *place: str) -> Grammar:
+def _compiled(
+    model: ServedModel, text: str, gone: Callable[[], bool], *place: str | int
+) -> Grammar:
     try:
         return model.grammars.compile(text, gone)
     except UnsupportedSchema as error:

@@ -11,6 +11,7 @@ from tinyllm.api.constraints.guides import Guides
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.answers import Truncation
 from tinyllm.api.contract.dialect import Dialect
+from tinyllm.api.contract.errors import Loc
 from tinyllm.api.contract.sampling import Trace
 from tinyllm.api.prompt.served import ServedModel
 from tinyllm.engine.types import Prompt
@@ -25,7 +26,8 @@ class Plan:
     stop_ids: tokens that end an answer, once it has `min_tokens`.
     logprobs, top_logprobs: whether tokens are shown with theirs, and with how many others.
     echo: the answer begins with the prompt; `score_prompt`: and with its log-probabilities.
-    format: what the answer must fit; `calls`: how calls of tools in it are to be read.
+    format: what the answer must fit, as the request says at `format_place`.
+    calls: how calls of tools in it are to be read.
     decided: what `tool_choice: auto` came to.
     ignored: names of parameters that have no effect; `relaxed`: places of keywords in schemas.
     """
@@ -48,6 +50,7 @@ class Plan:
     think: ThinkSpec | None = None
     hide_thought: bool = False
     format: Format | None = None
+    format_place: Loc = ("response_format",)
     calls: CallSpec | None = None
     decided: Literal["call", "words"] | None = None
     truncation: Truncation | None = None

@@ -224,7 +224,7 @@ class Planner:
         self._check_trace(request, model, len(prompt.tokens), n)
         shortest = format.shortest() if format is not None and max_tokens else 0
         if max_tokens < shortest + (len(think.close) + 1 if think is not None and shortest else 0):
-            raise too_short(max_tokens, shortest, think, request)
+            raise too_short(max_tokens, shortest, think, request.limit_name)
         return Plan(
             model=model,
             named=request.model,
@@ -243,6 +243,7 @@ class Planner:
             think=think.fitted(max_tokens - shortest) if think is not None else None,
             hide_thought=bool(request.reasoning and request.reasoning.exclude),
             format=format,
+            format_place=("tools",) if tools else request.schema_place[:1],
             calls=CallSpec(model.call_form or HERMES, texts_of(tools), may_say) if tools else None,
             truncation=rendered.truncation,
             ignored=tuple(ignored),
@@ -284,7 +285,7 @@ class Planner:
         gone: Callable[[], bool],
     ) -> list[Plan]:
         params, n = _sampling(request, dialect, model), self._n(request)
-        format, _ = wanted_format(request.response_format, model, gone)
+        format, _ = wanted_format(request, model, gone)
         shortest = format.shortest() if format is not None else 0
         plans, together = [], 0
         for where, given in request.prompts():
@@ -299,7 +300,7 @@ class Planner:
             self._check_trace(request, model, n_prompt, n)
             max_tokens = self._room(request.limit, prompt, model)
             if 0 < max_tokens < shortest:
-                raise too_short(max_tokens, shortest, None, request)
+                raise too_short(max_tokens, shortest, None, "max_tokens")
             plans.append(
                 Plan(
                     model=model,
@@ -311,6 +312,7 @@ class Planner:
                     n=n,
                     stops=request.stops,
                     format=format,
+                    format_place=request.schema_place[:1],
                     stop_ids=_stop_ids(request, model),
                     min_tokens=request.min_tokens or 0,
                     logprobs=request.logprobs is not None,

@@ -42,8 +42,7 @@ def relaxed(request: Asked) -> tuple[Asked, list[str]]:
     wanted = request.response_format
     if isinstance(wanted, SchemaFormat):
         named = wanted.json_schema
-        place = ("response_format", "json_schema", "schema")
-        schema, dropped = _without(named.json_schema, place, bool(named.strict))
+        schema, dropped = _without(named.json_schema, request.schema_place, bool(named.strict))
         if dropped:
             named = named.model_copy(update={"json_schema": schema})
             update["response_format"] = wanted.model_copy(update={"json_schema": named})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tinyllm.api.constraints.thinking import ThinkSpec
 from tinyllm.api.contract.errors import ApiError, invalid
-from tinyllm.api.contract.structured import StructuredRequest
 from tinyllm.api.limits import MAX_ANSWER, MAX_PROMPTS_TOGETHER
 
 TOO_SHORT = "max_tokens_too_small"
@@ -20,13 +19,9 @@ def check_together(n_tokens: int) -> None:
         )
 
 
-def too_short(
-    max_tokens: int, shortest: int, think: ThinkSpec | None, request: StructuredRequest
-) -> ApiError:
-    """The error where `max_tokens` leaves less than the shortest answer takes."""
+def too_short(max_tokens: int, shortest: int, think: ThinkSpec | None, name: str) -> ApiError:
+    """The error where `max_tokens`, by its name in the request, is less than any answer takes."""
     thought = f" and {len(think.close) + 1} for the thought before it" if think else ""
-    other = "max_completion_tokens"  # a chat's
-    name = other if getattr(request, other, None) is not None else "max_tokens"
     takes = f"over {MAX_ANSWER}" if shortest == MAX_ANSWER + 1 else f"{shortest}"
     return ApiError(
         400,
