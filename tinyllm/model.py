@@ -26,7 +26,7 @@ from tinyllm.runner import (
     Array,
     Segment,
     Wanted,
-    call_end,
+    calls,
     images_between,
     places,
     seen_with_images,
@@ -384,10 +384,7 @@ class Model:
         ids = self._check_tokens(tokens)
         cache.reserve(len(ids))
         parts = [np.zeros((0, self.config.vocab_size), np.float32)]
-        start = 0
-        while start < len(ids):
-            end = min(start + chunk, len(ids))
-            end = call_end(self.config, image_positions, end)
+        for start, end in calls(self.config, image_positions, len(ids), chunk):
             part = ids[start:end]
             is_last = end == len(ids)
             where, rows = images_between(image_positions, image_rows, start, end)
@@ -402,7 +399,6 @@ class Model:
                     tap=tap,
                 )
             )
-            start = end
         return np.concatenate(parts) if len(parts) > 2 else parts[-1]
 
     def new_cache(self, capacity: int | None = None, context: int | None = None) -> KVCache:

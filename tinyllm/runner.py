@@ -7,7 +7,7 @@ no more of a model than this.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -73,6 +73,17 @@ def behind_image(positions: NDArray[np.int64] | None, cut: int) -> int:
 def call_end(config: ModelConfig, positions: NDArray[np.int64] | None, end: int) -> int:
     """Where a call's tokens may end: at `end`, or behind an image whose rows see each other."""
     return behind_image(positions, end) if config.images_see_ahead else end
+
+
+def calls(
+    config: ModelConfig, positions: NDArray[np.int64] | None, n_tokens: int, chunk: int
+) -> Iterator[tuple[int, int]]:
+    """The calls of a long prompt: where the tokens of each begin, and where they end."""
+    start = 0
+    while start < n_tokens:
+        end = min(call_end(config, positions, start + chunk), n_tokens)
+        yield start, end
+        start = end
 
 
 def seen_with_images(n_tokens: int, images: NDArray[np.int64]) -> NDArray[np.int64]:

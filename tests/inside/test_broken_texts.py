@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.tiny import CONFIG, bytes_tokenizer, tiny_model
 from tinyllm.decode import Session
+from tinyllm.inside import broken_texts
 from tinyllm.inside.broken_texts import BrokenTexts
 from tinyllm.inside.lab import break_it, possible
+from tinyllm.model import Model
 from tinyllm.prompt import Prompt
 from tinyllm.sampler import SamplingParams
 
@@ -41,6 +45,19 @@ def test_it_is_what_a_session_with_that_part_broken_has(name: str) -> None:
          for i in range(CONFIG.n_layers)]
     )  # fmt: skip
     np.testing.assert_array_equal(rows(BrokenTexts(MODEL), name, TEXT, 55), expected)
+
+
+def test_no_call_parts_an_image_whose_rows_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(replace(CONFIG, images_see_ahead=True), MODEL.weights)
+    where = np.arange(30, 46)
+    image = np.random.default_rng(0).normal(size=(16, CONFIG.dim)).astype(np.float32)
+    prompt = Prompt(np.array(TEXT, np.int32), where, image, -1 - where)
+    kept = []
+    for chunk in (60, 40):
+        monkeypatch.setattr(broken_texts, "PREFILL_CHUNK", chunk)
+        with BrokenTexts(model).before(break_it("rope-pairing"), prompt, 55, 54) as cache:
+            kept.append(cache.values(CONFIG.n_layers - 1).copy())
+    np.testing.assert_allclose(kept[1], kept[0], atol=1e-4)
 
 
 def test_the_same_bits_cold_warm_and_behind_a_fork() -> None:

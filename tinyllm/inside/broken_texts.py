@@ -17,7 +17,7 @@ from tinyllm.inside.prefixes import PREFIX_BLOCK, common_prefix, prompt_keys
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
 from tinyllm.prompt import Prompt
-from tinyllm.runner import call_end
+from tinyllm.runner import calls
 
 
 @dataclass
@@ -72,9 +72,9 @@ class BrokenTexts:
         text = self._texts.pop((breakage.name, prompt), None)
         if text is None:
             text = _Text([], self.model.new_cache(self._room(n_prompt)))
-            while (start := text.cache.length) < n_prompt:
-                stop = call_end(self.model.config, given.image_positions, start + PREFILL_CHUNK)
-                run(tokens[start : min(stop, n_prompt)], text.cache)
+            images = given.image_positions
+            for start, end in calls(self.model.config, images, n_prompt, PREFILL_CHUNK):
+                run(tokens[start:end], text.cache)
         said = list(tokens[n_prompt : length + 1])
         shared = common_prefix(text.said, said)
         if shared < len(said):  # another way from there on, or a longer one

@@ -18,7 +18,7 @@ from tinyllm.inside.replay import attention_name, lens_names, replay_token
 from tinyllm.inside.trace_file import StepRecord, record_attention, record_lens
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import PREFILL_CHUNK, Model
-from tinyllm.runner import call_end
+from tinyllm.runner import calls
 from tinyllm.tokenizer import Tokenizer
 
 
@@ -110,11 +110,11 @@ class Inside:
         """The prompt's cache."""
         if self._prompt_cache is None:
             prompt = self._prompt
-            cache = model.new_cache(len(prompt.tokens))
-            while (start := cache.length) < len(prompt.tokens):
+            n = len(prompt.tokens)
+            cache = model.new_cache(n)
+            for start, stop in calls(model.config, prompt.image_positions, n, PREFILL_CHUNK):
                 if self._over.is_set():
                     raise Cancelled
-                stop = call_end(model.config, prompt.image_positions, start + PREFILL_CHUNK)
                 where, rows = prompt.images_between(start, stop)
                 model.forward(
                     prompt.tokens[start:stop],
