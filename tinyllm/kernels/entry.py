@@ -61,20 +61,30 @@ class ObjectLibrary(codegen.JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
+class LowerToObject(typed_passes.NativeLowering):  # type: ignore[misc]
+    """From numba's typed code to an object file, for either of those who may call it."""
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = ObjectLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.flags.no_compile = True
+        super().run_pass(state)
+        self.open_to_callers(state, state["cr"].fndesc)
+        state.library.finalize()
+        return True
+
+    def open_to_callers(self, state: Any, lowered: Any) -> None:
+        """Make it callable; `lowered` is numba's description of the function as it is in LLVM."""
+        raise NotImplementedError
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
-class LowerWithEntry(typed_passes.NativeLowering):  # type: ignore[misc]
-    """From numba's typed code to an object file."""
+class LowerWithEntry(LowerToObject):
+    """For Python, which calls a kernel by its entry."""
 
     _name = "lower_with_entry"
 
-    def run_pass(self, state: Any) -> bool:
-        context = state.targetctx
-        state.library = ObjectLibrary(context.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
-        super().run_pass(state)
-        add_entry(context, state.library, state["cr"].fndesc)
-        state.library.finalize()
-        return True
+    def open_to_callers(self, state: Any, lowered: Any) -> None:
+        add_entry(state.targetctx, state.library, lowered)
 
 
 class EntryCompiler(compiler.CompilerBase):  # type: ignore[misc]
@@ -86,20 +96,15 @@ class EntryCompiler(compiler.CompilerBase):  # type: ignore[misc]
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class LowerApart(typed_passes.NativeLowering):  # type: ignore[misc]
-    """As `LowerWithEntry`, for a part that stands apart: it is called by numba's convention."""
+class LowerApart(LowerToObject):
+    """For kernels, which call a part that stands apart by its symbol and numba's convention."""
 
     _name = "lower_apart"
 
-    def run_pass(self, state: Any) -> bool:
-        context, function = state.targetctx, state.func_id.func
-        state.library = ObjectLibrary(context.codegen(), state.func_id.func_qualname)
-        state.flags.no_compile = True
-        super().run_pass(state)
+    def open_to_callers(self, state: Any, lowered: Any) -> None:
+        function = state.func_id.func
         part = Part(function.__module__, function.__name__, tuple(state.args))
-        state.library.renamed = state["cr"].fndesc.llvm_func_name, part.symbol
-        state.library.finalize()
-        return True
+        state.library.renamed = lowered.llvm_func_name, part.symbol
 
 
 class ApartCompiler(compiler.CompilerBase):  # type: ignore[misc]
