@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from tests import naive
 from tinyllm.config import ModelConfig
 from tinyllm.kernels import dispatch, jit, jit_attention, numbers, quantize
 from tinyllm.kernels.arrays import make_softmax
-from tinyllm.kernels.build import kernel
+from tinyllm.kernels.build import kernel, uncached
 from tinyllm.kernels.formats import FORMATS, Dtype, format_of
 from tinyllm.kernels.layout import (
     F32,
@@ -336,6 +337,29 @@ if JIT:
     def exp_all(values: Any, out: Any) -> None:
         for i in range(0, len(values), 16):
             vectors.store(out, i, simd.exp(vectors.load(values, i)))
+
+    @uncached
+    def largest(values: Any) -> float:
+        best: float = vectors.horizontal_max(vectors.load(values, 0))
+        return best
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_the_largest_lane_wherever_it_is() -> None:
+    values = np.linspace(-3, -1, 16, dtype=np.float32)
+    values[[2, 11]] = -np.inf
+    for at in range(16):
+        assert largest(np.roll(values, at)) == -1
+    assert largest(np.full(16, -np.inf, np.float32)) == -np.inf
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_lanes_are_compared_by_halves() -> None:
+    """Lane by lane takes 130 cycles, at every page of keys."""
+    largest(np.zeros(16, np.float32))
+    (text,) = largest.inspect_asm().values()
+    of_single_lanes = re.findall(r"\bv?(?:max|ucomi|cmp\w*)ss\b|\bf(?:maxn?m?|cmpe?)\s+s", text)
+    assert len(of_single_lanes) <= 2  # the last step; there were 15 steps
 
 
 def test_halves_like_numpy() -> None:

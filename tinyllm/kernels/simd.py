@@ -60,9 +60,9 @@ from tinyllm.kernels.vectors import (
     at,
     clip,
     div,
+    first_lane,
     fma,
     high_bf16,
-    horizontal_max,
     horizontal_sum,
     largest_magnitude,
     load,
@@ -111,7 +111,7 @@ def exp(x: Any) -> Any:
 @kernel
 def exp_one(x: np.float32) -> np.float32:
     """The same of one float, by the same instructions."""
-    one: np.float32 = horizontal_max(exp(splat(np.float32(x))))
+    one: np.float32 = first_lane(exp(splat(np.float32(x))))
     return one
 
 

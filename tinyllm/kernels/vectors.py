@@ -14,6 +14,7 @@ the only ones that use them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from llvmlite import ir
@@ -240,11 +241,7 @@ def div(typing_context, a, b):  # type: ignore[no-untyped-def]
 def maximum(typing_context, a, b):  # type: ignore[no-untyped-def]
     """The larger of each pair; where one is NaN, b."""
     del typing_context
-
-    def code(builder: Any, x: Any, y: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", x, y), x, y)
-
-    return op(f32x16, [a, b], code)
+    return op(f32x16, [a, b], _larger)
 
 
 @operation
@@ -320,27 +317,42 @@ def largest_magnitude(typing_context, a, b):  # type: ignore[no-untyped-def]
 
 
 @operation
-def horizontal_max(typing_context, value):  # type: ignore[no-untyped-def]
-    """The largest lane."""
+def first_lane(typing_context, value):  # type: ignore[no-untyped-def]
+    """Lane 0, float32."""
     del typing_context
-    name = "llvm.vector.reduce.fmax.v16f32"
-    return op(types.float32, [value], lambda b, v: emit.call(b, name, F32, v))
+    return op(types.float32, [value], lambda b, v: b.extract_element(v, I32(0)))
+
+
+def _folded(builder: Any, v: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """All lanes joined, always as the same tree: halves onto halves."""
+    width = LANES // 2
+    while width:
+        swap = [(lane + width) % LANES for lane in range(LANES)]
+        v = join(v, builder.shuffle_vector(v, v, ir.Constant(I32X16, swap)))
+        width //= 2
+    return builder.extract_element(v, I32(0))
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+@operation
+def horizontal_max(typing_context, value):  # type: ignore[no-untyped-def]
+    """The largest lane; of NaN as `maximum` has it.
+
+    Not LLVM's own `vector.reduce.fmax`: that looks for NaN lane by lane, 130 cycles, for which
+    attention waited at every page of keys.
+    """
+    del typing_context
+    return op(types.float32, [value], lambda b, v: _folded(b, v, partial(_larger, b)))
 
 
 @operation
 def horizontal_sum(typing_context, value):  # type: ignore[no-untyped-def]
-    """The sum of all lanes, always as the same tree: halves onto halves."""
+    """The sum of all lanes."""
     del typing_context
-
-    def code(builder: Any, v: Any) -> Any:
-        width = LANES // 2
-        while width:
-            swap = [(lane + width) % LANES for lane in range(LANES)]
-            v = builder.fadd(v, builder.shuffle_vector(v, v, ir.Constant(I32X16, swap)))
-            width //= 2
-        return builder.extract_element(v, I32(0))
-
-    return op(types.float32, [value], code)
+    return op(types.float32, [value], lambda b, v: _folded(b, v, b.fadd))
 
 
 @operation
