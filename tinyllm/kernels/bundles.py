@@ -8,7 +8,7 @@ i's operand `stride` elements behind that of token i - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -239,6 +239,14 @@ def q4_dots_of_both(typing_context, acc, weights, at, values, rest, offset):  # 
     return op(acc, [acc, weights, at, values, rest, offset], code)
 
 
+def _fma_all(builder: Any, sums: Any, three: Callable[[int], tuple[Any, Any, Any]]) -> Any:
+    """A bundle of a · b + c, where `three` gives the a, b and c of the i-th."""
+    n = sums.type.count
+    for i, result in enumerate(processor.fma_each(builder, (three(i) for i in range(n)))):
+        sums = builder.insert_value(sums, result, i)
+    return sums
+
+
 @operation
 def fma_each(typing_context, acc, weights, rows, offset, stride):  # type: ignore[no-untyped-def]
     """acc[i] += weights × rows[offset + i · stride], float32, rounded once.
@@ -252,13 +260,12 @@ def fma_each(typing_context, acc, weights, rows, offset, stride):  # type: ignor
         raise TypingError(f"fma_each cannot add {weights} × {rows} to {acc}")
 
     def code(builder: Any, all_: Any, run: Any, data: Any, at: Any, step: Any) -> Any:
-        for i in range(acc.count):
+        def three(i: int) -> tuple[Any, Any, Any]:
             w = builder.extract_value(run, i % columns) if several else run
             x = _operand(builder, data, at, step, i // columns)
-            all_ = builder.insert_value(
-                all_, processor.fma(builder, w, x, builder.extract_value(all_, i)), i
-            )
-        return all_
+            return w, x, builder.extract_value(all_, i)
+
+        return _fma_all(builder, all_, three)
 
     return op(acc, [acc, weights, rows, offset, stride], code)
 
@@ -278,11 +285,11 @@ def fma_rows(typing_context, acc, left, at_left, right, at_right, stride):  # ty
             [emit.load(builder, data, _token(builder, at, step, i), F32X16) for i in range(4)]
             for data, at in ((a, to_a), (b, to_b))
         ]
-        for n, (i, j) in enumerate((i, j) for i in range(4) for j in range(4)):
-            before = builder.extract_value(sums, n)
-            after = processor.fma(builder, rows[0][i], rows[1][j], before)
-            sums = builder.insert_value(sums, after, n)
-        return sums
+
+        def three(n: int) -> tuple[Any, Any, Any]:
+            return rows[0][n // 4], rows[1][n % 4], builder.extract_value(sums, n)
+
+        return _fma_all(builder, sums, three)
 
     return op(acc, [acc, left, at_left, right, at_right, stride], code)
 
@@ -329,11 +336,15 @@ def scale_each(typing_context, acc, dots, weights, rows, offset):  # type: ignor
     """acc[i] += float(dots[i]) × (weights × rows[offset + i]): a group's dots into the sums."""
     del typing_context
 
-    def code(builder: Any, i: int, a: Any, dot: Any, w: Any, data: Any, at: Any) -> Any:
-        scale = builder.fmul(w, _operand(builder, data, at, ir.Constant(at.type, 1), i))
-        return processor.fma(builder, builder.sitofp(dot, F32X16), scale, a)
+    def code(builder: Any, sums: Any, all_dots: Any, w: Any, data: Any, at: Any) -> Any:
+        def three(i: int) -> tuple[Any, Any, Any]:
+            scale = builder.fmul(w, _operand(builder, data, at, ir.Constant(at.type, 1), i))
+            dot = builder.extract_value(all_dots, i)
+            return builder.sitofp(dot, F32X16), scale, builder.extract_value(sums, i)
 
-    return _bundle_op(acc, [acc, dots, weights, rows, offset], acc.count, code)
+        return _fma_all(builder, sums, three)
+
+    return op(acc, [acc, dots, weights, rows, offset], code)
 
 
 @operation

@@ -9,10 +9,9 @@ from llvmlite import ir
 
 LANES = 16
 
-I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I16X16, I32X16 = ir.VectorType(I16, LANES), ir.VectorType(I32, LANES)
-I64X16 = ir.VectorType(ir.IntType(64), LANES)
 F16X16 = ir.VectorType(ir.HalfType(), LANES)
 F32X16, F64X16 = ir.VectorType(F32, LANES), ir.VectorType(F64, LANES)
 

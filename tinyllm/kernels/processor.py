@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,15 +31,14 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from tinyllm.kernels import fused
 from tinyllm.kernels.emit import (
     F32X16,
-    F64X16,
     I8,
     I16,
     I16X16,
     I32,
     I32X16,
-    I64X16,
     LANES,
     call,
     constant,
@@ -300,31 +299,15 @@ _HAS_HALVES = bool(_NATIVE & {"vcvtph2ps", "fcvtl"})
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a · b + c, rounded once.
+    """a · b + c, rounded once."""
+    return next(fma_each(builder, iter([(a, b, c)])))
 
-    Without the instruction: the product is exact in float64, and the sum is rounded there to odd
-    (its last bit tells that something was lost), so that rounding it to float32 is right
-    (Boldo & Melquiond 2008, "Emulation of FMA and correctly rounded sums").
-    """
-    if _HAS_FMA:
-        return call(builder, "llvm.fma.v16f32", F32X16, a, b, c)
-    a, b, c = (builder.fpext(v, F64X16) for v in (a, b, c))
-    product = builder.fmul(a, b)
-    total = builder.fadd(product, c)
-    of_c = builder.fsub(total, product)  # the part of c that is in the sum
-    lost = builder.fadd(builder.fsub(product, builder.fsub(total, of_c)), builder.fsub(c, of_c))
-    zero = constant(F64X16, 0.0)
-    bits = builder.bitcast(total, I64X16)
-    one = constant(I64X16, 1)
-    even = builder.icmp_signed("==", builder.and_(bits, one), constant(I64X16, 0))
-    inexact = builder.fcmp_ordered("!=", lost, zero)
-    away = builder.icmp_signed(
-        "==", builder.zext(builder.fcmp_ordered(">", lost, zero), I64X16),
-        builder.zext(builder.fcmp_ordered(">", total, zero), I64X16),
-    )  # fmt: skip
-    step = builder.select(away, one, constant(I64X16, -1))
-    odd = builder.select(builder.and_(even, inexact), builder.add(bits, step), bits)
-    return builder.fptrunc(builder.bitcast(odd, F64X16), F32X16)
+
+def fma_each(builder: Any, sums: Iterator[tuple[Any, Any, Any]]) -> Iterator[Any]:
+    """a · b + c of each (a, b, c), rounded once; without the instruction as `fused.py` has it."""
+    if not _HAS_FMA:
+        return iter(fused.fma_each(builder, list(sums)))
+    return (call(builder, "llvm.fma.v16f32", F32X16, *three) for three in sums)
 
 
 def widen_halves(builder: Any, halves: Any) -> Any:
