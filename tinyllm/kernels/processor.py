@@ -122,17 +122,23 @@ _WORDS_16 = ir.VectorType(I16, 2 * LANES)
 
 def _pairs_of_words(builder: Any, acc: Any, weights: Any, quad: Any) -> Any:
     """Plain LLVM: bytes 0 and 2, then 1 and 3, widened to 16 bits; two products a lane and step."""
-    eight = constant(_WORDS_16, 8)
-    both = []
-    for value in (weights, splat(builder, quad)):
-        words = builder.bitcast(value, _WORDS_16)
-        both.append((builder.ashr(builder.shl(words, eight), eight), builder.ashr(words, eight)))
+    both = [low_and_high_bytes(builder, value) for value in (weights, splat(builder, quad))]
     for w, x in zip(*both, strict=True):
-        acc = builder.add(acc, _sums_of_two(builder, w, x))
+        acc = builder.add(acc, sums_of_two(builder, w, x))
     return acc
 
 
-def _sums_of_two(builder: Any, a: Any, b: Any) -> Any:
+def low_and_high_bytes(builder: Any, vector: Any) -> tuple[Any, Any]:
+    """The signed bytes 0, 2, 4 … of a vector, and 1, 3, 5 …, as int16s."""
+    kind = vector.type
+    if kind == I32X16:
+        kind = _WORDS_16
+        vector = builder.bitcast(vector, kind)
+    eight = constant(kind, 8)
+    return builder.ashr(builder.shl(vector, eight), eight), builder.ashr(vector, eight)
+
+
+def sums_of_two(builder: Any, a: Any, b: Any) -> Any:
     """Sixteen sums of two products of int16s; what x86 has as `pmaddwd`, since SSE2."""
     if builder.module.triple.startswith("x86_64"):
         four, eight = ir.VectorType(I32, 4), 4
@@ -159,13 +165,16 @@ class Kind:
     signed: bool  # Q8's weights are multiplied as signed bytes; else as bytes + 128
     dot4: Emit  # by weights of 8 bits
     dot4_nibbles: Emit  # by weights of 0 … 15
+    words: bool = False  # multiplies words, and so activations of two bytes as they are
 
 
 _FLOATS = {"vfmadd", "vcvtph2ps"}
 
 
-def _kind(name: str, needs: set[str], sums: int, signed: bool, *dots: Emit) -> Kind:
-    return Kind(name, frozenset(needs), sums, signed, dots[0], dots[-1])
+def _kind(
+    name: str, needs: set[str], sums: int, signed: bool, *dots: Emit, words: bool = False
+) -> Kind:
+    return Kind(name, frozenset(needs), sums, signed, dots[0], dots[-1], words)
 
 
 KINDS = (  # the best first
@@ -174,7 +183,7 @@ KINDS = (  # the best first
     _kind("avx2", {"vpmaddwd", "ymm", *_FLOATS}, 4, True, _signed_pairs, _small_pairs),
     _kind("neon-i8mm", {"usdot", "fmla"}, 4, False, _usdot),
     _kind("neon", {"sdot", "fmla"}, 4, True, _sdot),
-    _kind("plain", set(), 4, True, _pairs_of_words),
+    _kind("plain", set(), 4, True, _pairs_of_words, words=True),
 )
 
 
