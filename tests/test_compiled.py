@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tinyllm.errors import CacheFull, ConfigError, WeightsError
 from tinyllm.kernels.arrays import MAX_LOGIT_ROWS, MAX_ROWS
 from tinyllm.kernels.formats import FORMATS
 from tinyllm.kernels.layout import Q4, Q8
-from tinyllm.kernels.packed import Reading, load_packed
+from tinyllm.kernels.packed import Reading, checkpoint_digest, load_packed
 from tinyllm.kv_cache import KVCache
 from tinyllm.model import Model
 from tinyllm.runner import Segment
@@ -393,6 +394,21 @@ def test_a_packed_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(WeightsError, match="start again"):
         Reading(path, 10, memory).wait()
+
+
+def test_a_version_that_knows_of_more_parts_has_the_same_digest(weights_folder: Path) -> None:
+    @dataclass(frozen=True)
+    class Later(ModelConfig):
+        another: bool = False
+
+    now, later = (kind.from_folder(weights_folder) for kind in (ModelConfig, Later))
+    assert checkpoint_digest(weights_folder, now, "q4") == checkpoint_digest(
+        weights_folder, later, "q4"
+    )
+    other = replace(later, another=True)
+    assert checkpoint_digest(weights_folder, other, "q4") != checkpoint_digest(
+        weights_folder, now, "q4"
+    )
 
 
 @pytest.mark.parametrize("where", ["numbers", "header", "kinds", "half", "empty", "foreign"])

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,17 @@ def checkpoint_digest(folder: Path, config: ModelConfig, dtype: str) -> str:
     """Changes with the shape, the format, the packing code, or any file of the checkpoint.
 
     Of each file the header and 64 places are read: training or converting anew moves every tensor,
-    and reading half a gigabyte would cost more than it protects from.
+    and reading half a gigabyte would cost more than it protects from. Of the shape counts what
+    isn't as in Llama: a version of this program that knows of more parts shares its file with one
+    that doesn't, unless the code that packs is another.
     """
     here = Path(__file__).parent
-    digest = hashlib.sha256(f"{config} {dtype}".encode())
+    said = [
+        (field.name, value)
+        for field in fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    ]
+    digest = hashlib.sha256(f"{said} {dtype}".encode())
     for name in (
         "layout.py",
         "quantize.py",
