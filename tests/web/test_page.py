@@ -177,6 +177,14 @@ def test_a_link_opens_the_same_state(page: Page, browser: Browser) -> None:
     other.goto(address)
     expect(other.locator("#strip .tile")).to_have_count(len(tiles))
     expect(other.locator("#messages")).to_contain_text("Opened from a link")
+    other.wait_for_function(
+        "[...document.querySelectorAll('#strip .tile')].some((t) => t.style.cssText.match(/[1-9]/))"
+    )
+    tints = [
+        tab.locator("#strip .tile").evaluate_all("(all) => all.map((t) => t.style.cssText)")
+        for tab in (page, other)
+    ]
+    assert tints[0] == tints[1] and len(set(tints[0])) > 2
     other.locator("#strip .tile:not(.prompt)").nth(2).click()
     expect(other.locator("#view")).to_contain_text("A token of the answer, which wasn't drawn")
     other.locator("#strip .tile.prompt").nth(2).click()
@@ -590,6 +598,44 @@ def test_a_narrow_screen_has_no_sideways_scrolling(page: Page, scheme: str) -> N
     page.click("text=Two worlds")  # whose choices are long sentences
     choice = page.locator("#view select").last.bounding_box()
     assert choice is not None and choice["x"] + choice["width"] <= 340
+
+
+def test_how_much_of_a_long_text_has_been_read(page: Page) -> None:
+    """Piece by piece, each held up until the bar was seen; known text isn't read again."""
+    page.add_init_script(
+        """const own = window.fetch;
+        window.asked = [];
+        window.fetch = async (path, request) => {
+            if (path === "/v1/look") {
+                window.asked.push(JSON.parse(request.body).position);
+                await new Promise((go) => { window.goOn = go; });
+            }
+            return own(path, request);
+        };"""
+    )
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("ready")
+    page.fill("#text", "a b c d e " * 120)
+    page.press("#text", "Enter")
+    reading, bar = page.locator("#reading"), page.locator("#reading progress")
+    shown = []
+    while True:
+        page.wait_for_function("(n) => window.asked.length > n", arg=len(shown))
+        shown.append(float(bar.get_attribute("value") or -1))
+        total = int(bar.get_attribute("max") or 0)
+        expect(reading).to_contain_text(f"{int(shown[-1])} of {total} tokens")
+        page.evaluate("window.goOn()")
+        if page.evaluate("window.asked.at(-1)") == total:
+            break
+    assert shown == [0, 240, 480]
+    assert page.evaluate("window.asked") == [240, 480, total]
+    expect(page.locator("#view[aria-busy=false]")).to_be_visible()
+    expect(reading).to_be_hidden()
+    page.click("[data-view=depths]")
+    page.wait_for_function("(n) => window.asked.length > n", arg=len(shown))
+    expect(reading).to_be_hidden()
+    page.evaluate("window.goOn()")
+    expect(page.locator("table.lens")).to_be_visible()
 
 
 def test_what_is_said_before_the_first_look_has_come(page: Page) -> None:

@@ -42,6 +42,10 @@ export const tokenize = (body) => ask("/v1/tokenize", { ...body, pieces: true })
 export const detokenize = (body) => ask("/v1/detokenize", { ...body, pieces: true }).then((r) => r.json());
 export const look = (body, signal) => ask("/v1/look", body, signal).then((r) => r.json());
 
+/** How likely each of these tokens is behind those before it: log-probabilities, and null for the first. */
+export const scores = (body) => ask("/v1/completions", { ...body, max_tokens: 0, echo: true, logprobs: 0 })
+  .then((r) => r.json()).then((told) => told.choices[0].logprobs.token_logprobs);
+
 /** The chunks of an answer to ids. @param {any} body @param {AbortSignal} signal */
 export async function* complete(body, signal) {
   const response = await ask("/v1/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);

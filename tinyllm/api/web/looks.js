@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { state, world } from "./store.js";
 
 const KEPT = 120;
+const PIECE = 240; // tokens that a long text is read by, so that one can be told how far that is
 const BEHIND = 40; // tokens that are sent along: they change nothing here, and are then known to the server
 /** @type {Map<string, Promise<any>>} */
 const kept = new Map();
@@ -31,12 +32,45 @@ export function lookAt(want, signal, at = world(), position = state.selected) {
   if (!found) {
     const next = at.images.find((one) => one.start >= end)?.start ?? at.ids.length;
     body.tokens = at.ids.slice(0, Math.min(end + BEHIND, next));
-    found = api.look(body, signal);
+    found = inPieces(body, at.images, signal);
     kept.set(name, found);
     found.catch(() => kept.delete(name));
     if (kept.size > KEPT) kept.delete(kept.keys().next().value);
   }
   return found;
+}
+
+/** @type {{model: string, tokens: number[]}} */
+let read = { model: "", tokens: [] }; // what the server has read for this page, and keeps for a while
+/** @type {(done: number, total: number) => void} */
+let tell = () => {};
+
+/** Hear how many of a text's tokens have been read; at the end that it is all of them. */
+export function onReading(listener) {
+  tell = listener;
+}
+
+/** A look; of a long text that wasn't read yet, piece by piece before: each is known to the next. */
+async function inPieces(body, images, signal) {
+  const { model, tokens, position } = body;
+  const same = read.model === model ? tokens.findIndex((id, i) => id !== read.tokens[i]) : 0;
+  const known = same < 0 ? tokens.length : same;
+  const inParts = !body.break && position - known > 2 * PIECE;
+  try {
+    if (inParts) tell(known, position);
+    for (let stop = known + PIECE; inParts && stop < position; stop += PIECE) {
+      stop = images.find((one) => one.start < stop && stop < one.stop)?.stop ?? stop;
+      if (stop >= position) break;
+      await api.look({ ...body, position: stop, n_prompt: Math.min(body.n_prompt, stop), want: {} }, signal);
+      read = { model, tokens: tokens.slice(0, stop) };
+      tell(stop, position);
+    }
+    const found = await api.look(body, signal);
+    if (!body.break && position > known) read = { model, tokens: tokens.slice(0, position) };
+    return found;
+  } finally {
+    if (inParts) tell(position, position);
+  }
 }
 
 /** @type {string[]} */

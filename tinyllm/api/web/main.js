@@ -5,6 +5,7 @@ import { h } from "./dom.js";
 import { fillLessons } from "./lessons.js";
 import { link, openLink, save } from "./share.js";
 import { acceptImages, drawPictures } from "./pictures.js";
+import { onReading } from "./looks.js";
 import { changed, move, onChange, state, world } from "./store.js";
 import { drawStrips, mark } from "./strip.js";
 import { answer, edit, fork, goOn, retry, rewind, say, stop, use } from "./talk.js";
@@ -146,6 +147,14 @@ async function drawView() {
   $("view").replaceChildren(draft);
   $("view").setAttribute("aria-busy", "false");
 }
+
+/** Of a long text that the model reads before it can look, how much it has read. */
+function drawReading(done, total) {
+  const said = `Reading the text in float32: ${done} of ${total} tokens`;
+  $("reading").hidden = done >= total;
+  $("reading").replaceChildren(`${said} `, h("progress", { max: total, value: done, "aria-label": said }));
+}
+onReading(drawReading);
 
 function drawControls() {
   const seed = h("input", { type: "number", min: 0, max: 2 ** 31, value: state.params.seed, "aria-label": "Seed", onchange: (e) => { state.params.seed = Number(e.target.value); } });

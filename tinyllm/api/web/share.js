@@ -30,6 +30,12 @@ export async function openLink() {
   state.view = String(told.v);
   changed("worlds", "params");
   select(told.s);
+  const at = state.worlds[0];
+  if (at.broken || at.byLooks || at.ids.length <= at.nPrompt) return; // the server finds others likely
+  const asked = { model: at.model, prompt: at.ids };
+  if (at.images.length) asked.images = at.images.map((one) => one.url);
+  at.scores = await api.scores(asked).catch(() => []); // a tint alone: without it the state is as told
+  changed("worlds");
 }
 
 /** The rows that stand for a world's images, as they went into its forwards, and what they look like. */

@@ -4,9 +4,10 @@
  * @typedef {{text: string, bytes: string, special: boolean}} Piece
  * @typedef {{temperature: number, top_k: number, top_p: number, seed: number}} Params
  * @typedef {{name: string, model: string, ids: number[], pieces: Piece[], nPrompt: number,
- *   steps: Map<number, any>, cached: number, params: Params, broken: string, byLooks: boolean,
+ *   steps: Map<number, any>, scores: (number | null)[], cached: number, params: Params, broken: string, byLooks: boolean,
  *   images: {url: string, start: number, stop: number}[], end: string}} World
  *   `byLooks`: its tokens come from float32 looks, one at a time, not from the server's own format;
+ *   `scores`: log-probabilities by position, of tokens that weren't drawn on this page;
  *   `images`: where each image's rows stand among the ids; `end`: why it ended.
  */
 
@@ -57,7 +58,7 @@ export function select(position) {
 
 /** A new world of some ids. @param {Partial<World>} [more] @returns {World} */
 export function newWorld(name, ids, pieces, nPrompt, more = {}) {
-  return { name, model: state.model, ids, pieces, nPrompt, steps: new Map(), cached: 0,
+  return { name, model: state.model, ids, pieces, nPrompt, steps: new Map(), scores: [], cached: 0,
     params: { ...state.params }, broken: "", byLooks: false, images: [], end: "", ...more };
 }
 

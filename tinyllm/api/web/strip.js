@@ -58,10 +58,12 @@ function append(strip, at, start, apart, tiles, index) {
     const text = textOf(at.pieces.slice(position, end));
     const step = at.steps.get(position);
     const special = at.pieces[position].special;
-    const surprise = step ? Math.min(1, -step.logprob / NATS_OF_FULL_TINT) : 0;
+    const logprob = step?.logprob ?? (position < at.nPrompt ? null : at.scores[position]);
+    const known = typeof logprob === "number";
+    const surprise = known ? Math.min(1, -logprob / NATS_OF_FULL_TINT) : 0;
     const first = position;
     const told = `token ${at.ids.slice(position, end).join(", ")} at ${position}` +
-      (step ? `, probability ${percent(Math.exp(step.logprob))}` : ", of the prompt");
+      (known ? `, probability ${percent(Math.exp(logprob))}` : position < at.nPrompt ? ", of the prompt" : "");
     const tile = h("span", {
       class: `tile${position < at.nPrompt ? " prompt" : ""}${special ? " special" : ""}${position === apart ? " differs" : ""}`,
       role: "option", "aria-selected": "false", title: told, id: index === state.current ? `tile-${position}` : null, "data-position": position,

@@ -161,8 +161,9 @@ export async function fork(position, ids, name, more = {}) {
   const tokens = [...from.ids.slice(0, position), ...ids];
   const told = await api.detokenize({ model: from.model, tokens });
   const { broken, byLooks, model } = from;
+  const scores = from.scores.slice(0, position);
   const images = from.images.filter((one) => one.stop <= position);
-  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position), { broken, byLooks, model, images, ...more });
+  const twin = newWorld(name, tokens, told.pieces, Math.min(from.nPrompt, position), { broken, byLooks, model, images, scores, ...more });
   for (const [at, step] of from.steps) if (at < position) twin.steps.set(at, step);
   if (state.worlds.length > 5) state.worlds.splice(1, 1);
   state.worlds.push(twin);
@@ -183,6 +184,7 @@ export function rewind(position) {
   const at = world();
   if (!at || state.busy || position <= at.nPrompt) return;
   at.ids.length = at.pieces.length = position;
+  at.scores.length = Math.min(at.scores.length, position);
   for (const key of [...at.steps.keys()]) if (key >= position) at.steps.delete(key);
   changed("tokens", "worlds");
   select(position - 1);
