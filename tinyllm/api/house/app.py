@@ -143,7 +143,7 @@ class Frame:
             await send(message)
 
         metrics = self._service.metrics
-        metrics.in_flight += 1
+        metrics.in_flight.inc()
         self._service.active += 1
         try:
             try:
@@ -165,11 +165,11 @@ class Frame:
             self._service.active -= 1
             if (room := scope.get("state", {}).get("room")) is not None:
                 room.close()
-            metrics.in_flight -= 1
+            metrics.in_flight.dec()
             route = scope.get("route")
             path = getattr(route, "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            metrics.requests.add(method, path, str(status or "gone"))
+            metrics.requests.labels(method, path, str(status or "gone")).inc()
             self._service.access_log.write(
                 {
                     "time": round(wall, 3),

@@ -86,7 +86,7 @@ class Generating:
         except BaseException as error:  # nothing will be answered
             caller.close()
             if isinstance(error, ClientGone):
-                service.metrics.disconnects.add()
+                service.metrics.disconnects.inc()
             raise
         answer = _Answer(service, shape, run, caller, arrived, entry)
         if streamed:
@@ -131,7 +131,7 @@ class _Answer:
             writer = self._shape.writer(self._run, self._created, whole=True)
             chunks = [c async for c in self._chunks(writer, None) if c is not None]
         except ClientGone:
-            self._service.metrics.disconnects.add()
+            self._service.metrics.disconnects.inc()
             raise
         return self._shape.fold(chunks)
 
@@ -185,10 +185,10 @@ class _Answer:
         run.close()
         for plan in run.plans:
             if plan.decided is not None:
-                metrics.tool_decisions.add(plan.decided)
+                metrics.tool_decisions.labels(plan.decided).inc()
         for finish in run.finishes:
-            metrics.finished.add(finish)
-        metrics.request_seconds.add(now - self._arrived)
+            metrics.finished.labels(finish).inc()
+        metrics.request_seconds.observe(now - self._arrived)
         n_new = usage["completion_tokens"]
         self._entry.update(
             prompt_tokens=usage["prompt_tokens"],
@@ -198,10 +198,10 @@ class _Answer:
         )
         if run.first_token is not None:
             first = run.first_token - self._arrived
-            metrics.first_token_seconds.add(first)
+            metrics.first_token_seconds.observe(first)
             self._entry["first_token_seconds"] = round(first, 6)
             if n_new > 1:
-                metrics.token_seconds.add((now - run.first_token) / (n_new - 1))
+                metrics.token_seconds.observe((now - run.first_token) / (n_new - 1))
         session = self._entry.get("session")
         if session is not None:
             self._service.sessions.record(self._entry["key"], session, run.id, self._created, usage)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-if TYPE_CHECKING:
-    from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+if TYPE_CHECKING:
     from tinyllm.api.house.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,105 +17,46 @@ _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 3
 
 
 class Metrics:
-    """What the API itself counts; the engines' counters are read when asked for.
-
-    All of it is told to Prometheus's library when somebody asks: a server imports that then, and
-    not before its first token. From the event loop's thread alone.
-    """
+    """The counters that the API itself keeps; those of the engines are read when asked for."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
-        self.requests = Count(
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
             "tinyllm_http_requests", "HTTP requests by route and status",
-            ("method", "route", "status"),
+            ["method", "route", "status"], registry=registry,
         )  # fmt: skip
-        self.in_flight = 0
-        self.request_seconds = Times(
-            "tinyllm_request_seconds", "Time of a completion request, to its last byte", _SLOW
+        self.in_flight = Gauge(
+            "tinyllm_http_requests_in_flight", "HTTP requests being answered", registry=registry
         )
-        self.first_token_seconds = Times(
+        self.request_seconds = Histogram(
+            "tinyllm_request_seconds", "Time of a completion request, to its last byte",
+            buckets=_SLOW, registry=registry,
+        )  # fmt: skip
+        self.first_token_seconds = Histogram(
             "tinyllm_time_to_first_token_seconds", "Time from a request's body to its first token",
-            _SLOW,
+            buckets=_SLOW, registry=registry,
         )  # fmt: skip
-        self.token_seconds = Times(
-            "tinyllm_time_per_token_seconds", "Mean time between the tokens of a request", _FAST
-        )
-        self.finished = Count(
-            "tinyllm_choices_finished", "Choices by the reason of their end", ("reason",)
-        )
-        self.tool_decisions = Count(
-            "tinyllm_tool_decisions", "tool_choice: auto, by what the model chose", ("choice",)
-        )
-        self.disconnects = Count(
-            "tinyllm_client_disconnects", "Clients that went away before their answer was done"
-        )
+        self.token_seconds = Histogram(
+            "tinyllm_time_per_token_seconds", "Mean time between the tokens of a request",
+            buckets=_FAST, registry=registry,
+        )  # fmt: skip
+        self.finished = Counter(
+            "tinyllm_choices_finished", "Choices by the reason of their end", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.tool_decisions = Counter(
+            "tinyllm_tool_decisions", "tool_choice: auto, by what the model chose", ["choice"],
+            registry=registry,
+        )  # fmt: skip
+        self.disconnects = Counter(
+            "tinyllm_client_disconnects", "Clients that went away before their answer was done",
+            registry=registry,
+        )  # fmt: skip
+        registry.register(_Engines(service))
 
     def text(self) -> bytes:
         """All of it in Prometheus text format."""
-        from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import GaugeMetricFamily
-
-        in_flight = GaugeMetricFamily(
-            "tinyllm_http_requests_in_flight", "HTTP requests being answered", self.in_flight
-        )
-        own = [mine.family() for mine in vars(self).values() if isinstance(mine, (Count, Times))]
-        registry = CollectorRegistry()
-        registry.register(_Collected([*own, in_flight, *_Engines(self._service).collect()]))
-        return generate_latest(registry)
-
-
-class Count:
-    """A counter for each combination of labels that occurs."""
-
-    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
-        self._name, self._help, self._labels = name, help, labels
-        self._values: dict[tuple[str, ...], int] = {} if labels else {(): 0}
-
-    def add(self, *labels: str) -> None:
-        """One more with these labels' values."""
-        self._values[labels] = self._values.get(labels, 0) + 1
-
-    def family(self) -> Metric:
-        """As Prometheus's library has it."""
-        from prometheus_client.core import CounterMetricFamily
-
-        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        for labels, value in self._values.items():
-            family.add_metric(labels, value)
-        return family
-
-
-class Times:
-    """A histogram of seconds."""
-
-    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
-        self._name, self._help, self._bounds = name, help, bounds
-        self._counts = [0] * (len(bounds) + 1)  # up to each bound, and beyond the last
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        """One more."""
-        self._counts[bisect_left(self._bounds, seconds)] += 1
-        self._sum += seconds
-
-    def family(self) -> Metric:
-        """As Prometheus's library has it: each bucket holds those before it."""
-        from prometheus_client.core import HistogramMetricFamily
-        from prometheus_client.utils import floatToGoString
-
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        return HistogramMetricFamily(self._name, self._help, buckets, self._sum)
-
-
-class _Collected:
-    """Metrics at the moment of a scrape, as a registry takes them."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
+        return generate_latest(self.registry)
 
 
 class _Engines:
@@ -148,9 +88,11 @@ class _Engines:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def collect(self) -> Iterator[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    def describe(self) -> Iterable[Metric]:
+        """Nothing ahead of time: the engines may still be loading."""
+        return []
 
+    def collect(self) -> Iterator[Metric]:
         engines = [(id, engine.stats()) for id, engine in self._service.engines.items()]
         for field, (name, help) in self.GAUGES.items():
             yield _family(GaugeMetricFamily(name, help, labels=["model"]), engines, field)
