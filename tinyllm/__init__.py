@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tinyllm.errors import TinyllmError
 
 if TYPE_CHECKING:
-    from importlib.abc import Loader
-
     from tinyllm.inside.architecture import compare
     from tinyllm.lm import LM, load, reopen
     from tinyllm.sampler import SamplingParams
@@ -62,17 +61,11 @@ MOVED = {
 }
 
 
-class _Moved:
-    """Imports a module by its former name.
-
-    A finder and a loader, though not in name: `importlib.abc` imports a good deal more.
-    """
+class _Moved(MetaPathFinder, Loader):
+    """Imports a module by its former name."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, cast("Loader", self)) if name in MOVED else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Python makes it."""
+        return ModuleSpec(name, self) if name in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = import_module(MOVED[module.__name__])

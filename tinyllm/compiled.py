@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,6 @@ class CompiledModel:
         threads: how many threads share a forward pass.
         kv_dtype: "f32" or "f16"; by default f32 for f32 weights, f16 for the others.
         kv_cache_mb: megabytes of KV cache for all sequences together; touched only when used.
-        meanwhile: called while other threads read the weights, which takes no interpreter.
 
     Raises:
         ConfigError: a shape that the kernels don't do.
@@ -78,7 +77,6 @@ class CompiledModel:
         threads: int = 2,
         kv_dtype: str | None = None,
         kv_cache_mb: int = 512,
-        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         form = format_of(dtype)
         check_shape(config)
@@ -97,7 +95,6 @@ class CompiledModel:
         else:
             packed, reading = pack(config, weights, dtype), None
             self._fingerprint = weights_fingerprint(config, weights, path)
-        meanwhile()
         packed.setdefault("head", packed["embed"])
         tables = rotation_tables(config)
         parts = make_parts(config, packed, tables.pop("turns"))

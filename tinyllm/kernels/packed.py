@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -140,8 +139,7 @@ class Reading:
     """A file's bytes on their way into memory; `wait` before using them.
 
     Two threads read, a half each: much of the time goes into getting fresh memory from the system,
-    which every thread does for itself. They need Python's lock to begin and no more, so whoever
-    has made a reading finds both on their way, whatever keeps the lock afterwards.
+    which every thread does for itself.
     """
 
     def __init__(self, path: Path, start: int, memory: NDArray[np.uint8]) -> None:
@@ -150,13 +148,9 @@ class Reading:
         self.arrays: Mapping[str, Array] = {}  # views of the memory
         self.remake: Callable[[], Packed] | None = None  # for when they differ
         middle = len(memory) // 2
-        begun = threading.Semaphore(0)
         pool = ThreadPoolExecutor(2)
-        starts, ends = (0, middle), (middle, len(memory))
-        self._halves = pool.map(self._read, starts, ends, (begun, begun))
+        self._halves = pool.map(self._read, (0, middle), (middle, len(memory)))
         pool.shutdown(wait=False)
-        for _ in range(2):
-            begun.acquire()
 
     def wait(self) -> None:
         """Until all is there; what was damaged in the file is made anew, in the same memory.
@@ -169,21 +163,14 @@ class Reading:
             whole = False
         if not whole:
             raise WeightsError(f"{self._path} changed while it was read: start again")
-        with ThreadPoolExecutor(2) as pool:
-            sums = pool.map(checksum, (self.arrays[name] for name in self.sums))
-        found = dict(zip(self.sums, sums, strict=True))
-        damaged = [name for name, due in self.sums.items() if found[name] != due]
+        damaged = [name for name, due in self.sums.items() if checksum(self.arrays[name]) != due]
         if damaged and self.remake is not None:
             log.warning("%s is damaged (%s): it is made anew", self._path, ", ".join(damaged))
             for name, array in _tensors(self.remake()).items():
                 self.arrays[name][...] = array
 
-    def _read(self, first: int, last: int, begun: threading.Semaphore) -> bool:
-        try:
-            file = self._path.open("rb")
-        finally:
-            begun.release()  # also if it fails: somebody waits for it
-        with file:
+    def _read(self, first: int, last: int) -> bool:
+        with self._path.open("rb") as file:
             file.seek(self._start + first)
             return file.readinto(self._memory[first:last].data) == last - first
 

@@ -93,7 +93,7 @@ class PagePool:
             self._claim_in_background(-(-n_tokens // PAGE))
 
     def _claim_in_background(self, n_pages: int) -> None:
-        first, self._claimed = self._claimed, max(self._claimed, min(n_pages, self.n_pages))
+        first, self._claimed = self._claimed, min(n_pages, self.n_pages)
         pages = range(first, self._claimed)
         with contextlib.suppress(RuntimeError):  # no thread to be had: then at the first touch
             threading.Thread(target=self._touch, args=(pages,), name="tinyllm-claim").start()

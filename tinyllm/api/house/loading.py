@@ -27,10 +27,8 @@ from tinyllm.runner import Runner
 from tinyllm.tokenizer import Tokenizer
 from tinyllm.weights import load_weights
 
-REST_AFTER = 2.0  # seconds behind the loading
-# Room in the KV cache that is in memory before anybody waits for it: of the first requests at once,
-# which need the cores for themselves, and all of it with the rest.
-FIRST_TOKENS, CLAIMED_TOKENS = 256, 2048
+GRAMMARS_AFTER = 2.0  # seconds behind the loading
+CLAIMED_TOKENS = 2048  # room in the KV cache that is in memory before anybody waits for it
 
 
 def load_models(settings: Settings) -> list[ServedModel]:
@@ -84,8 +82,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         ahead.prepare_beside()
     # What `tinyllm.load` does, without all that can be done with an `LM`.
     folder = parts.language_model
-    config = ModelConfig.from_folder(folder)
-    tokenizer = cache(lambda: Tokenizer.from_folder(folder))
+    config, tokenizer = ModelConfig.from_folder(folder), Tokenizer.from_folder(folder)
     readable = cache(lambda: Model(config, load_weights(folder, config)))
     runner: Runner
     if settings.backend == "compiled":
@@ -96,10 +93,8 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
             threads,
             None if settings.kv_dtype == "auto" else settings.kv_dtype,
             settings.kv_cache_mb,
-            # Its library keeps Python's one lock for 60 ms; reading the weights doesn't need that.
-            meanwhile=tokenizer,
         )
-        runner.pool.claim_memory(FIRST_TOKENS)
+        runner.pool.claim_memory(CLAIMED_TOKENS)
         ahead.prepare()  # what is damaged is mended now, and not while somebody waits for a look
     elif dtype in ("auto", "f32"):
         runner = readable()
@@ -116,7 +111,7 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
     engine.start()
     model = ServedModel(
         id=Parts.of(folder).name,
-        tokenizer=tokenizer(),
+        tokenizer=tokenizer,
         engine=engine,
         vocab_size=config.vocab_size,
         dtype=runner.dtype,
@@ -128,14 +123,8 @@ def _language_model(parts: Parts, settings: Settings) -> ServedModel:
         defaults=SamplingDefaults(parts.sampling_defaults(), settings.sampling()),
         processor=processor.NAME if settings.backend == "compiled" else "numpy",
     )
-    rest = threading.Timer(REST_AFTER, _prepare_rest, (runner, model))
-    rest.daemon = True
-    rest.start()
+    # Behind the first requests, so that it holds none of them up, and the first grammar nobody.
+    grammars = threading.Timer(GRAMMARS_AFTER, lambda: model.grammars.start())
+    grammars.daemon = True
+    grammars.start()
     return model
-
-
-def _prepare_rest(runner: Runner, model: ServedModel) -> None:
-    """Behind the first requests, so that it holds none of them up, nor a later one."""
-    if isinstance(runner, CompiledModel):
-        runner.pool.claim_memory(CLAIMED_TOKENS)
-    model.grammars.start()
