@@ -40,6 +40,7 @@ def answers(dtype: str) -> dict[str, Any]:
     from tinyllm.engine.types import Done, Prompt, Request, Token, TraceParams
     from tinyllm.kernels import processor
     from tinyllm.lm import load
+    from tinyllm.measure import verify
     from tinyllm.sampler import SamplingParams
 
     form: Any = dtype
@@ -59,17 +60,14 @@ def answers(dtype: str) -> dict[str, Any]:
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         engine.submit(request, events.put)
         tokens = [event for event in iter(events.get, Done()) if isinstance(event, Token)]
-        logits = [token.look.logits for token in tokens if token.look is not None]
+        looks = [token.look for token in tokens if token.look is not None]
+        logits = [look.logits for look in looks if look.logits is not None]
         assert len(tokens) == len(logits) == N_TOKENS
-        digest = hashlib.sha256()
-        for row in logits:
-            assert row is not None
-            digest.update(np.ascontiguousarray(row, np.float32).tobytes())
         said = [(token.logprob.hex(), [(i, p.hex()) for i, p in token.top]) for token in tokens]
         found[name] = {
             "tokens": [token.token for token in tokens],
             "text": lm.tokenizer.decode([token.token for token in tokens]),
-            "logits": digest.hexdigest()[:16],
+            "logits": verify.run(lambda rows=logits: rows),
             "logprobs": hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16],
         }
     engine.stop()
